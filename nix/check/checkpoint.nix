@@ -224,7 +224,9 @@ in
       # transformers loads a model by its model_type.
       type = m.model.modelType or null;
       inherit (lib.importJSON ../../python/enginix/data/models/architectures.json) architectures;
-      types = architectures.${name}.modelTypes or [ type ];
+      families = (lib.importJSON ../../python/enginix/data/models/family_rows.json).architectures;
+      family = families.${families.${name}.sameAs or name}.modelTypes or [ type ];
+      types = architectures.${name}.modelTypes or family;
     in
     if name != "" && !builtins.elem name known then
       if capable != [ ] then

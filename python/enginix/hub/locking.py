@@ -17,7 +17,8 @@ from enginix.errors import HubError, LockError, ModelError
 from enginix.hub import api, model_metadata, paths, repository_layout
 from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, check_files, check_names, format_address
 from enginix.hub.selection import choose_files
-from enginix.model.config import explain_other_class
+from enginix.model.config import explain_contradictions
+from enginix.model.jsonfile import parse_object
 
 JOBS = 8
 # Bound on the files that are fetched and hashed, because the listing has no sha256 of them.
@@ -100,8 +101,10 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
         notes += repository_layout.list_layout_notes(taken)
     if contradiction := model_metadata.find_quantization_contradiction(metadata_files, repo):
         notes.append(contradiction)
-    if other := explain_other_class(model.get("architecture"), model.get("modelType")):
-        notes.append(f"{other[0]}; {other[1]}")
+    if type_ == "model" and model_metadata.CONFIG in metadata_files:
+        config = parse_object(metadata_files[model_metadata.CONFIG], repo)
+        contradictions = explain_contradictions(config, [f.path for f in taken])
+        notes += [f"{what}; {fix}" for what, fix in contradictions]
     if model.pop("remoteCode", False) and not select.remote_code:
         notes.append("config.json names code of the repository, which is not pinned; see --remote-code")
     notes += [

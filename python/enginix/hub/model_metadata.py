@@ -11,6 +11,7 @@ from typing import Any
 
 from enginix.errors import LockError, ModelError
 from enginix.model.attention_window import WINDOW_KEY, find_window_pattern
+from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import PYTORCH_CONTEXT_KEY, read_model_context, read_pytorch_context
 from enginix.model.family_config import read_family_sizes
 from enginix.model.family_rows import list_family_rows
@@ -56,7 +57,7 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
     top = parse_object(files[CONFIG], f"{where}: {CONFIG}")
     # Multimodal models keep the language model's sizes below text_config.
     text = top.get("text_config")
-    config = {**top, **text} if isinstance(text, dict) else top
+    config = fill_absent_sizes({**top, **text} if isinstance(text, dict) else top)
     facts: dict[str, Any] = {}
     names = top.get("architectures")
     if isinstance(names, list) and names and isinstance(names[0], str):
@@ -76,12 +77,14 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
     kv_heads = find_kv_heads(config, facts.get("architecture"))
     if kv_heads is not None and 0 <= kv_heads < 1 << 53:
         facts["kvHeads"] = kv_heads
-    _add_class_defaults(facts, config)
+    _add_derived_sizes(facts, config)
     dtype = config.get("dtype") or config.get("torch_dtype")
     if isinstance(dtype, str):
         facts["dtype"] = dtype.removeprefix("torch.")
     if isinstance(config.get("tie_word_embeddings"), bool):
         facts["tiedEmbeddings"] = config["tie_word_embeddings"]
+    elif "tie_word_embeddings" not in config and _ties_by_default(facts.get("architecture")):
+        facts["tiedEmbeddings"] = True
     if (windows := find_window_pattern(config)) is not None:
         facts[WINDOW_KEY] = windows
     facts.update(_read_quantization_names(config, files, where))
@@ -113,6 +116,11 @@ def _read_family_facts(config: Mapping[str, Any], architecture: str | None) -> d
     return facts | ({"expertIntermediateSize": facts["intermediateSize"]} if "experts" in facts else {})
 
 
+def _ties_by_default(architecture: str | None) -> bool:
+    row = list_family_rows().get(architecture or "")
+    return row is not None and row["defaults"].get("tie_word_embeddings") is True
+
+
 def require_metadata(locked: Mapping[str, Any], files: Mapping[str, bytes], where: str) -> None:
     """Compare a lock's metadata with the configuration that it pins.
 
@@ -139,8 +147,8 @@ def require_metadata(locked: Mapping[str, Any], files: Mapping[str, bytes], wher
             )
 
 
-def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Add the defaults of the architecture's class for values that config.json leaves out.
+def _add_derived_sizes(facts: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """Add the numbers that follow from others: as many KV heads as heads, and their size.
 
     Layers that keep no keys and values by heads get no values; a null of an unknown class is not replaced by
     a number of KV heads.
@@ -152,12 +160,8 @@ def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> Non
     architecture, heads = facts.get("architecture"), facts.get("heads")
     if not heads or architecture in listed or config.get("kv_lora_rank"):
         return
-    defaults = rows[architecture]["defaults"] if architecture in rows else {}
-    has_kv_heads = "num_key_value_heads" in config
-    if defaults or not has_kv_heads:
-        facts.setdefault("kvHeads", heads if has_kv_heads else defaults.get("num_key_value_heads") or heads)
-    if defaults.get("head_dim") and "head_dim" not in config:
-        facts.setdefault("headSize", defaults["head_dim"])
+    if architecture in rows or "num_key_value_heads" not in config:
+        facts.setdefault("kvHeads", heads)
     if "hiddenSize" in facts and facts["hiddenSize"] % heads == 0:
         facts.setdefault("headSize", facts["hiddenSize"] // heads)
 

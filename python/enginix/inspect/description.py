@@ -16,6 +16,7 @@ from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
 from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
+from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_model_context
 from enginix.model.family_config import name_family_sizes
 from enginix.model.jsonfile import read_object
@@ -103,7 +104,7 @@ def describe_model(model: InspectedModel) -> ModelDescription:
     weights = _open_model_weights(model)
     # Models of text and images keep the language model's sizes one level down.
     text = raw.get("text_config")
-    sizes = {**raw, **text} if isinstance(text, dict) else raw
+    sizes = dict(fill_absent_sizes({**raw, **text} if isinstance(text, dict) else raw))
     names = raw.get("architectures")
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     kv_heads = find_kv_heads(sizes, architecture)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from enginix.errors import ManifestError, ModelError
+from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.config import ModelConfig, find_windows
 from enginix.model.context_length import read_model_context
 from enginix.model.family_config import read_family_sizes, read_family_windows
@@ -47,7 +48,7 @@ def find_window_pattern(config: Mapping[str, Any]) -> list[int] | None:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     row = load_table("architectures")["architectures"].get(name)
-    layers = config.get("num_hidden_layers")
+    layers = fill_absent_sizes(config).get("num_hidden_layers")
     context = read_model_context(config)
     kinds, window = config.get("layer_types"), config.get("sliding_window")
     spans = {"full_attention": None, "sliding_attention": window,
@@ -103,7 +104,7 @@ def read_windows(model: Path) -> dict[str, Any]:
     raw = read_object(model / "config.json")
     names, context = raw.get("architectures"), read_model_context(raw)
     rows: Mapping[str, Any] = load_table("architectures")["architectures"]
-    layers = raw.get("num_hidden_layers")
+    layers = fill_absent_sizes(raw).get("num_hidden_layers")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in rows:
         return {}
     if not isinstance(context, int) or not isinstance(layers, int) or not 0 < layers <= 10_000:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,36 +211,51 @@ def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], where:
 
 
 def explain_other_class(architecture: Any, model_type: Any) -> tuple[str, str] | None:
-    """Return how a model_type contradicts an architecture of architectures.json, and how to fix it.
+    """Return how a model_type contradicts an architecture that conversion reads, and how to fix it.
 
     AutoModelForCausalLM loads a model by its model_type.
     """
-    rows = load_table("architectures")["architectures"]
-    types = rows[architecture]["modelTypes"] if architecture in rows else [model_type]
-    if model_type is None or model_type in types:
+    rows = {**load_table("architectures")["architectures"], **list_family_rows()}
+    row = rows.get(architecture) if isinstance(architecture, str) else None
+    if row is None or model_type is None or model_type in row["modelTypes"]:
         return None
     others = [other for other in rows if model_type in rows[other]["modelTypes"]]
     return (
         f"architectures is {architecture} and model_type is {model_type!r}: transformers loads a model by "
-        f"its model_type, {f'as {others[0]}' if others else 'as another class'}",
-        f"correct the one that is wrong: {architecture} has model_type {' or '.join(types)}"
-        + (f", {model_type} is {others[0]}" if others else ""),
+        f"its model_type, {f'as {others[-1]}' if others else 'as another class'}",
+        f"correct the one that is wrong: {architecture} has model_type {' or '.join(row['modelTypes'])}"
+        + (f", {model_type} is {others[-1]}" if others else ""),
     )
 
 
-def _refuse_other_weights(raw: Mapping[str, Any], directory: Path, where: str) -> None:
-    """Refuse transformers_weights that names other weights than those that are read."""
+def explain_other_weights(raw: Mapping[str, Any], names: Collection[str]) -> tuple[str, str] | None:
+    """Return that transformers_weights names other weights than those that are read, and how to fix it.
+
+    Args:
+        names: of the model's files.
+    """
     value = raw.get("transformers_weights")
-    stored = SINGLE if (directory / SINGLE).exists() else INDEX
+    stored = SINGLE if SINGLE in names else INDEX
     if value is None or value == stored:
-        return
+        return None
     name = INDEX if str(value).endswith(".index.json") else SINGLE
-    raise ModelError(
+    return (
         f"transformers_weights is {value!r}: transformers loads that file, and not {SINGLE} or {INDEX}",
-        where=where,
-        fix=f"if its weights are meant, remove other {SINGLE} and {INDEX}, rename {value} to {name} and "
+        f"if its weights are meant, remove other {SINGLE} and {INDEX}, rename {value} to {name} and "
         "remove the key; if not, remove the key",
     )
+
+
+def explain_contradictions(raw: Mapping[str, Any], names: Collection[str]) -> list[tuple[str, str]]:
+    """Return how a parsed ``config.json`` names another class or other weights, and how to fix it.
+
+    Args:
+        names: of the model's files.
+    """
+    architectures = raw.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    contradictions = (explain_other_weights(raw, names), explain_other_class(named, raw.get("model_type")))
+    return [contradiction for contradiction in contradictions if contradiction is not None]
 
 
 def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
@@ -253,20 +268,25 @@ def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: 
             (key == "layer_types" and _are_layer_types_read(raw, row))
             or (key == "sliding_window" and _is_window_unused(raw, row))
         ):
-            if key in load_table("architectures")["configuration"]["everyClass"]:
-                raise ModelError(
-                    f"{key} is {raw[key]!r}: transformers reads it for every class, and a TensorRT-LLM "
-                    f"checkpoint of {name} cannot express it",
-                    where=where,
-                    fix="remove it if the model was trained without it; if not, no engine computes it: "
-                    "serve it with transformers",
-                )
-            raise ModelError(
-                f"{key} is {raw[key]!r}, which the model code of {name} does not implement",
-                where=where,
-                fix="remove it if the model was trained without it; if not, "
-                "its architectures or model_type are wrong: serve it with the llmapi kind",
-            )
+            raise make_unimplemented_error(key, raw[key], name, where)
+
+
+def make_unimplemented_error(key: str, value: Any, name: str, where: str) -> ModelError:
+    """Return the error of a key that changes the function and that a class does not read."""
+    if key in load_table("architectures")["configuration"]["everyClass"]:
+        return ModelError(
+            f"{key} is {value!r}: transformers reads it for every class, and a TensorRT-LLM "
+            f"checkpoint of {name} cannot express it",
+            where=where,
+            fix="remove it if the model was trained without it; if not, no engine computes it: "
+            "serve it with transformers",
+        )
+    return ModelError(
+        f"{key} is {value!r}, which the model code of {name} does not implement",
+        where=where,
+        fix="remove it if the model was trained without it; if not, "
+        "its architectures or model_type are wrong: serve it with the llmapi kind",
+    )
 
 
 def _are_layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -376,7 +396,8 @@ def parse_config(
             fix="name the model's class: save_pretrained of transformers writes it",
         )
     if checkpoint:
-        _refuse_other_weights(raw, directory, where)
+        for what, fix in explain_contradictions(raw, [SINGLE] if (directory / SINGLE).exists() else []):
+            raise ModelError(what, where=where, fix=fix)
     if checkpoint and isinstance(names[0], str) and names[0] in list_family_rows():
         from enginix.model.family_config import parse_family_config
 
@@ -386,8 +407,6 @@ def parse_config(
     row = find_architecture_row(names[0], where)
     defaults = row["defaults"]
     if checkpoint:
-        if contradiction := explain_other_class(names[0], raw.get("model_type")):
-            raise ModelError(contradiction[0], where=where, fix=contradiction[1])
         _refuse_inexpressible(raw, row, where)
     _refuse_unimplemented(raw, row, names[0], where)
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])

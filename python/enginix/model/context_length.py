@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import ModelError
+from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.family_rows import evaluate_expression, list_family_rows, read_model_values
 from enginix.tables import load_table
 
@@ -65,6 +66,7 @@ def _read_positions(config: Mapping[str, Any]) -> int | None:
         except ModelError:
             return None
     else:
+        config = fill_absent_sizes(config)
         stated_positions = [config.get(key) for key in (_POSITIONS, "n_positions", "seq_length")]
     return next((value for value in stated_positions if type(value) is int and 0 < value < 1 << 53), None)
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
-from enginix.model.config import MOST_LAYERS, ModelConfig, ModelExperts, read_config_dtype
+from enginix.model.config import (
+    MOST_LAYERS,
+    ModelConfig,
+    ModelExperts,
+    make_unimplemented_error,
+    read_config_dtype,
+)
 from enginix.model.family_rows import (
     evaluate_expression,
     list_family_rows,
@@ -105,19 +111,14 @@ class _FamilyReader:
         known = load_table("architectures")["configuration"]["changes"]
         for key in sorted(set(self.raw) & set(known) - self.keys_read() - set(_ROPE_KEYS)):
             if self.raw[key] not in known[key] and not (key == "layer_types" and self._are_layers_as_built()):
-                raise ModelError(
-                    f"{key} is {self.raw[key]!r}, which the model code of {name} does not implement",
-                    where=self.where,
-                    fix="remove it if the model was trained without it; if not, "
-                    "its architectures or model_type are wrong: serve it with the llmapi kind",
-                )
+                raise make_unimplemented_error(key, self.raw[key], name, self.where)
 
     def _are_layers_as_built(self) -> bool:
         """Return whether layer_types is the alternation that the engine's class builds."""
         kinds, rule = self.raw["layer_types"], self.row.get("window")
-        if rule is None or not isinstance(kinds, list):
+        if not isinstance(kinds, list):
             return False
-        slides = rule["layers"]
+        slides = [False] if rule is None else rule["layers"]
         return all(
             kind == ("sliding_attention" if slides[i % len(slides)] else "full_attention")
             for i, kind in enumerate(kinds)

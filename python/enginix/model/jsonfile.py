@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from enginix.errors import ModelError
-from enginix.model.other_layouts import explain_other_layout
+from enginix.model.other_layouts import (
+    explain_other_artefact,
+    explain_other_layout,
+    require_model_config,
+)
 
 LIMIT = 100_000_000  # bytes; the safetensors format's own limit for a header
 
@@ -158,7 +162,8 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as e:
         if path.name == "config.json" and path.parent.is_dir():
             names = {entry.name for entry in path.parent.iterdir()}
-            if other := explain_other_layout(names - {path.name}):
+            other = explain_other_layout(names - {path.name})
+            if other := other or explain_other_artefact(names, _read_artefact(path.parent)):
                 raise ModelError(other[0], where=str(path.parent), fix=other[1]) from e
             if inner := sorted(path.parent.glob("*/config.json")):
                 raise ModelError(
@@ -172,6 +177,30 @@ def read_object(path: Path) -> dict[str, Any]:
     if len(data) > LIMIT:
         raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix=DAMAGED_FIX)
     return parse_object(data, str(path))
+
+
+def _read_artefact(directory: Path) -> Any:
+    try:
+        return read_object(directory / "enginix.json").get("artefact")
+    except ModelError:
+        return None
+
+
+def refuse_other_artefact(directory: Path) -> None:
+    """Refuse a checkpoint or an engine where a model belongs; whatever else it lacks is not looked at.
+
+    Raises:
+        ModelError: a checkpoint or an engine, no directory, or a ``config.json`` that :func:`read_object`
+            refuses.
+    """
+    if not directory.is_dir():
+        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+    if (directory / "config.json").exists():
+        require_model_config(read_object(directory / "config.json"), str(directory))
+        return
+    names = {entry.name for entry in directory.iterdir()}
+    if other := explain_other_artefact(names, _read_artefact(directory)):
+        raise ModelError(other[0], where=str(directory), fix=other[1])
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from enginix.model.family_config import read_family_sizes
+from enginix.model.family_rows import list_family_rows
 from enginix.tables import load_table
 
 _KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
@@ -23,4 +25,6 @@ def find_kv_heads(config: Mapping[str, Any], architecture: str | None) -> int | 
             (config[k] for k in ("num_attention_heads", "n_head") if type(config.get(k)) is int), None
         )
         return heads
+    if (family := list_family_rows().get(architecture or "")) is not None:
+        return read_family_sizes(config, family).get("num_key_value_heads")
     return next((config[key] for key in _KEYS if type(config.get(key)) is int), None)

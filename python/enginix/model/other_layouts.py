@@ -22,6 +22,13 @@ _NOT_A_MODEL = {
         "pass the model that it was made from; enginix triton-repo takes an engine",
     ),
 }
+_MADE_BY_ENGINIX = {
+    "checkpoint": _NOT_A_MODEL["checkpoint"],
+    "engine": (
+        "an engine, not a model",
+        "pass the model that it was made from; enginix triton-repo takes an engine",
+    ),
+}
 _NOT_A_CHECKPOINT = {
     "model": ("a Hugging Face model, not a TensorRT-LLM checkpoint", "make one with enginix convert"),
     "engine": (
@@ -57,6 +64,23 @@ def require_model_config(raw: Mapping[str, Any], where: str) -> None:
         raise ModelError(other[0], where=where, fix=other[1])
 
 
+def _explain_ranks(names: Collection[str]) -> tuple[str, str] | None:
+    for suffix, kind in (("safetensors", "checkpoint"), ("engine", "engine")):
+        if any(re.fullmatch(rf"rank\d+\.{suffix}", name) for name in names):
+            return _NOT_A_MODEL[kind]
+    return None
+
+
+def explain_other_artefact(names: Collection[str], artefact: Any) -> tuple[str, str] | None:
+    """Return that a directory without ``config.json`` is a checkpoint or an engine, and how to fix it.
+
+    Args:
+        names: of the files at its top.
+        artefact: of its manifest; None without one.
+    """
+    return _explain_ranks(names) or (_MADE_BY_ENGINIX.get(artefact) if isinstance(artefact, str) else None)
+
+
 def explain_other_layout(names: Collection[str]) -> tuple[str, str] | None:
     """Return what it is in place of a model, and how to fix it; None for an unknown layout.
 
@@ -77,10 +101,8 @@ def explain_other_layout(names: Collection[str]) -> tuple[str, str] | None:
             "weights in Mistral's own layout (params.json, consolidated*), not in transformers'",
             f"{TRANSFORMERS_FIX}; transformers converts (convert_mistral_weights_to_hf.py)",
         )
-    if any(re.fullmatch(r"rank\d+\.safetensors", name) for name in names):
-        return _NOT_A_MODEL["checkpoint"]
-    if any(re.fullmatch(r"rank\d+\.engine", name) for name in names):
-        return _NOT_A_MODEL["engine"]
+    if ranks := _explain_ranks(names):
+        return ranks
     if "model_index.json" in names:
         return "a pipeline of diffusers, not a language model", TRANSFORMERS_FIX
     if "config.json" in names:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from enginix import __version__, manifest
 from enginix.errors import ModelError, UsageError
 from enginix.files import new_directory, require_absent, sha256_file
+from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.safetensors import read_header
 from enginix.quantize import calibration_text
 from enginix.tables import load_table
@@ -209,6 +210,7 @@ def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe
             tokenizer that cannot be read; before anything is read, an ``out`` that exists.
     """
     require_absent(out)
+    refuse_other_artefact(model)
     tokenizer_files = hash_tokenizer_files(model)
     text_source: dict[str, Any] = {}
     if source is None:

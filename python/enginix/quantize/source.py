@@ -13,6 +13,7 @@ from typing import Any
 from enginix.console import format_bytes
 from enginix.errors import MachineError, ModelError, UsageError
 from enginix.model import ModelWeights, open_weights
+from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_model_context
 from enginix.model.jsonfile import read_object
 from enginix.model.other_layouts import require_model_config
@@ -96,6 +97,7 @@ def read_source_model(directory: Path) -> SourceModel:
     }
     if not matrices:
         raise ModelError("no matrices in layers found", where=where, fix="pass a decoder language model")
+    filled = fill_absent_sizes(config)
     sizes = [math.prod(t.shape) for t in weights.tensors.values()]
     return SourceModel(
         directory=directory,
@@ -105,7 +107,7 @@ def read_source_model(directory: Path) -> SourceModel:
         parameters=sum(sizes),
         bytes=sum(t.end - t.begin for t in weights.tensors.values()),
         experts=any(
-            isinstance(config.get(k), int) and config[k] > 0
+            isinstance(filled.get(k), int) and filled[k] > 0
             for k in ("num_experts", "num_local_experts", "n_routed_experts")
         ),
     )
@@ -126,7 +128,7 @@ def check_calibration(model: SourceModel, data: Calibration, where: str) -> None
     """
     name = model.directory.resolve().name
     fix = f"make it for this model: enginix calibrate {model.directory} -o ./calibration-{name}"
-    vocabulary = model.config.get("vocab_size")
+    vocabulary = fill_absent_sizes(model.config).get("vocab_size")
     if isinstance(vocabulary, int) and int(data.tokens.max()) >= vocabulary:
         raise UsageError(
             f"token {int(data.tokens.max())} is beyond the model's vocabulary of {vocabulary}",

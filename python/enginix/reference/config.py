@@ -15,6 +15,7 @@ from typing import Any, Literal
 from enginix import manifest
 from enginix.errors import CheckpointError
 from enginix.model.context_length import scale_context
+from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
 from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
 from enginix.reference.quantization import REBUILD, ExecutorQuantization
@@ -464,7 +465,10 @@ def read_executor_config(checkpoint: Path) -> ExecutorConfig:
         CheckpointError: missing, unreadable, or refused by :func:`parse_executor_config`.
     """
     path = checkpoint / "config.json"
-    config = parse_executor_config(_read_checkpoint_json(path), str(path))
+    raw = _read_checkpoint_json(path)
+    if isinstance(raw, dict) and (other := explain_other_config(raw, "checkpoint")):
+        raise CheckpointError(other[0], where=str(checkpoint), fix=other[1])
+    config = parse_executor_config(raw, str(path))
     quantization = config.quantization
     if quantization.algorithm == number_formats.MIXED:
         path = checkpoint / "quant_cfg.json"

@@ -82,6 +82,7 @@ test_checkpoint_converter_must_take_the_architecture() {
     refused "model = $(named GPT2LMHeadModel); converter = \"modelopt\"; pipelineParallel = 2;" 'offers tensorParallel only' &&
     refused "model = $(named GPT2LMHeadModel) // { quantization = \"FP8\"; }; converter = \"modelopt\";" 'converts unquantized models' &&
     refused "model = $(named Qwen3ForCausalLM) // { model = { architecture = \"Qwen3ForCausalLM\"; modelType = \"qwen2\"; }; };" 'its model_type is qwen2' 'Qwen3ForCausalLM has qwen3' &&
+    refused "model = $(named MptForCausalLM) // { model = { architecture = \"MptForCausalLM\"; modelType = \"gpt2\"; }; };" 'its model_type is gpt2' 'MptForCausalLM has mpt' &&
     refused "model = $(named GPT2LMHeadModel); converter = \"modelop\";" 'Did you mean modelopt?'
 }
 

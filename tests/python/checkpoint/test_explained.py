@@ -15,6 +15,7 @@ import random_models
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.convert import derive_conversion_spec as plan_conversion
 from enginix.checkpoint.verify import verify_checkpoint
+from enginix.cli import main
 from enginix.errors import EnginixError, ModelError
 from enginix.inspect import describe_model
 from enginix.inspect.inspected_model import open_model
@@ -272,3 +273,62 @@ def test_weights_that_are_no_numbers_are_named(dtype: str, value: float, tmp_pat
         convert_model(model, tmp_path / "out", ConvertOptions(dtype=dtype))
     assert "model.safetensors" in str(caught.value) and not (tmp_path / "out").exists()
     assert "compare the file with the Hub's" in (caught.value.fix or "")
+
+
+OTHER_CONFIGS: dict[str, dict[str, str]] = {
+    "a TensorRT-LLM checkpoint, not a model": {"config.json": '{"architecture": "LlamaForCausalLM"}'},
+    "an engine of TensorRT-LLM, not a model": {
+        "config.json": '{"pretrained_config": {}, "build_config": {}}'
+    },
+    "an engine, not a model": {"enginix.json": '{"artefact": "engine"}', "checkpoint/config.json": "{}"},
+}
+TAKE_A_MODEL = {
+    "calibrate": ["calibrate", "OTHER"],
+    "reference": ["reference", "OTHER"],
+    "quantize": ["quantize", "OTHER", "--format", "fp8"],
+    "edgellm-export": ["edgellm-export", "OTHER"],
+    "convert": ["convert", "OTHER"],
+    "build-model": ["build", "CHECKPOINT", "--kind", "reference", "--model", "OTHER"],
+    **{
+        f"build-{option}": [
+            "build", "CHECKPOINT", "--kind", "reference", "--model", "CHECKPOINT/tokenizer", f"--{option}",
+            "OTHER",
+        ]
+        for option in ("original", "reference")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", TAKE_A_MODEL)
+@pytest.mark.parametrize("says", OTHER_CONFIGS)
+def test_a_checkpoint_or_an_engine_in_a_models_place(
+    says: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in OTHER_CONFIGS[says].items():
+        path = tmp_path / "OTHER" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "OTHER/tokenizer.json").write_text("{}")
+    (tmp_path / "CHECKPOINT/tokenizer").mkdir(parents=True)
+    words = [str(tmp_path / w) if w.startswith(("OTHER", "CHECK")) else w for w in TAKE_A_MODEL[command]]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 3
+    error = capsys.readouterr().err
+    assert says in error and "pass the model that it was" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["calibrate", "reference", "quantize", "edgellm-export", "convert"])
+def test_what_is_no_directory(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [command, str(tmp_path / "absent"), *(["--format", "fp8"] if command == "quantize" else [])]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 3
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_a_model_in_a_checkpoints_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(rewrite(tmp_path / "model", lambda tensors: tensors))
+    for words in (
+        ["verify-checkpoint", model],
+        ["build", model, "--kind", "reference", "--model", model, "-o", str(tmp_path / "out")],
+    ):
+        assert main(words) == 3
+        assert "a Hugging Face model, not a TensorRT-LLM checkpoint" in capsys.readouterr().err

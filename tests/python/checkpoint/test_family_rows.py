@@ -24,6 +24,7 @@ from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import describe_model, open_model
 from enginix.memory_plan.weights import CheckpointSizes
 from enginix.model import ModelConfig, TensorInfo, open_weights
+from enginix.model.config import parse_config
 from enginix.model.family_rows import evaluate_expression, list_family_rows
 from enginix.tables import load_table
 
@@ -142,6 +143,44 @@ def test_what_a_checkpoint_cannot_express_is_refused_by_name(
     assert rule["key"] in str(e.value) and e.value.fix
 
 
+@pytest.mark.parametrize("name", sorted(list_family_rows()))
+def test_model_types_are_those_of_the_causal_language_models(name: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    # Hub code: model_type of the configuration class beside each model.
+    hub = {
+        "ExaoneForCausalLM": "exaone", "InternLM2ForCausalLM": "internlm2", "QWenLMHeadModel": "qwen",
+        "BaichuanForCausalLM": "baichuan", "ChatGLMModel": "chatglm", "MPTForCausalLM": "mpt",
+        "ChatGLMForConditionalGeneration": "chatglm",
+    }  # fmt: skip
+    known = [kind for kind, loaded in NAMES.items() if loaded == name]
+    assert list_family_rows()[name]["modelTypes"] == (known or [hub[name]])
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_keys_and_types_that_mean_another_function(name: str) -> None:
+    raw = json.loads((MODELS[name] / "config.json").read_text())
+    variant = list_family_rows()[name].get("variants", {}).get("names", [None])[0]
+    for changes, says in (
+        ({"model_type": "llama"}, "model_type is 'llama': transformers loads .* as LlamaForCausalLM"),
+        ({"model_type": "helium"}, "as another class"),
+        ({"is_causal": False}, "is_causal is False: transformers reads it for every class"),
+        ({"attention_chunk_size": 8}, "attention_chunk_size is 8: transformers reads it for every class"),
+        ({"num_kv_shared_layers": 1}, "num_kv_shared_layers is 1"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ({"layer_types": ["chunked_attention"]}, "layer_types"),
+    ):
+        with pytest.raises(ModelError, match=says) as e:
+            parse_config(raw | changes, MODELS[name], variant=variant)
+        assert e.value.fix
+    layers = parse_config(raw, MODELS[name], variant=variant).num_layers
+    neutral: dict[str, Any] = {"is_causal": True, "use_bidirectional_attention": None}
+    if "window" not in list_family_rows()[name]:
+        neutral["layer_types"] = ["full_attention"] * layers
+    without_type = {key: value for key, value in raw.items() if key != "model_type"}
+    assert parse_config(without_type | neutral, MODELS[name], variant=variant).architecture == name
+
+
 def test_variants(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not tell which model") as e:
         ModelConfig.read(MODELS["BaichuanForCausalLM"])
@@ -219,6 +258,34 @@ def test_inspect_locks_and_plans_know_the_sizes(name: str, tmp_path: Path) -> No
     planned = CheckpointSizes(config, open_weights(MODELS[name])).ranks(2, 1, None, None)
     convert_model(MODELS[name], tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
     assert planned.files == sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_absent_keys_are_one_for_every_reader(name: str, tmp_path: Path) -> None:
+    golden = json.loads((MODELS[name] / "config.json").read_text())
+    variant = list_family_rows()[name].get("variants", {}).get("names", [None])[0]
+    read = 0
+    for absent in golden:
+        raw = {key: value for key, value in golden.items() if key != absent}
+        try:
+            model = parse_config(raw, tmp_path, variant=variant)
+        except ModelError:
+            continue
+        read += 1
+        facts = extract_model_metadata({"config.json": json.dumps(raw).encode()}, "lock")
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        with open_model(str(tmp_path)) as inspected:
+            described = describe_model(inspected)
+        for fact, attribute, size in (
+            ("layers", "layers", model.num_layers),
+            ("kvHeads", "kv_heads", model.num_kv_heads),
+            ("headSize", "head_size", model.head_dim),
+            ("intermediateSize", "intermediate_size", model.intermediate_size),
+            ("context", "context", model.context),
+        ):
+            assert (facts[fact], getattr(described, attribute)) == (size, size), (fact, absent)
+        assert facts.get("tiedEmbeddings", False) is described.tied_embeddings is model.tie_word_embeddings
+    assert read
 
 
 def test_every_row_has_an_engine_class_and_golden_data() -> None:

@@ -14,11 +14,13 @@ from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import EnginixError, ModelError
+from enginix.evaluation.reference_answers.question_builder import read_sizes
 from enginix.hub.model_metadata import extract_model_metadata, find_quantization_contradiction
 from enginix.inspect import describe_model, open_model
 from enginix.kinds.tensorrt.build.effective_build import make_build_subject, predict_build
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
 from enginix.model import ModelConfig
+from enginix.model.attention_window import describe_windows
 from enginix.model.config import parse_config
 from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.quantization import read_quantization
@@ -206,6 +208,47 @@ def test_absent_sizes_are_the_classs() -> None:
     assert config.experts is not None
     assert (config.experts.count, config.experts.top_k, config.experts.width) == (128, 8, 768)
     assert (config.hidden_size, config.vocab_size, config.num_layers) == (2048, 151936, 24)
+
+
+SIZES = {
+    "vocab_size": 100, "hidden_size": 4096, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 64, "num_key_value_heads": 16, "head_dim": 24, "max_position_embeddings": 64,
+    "num_local_experts": 160, "num_experts": 160, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_absent_sizes_are_one_for_every_reader(name: str, tmp_path: Path) -> None:
+    own = {key: size for key, size in SIZES.items() if key in ROWS[name]["defaults"]}
+    named = {"architectures": [name], "model_type": ROWS[name]["modelTypes"][0]}
+    without = [{k: v for k, v in own.items() if k != absent} for absent in own]
+    nulls = [own | {key: None} for key in ("num_key_value_heads", "head_dim")]
+    for sizes in ({}, own, *without, *nulls):
+        raw = named | sizes
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        model, facts = parse_config(raw, tmp_path), extract_model_metadata(
+            {"config.json": json.dumps(raw).encode()}, "lock"
+        )  # fmt: skip
+        with open_model(str(tmp_path)) as inspected:
+            described = describe_model(inspected)
+        experts = model.experts
+        for fact, attribute, size in (
+            ("layers", "layers", model.num_layers),
+            ("heads", "heads", model.num_heads),
+            ("kvHeads", "kv_heads", model.num_kv_heads),
+            ("headSize", "head_size", model.head_dim),
+            ("hiddenSize", "hidden_size", model.hidden_size),
+            ("intermediateSize", "intermediate_size", model.intermediate_size),
+            ("vocabulary", "vocabulary", model.vocab_size),
+            ("context", "context", model.context),
+            ("experts", "experts", experts and experts.count),
+            ("expertsPerToken", "experts_per_token", experts and experts.top_k),
+        ):
+            assert (facts.get(fact), getattr(described, attribute)) == (size, size), (fact, raw)
+        assert read_sizes(tmp_path) == (model.vocab_size, min([model.context, *filter(None, model.windows)]))
+        assert facts["attentionWindow"] == describe_windows(model).get("attentionWindow", [])
+        assert BuildCheckpoint.of_model(tmp_path).positions == model.max_position_embeddings
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ WINDOWS: list[tuple[dict[str, Any], list[int] | None]] = [
     ({"architectures": ["Gemma2ForCausalLM"]}, [4096, 8192] * 13),  # its class's defaults
     ({"architectures": ["Cohere2ForCausalLM"]}, None),
     ({"architectures": ["Gemma2ForCausalLM"], "sliding_window": None}, []),
-    ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2}, None),
+    ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2}, [4096]),  # so are these
+    ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": None}, None),
     ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2,
       "max_position_embeddings": 32768}, [4096]),
     ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2, "sliding_window": None,
@@ -136,7 +137,9 @@ MULTI_QUERY = [
       "new_decoder_architecture": True, "multi_query": True}, 8),
     ({"architectures": ["GPTBigCodeForCausalLM"], "n_head": 48, "n_embd": 6144}, 1),
     ({"architectures": ["GPTBigCodeForCausalLM"], "n_head": 48, "multi_query": False}, 48),
-    ({"architectures": ["ChatGLMModel"], "num_attention_heads": 32, "multi_query_group_num": 2}, 2),
+    ({"architectures": ["ChatGLMModel"], "num_attention_heads": 32, "multi_query_attention": True,
+      "multi_query_group_num": 2}, 2),
+    ({"architectures": ["ChatGLMModel"], "num_attention_heads": 32, "multi_query_group_num": 2}, 32),
     ({"architectures": ["LlamaForCausalLM"], "num_attention_heads": 8, "num_key_value_heads": 2}, 2),
 ]  # fmt: skip
 

@@ -72,6 +72,23 @@ def planned(**asked: Any) -> Any:
         return plan_memory(model, TargetGpu("small", 90, memory), PlanRequest(**asked))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"model_type": "llama"}, {"transformers_weights": "other.safetensors"}, {}]
+)
+def test_what_means_another_model_is_an_obstacle_or_a_note(changes: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(TINY / "model.safetensors")
+    raw = json.loads((TINY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **changes}))
+    for kind in ("tensorrt", "reference", "llmapi"):
+        with open_model(str(tmp_path)) as model:
+            plan = plan_memory(model, TargetGpu("small", 90, 2 * 10**9), PlanRequest(kind=kind))
+        said = plan.notes if kind == "llmapi" else plan.obstacles
+        assert [
+            key for key in ("model_type", "transformers_weights") if any(f"{key} is" in s for s in said)
+        ] == [*changes], kind
+        assert all("fix: " in text for text in said if any(key in text for key in changes))
+
+
 def test_kv_cache_of_a_token_by_hand() -> None:
     # 4 layers, key and value, 4 KV heads of 32 bfloat16
     assert planned().memory.kv_token == 4 * 2 * 4 * 32 * 2

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from enginix.errors import EnginixError, GateError, ModelError
+from enginix.model.jsonfile import refuse_other_artefact
 from enginix.progress import track_step
 
 # From widest to narrowest: a model stored in several is as precise as its widest.
@@ -58,6 +59,7 @@ class TransformersTokenizer:
     """
 
     def __init__(self, model: Path) -> None:
+        refuse_other_artefact(model)
         transformers = _import_transformers()
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(

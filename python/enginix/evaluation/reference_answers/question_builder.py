@@ -18,6 +18,7 @@ from enginix.evaluation.reference_answers.answers import ANSWERED, CONTINUED, KE
 from enginix.evaluation.reference_answers.material import Material
 from enginix.evaluation.reference_answers.reference_asker import read_questions
 from enginix.model.attention_window import read_context
+from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_model_context
 from enginix.model.end_tokens import read_end_tokens
 from enginix.tables import load_table
@@ -34,7 +35,7 @@ def read_sizes(model: Path) -> tuple[int, int]:
     config_file = model / "config.json"
     try:
         config = json.loads(config_file.read_text("utf-8"))
-        config = {**config, **(config.get("text_config") or {})}
+        config = fill_absent_sizes({**config, **(config.get("text_config") or {})})
         model_sizes = int(config["vocab_size"]), read_model_context(config) or int(config["n_positions"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise GateError(

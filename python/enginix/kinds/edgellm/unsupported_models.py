@@ -15,6 +15,7 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.model import ModelConfig, ModelRope
 from enginix.model.config import parse_config
+from enginix.model.other_layouts import require_model_config
 from enginix.tables import load_table
 
 OTHER_KINDS = 'serve this model by kind "tensorrt" or "llmapi"'
@@ -36,6 +37,7 @@ def parse_export_config(raw: Mapping[str, Any], model: Any) -> ModelConfig:
             cannot express.
     """
     where = str(model / "config.json")
+    require_model_config(raw, str(model))
     row = _find_row(raw, where)
     _refuse_contradictions(raw, where)
     _refuse_activation(raw, where)

@@ -86,6 +86,7 @@ def plan_from_lock(
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
         notes=(
             "from the lock alone: weights of a rank are the mean, a lower bound",
+            *_list_model_notes(metadata, kind.built_from),
             *list_changed_options(request, limits),
             *(
                 [f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}"]
@@ -111,6 +112,11 @@ def _find_model_obstacles(metadata: Mapping[str, Any], sizes: ModelSizes, kind: 
     if other and find_kind(kind).built_from == "checkpoint":
         return [f"no checkpoint: {other[0]} (fix: {other[1]})"]
     return find_model_obstacles(kind, architecture, sizes.quantization, method) if architecture else []
+
+
+def _list_model_notes(metadata: Mapping[str, Any], built_from: str) -> list[str]:
+    other = explain_other_class(metadata.get("architecture"), metadata.get("modelType"))
+    return [f"{other[0]} (fix: {other[1]})"] if other and built_from == "model" else []
 
 
 def count_weight_bytes(files: Mapping[str, int]) -> int:

@@ -24,6 +24,7 @@ from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.attention_window import find_window_pattern
+from enginix.model.config import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.number_formats import (
@@ -225,11 +226,14 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
         return kind_planner.plan_model(model, description, gpu, request)
     obstacles, notes = list[str](), list[str]()
     config = _read_convertible_config(model, request, obstacles)
-    raw = select_language_model(read_object(model.directory / "config.json"))
+    config_file = read_object(model.directory / "config.json")
+    raw = select_language_model(config_file)
     sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
     if kind.built_from == "model":
+        # Whatever its runtime reads, the gates compare with transformers.
+        notes += [f"{what} (fix: {fix})" for what, fix in explain_contradictions(config_file, model.files)]
         sizes = replace(sizes, context=read_pytorch_context(raw) or sizes.context)
     windows = find_window_pattern(raw)
     if windows is None:

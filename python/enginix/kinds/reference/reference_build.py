@@ -35,6 +35,7 @@ from enginix.integrity import list_content
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_context, read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
+from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
@@ -112,6 +113,9 @@ def build_reference_engine(
     require_absent(out)
     options = options or ReferenceBuildOptions()
     watch = SourceWatch(checkpoint, model, options.reference)
+    for directory in (model, options.reference, options.original):
+        if directory is not None:
+            refuse_other_artefact(directory)
     config = checkpoint_config.read_executor_config(checkpoint)
     linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
     layout.check_rank_files(checkpoint, config)

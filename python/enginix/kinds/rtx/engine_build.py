@@ -32,6 +32,7 @@ from enginix.kinds.rtx.plan_header import PlanHeader
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
+from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import config as executor_config
 from enginix.reference import layout
@@ -92,6 +93,7 @@ def build_rtx_engine(
     targets = checkpoint_support.resolve_targets(formats, options.targets)
     given = dict(zip(LIMITS, (options.max_batch_size, options.max_seq_len, options.step_tokens), strict=True))
     shape = checkpoint_support.resolve_engine_shape(given, config.context)
+    refuse_other_artefact(model)
     if not (model / "config.json").is_file():
         raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
     require_fast_tokenizer(model)

@@ -13,9 +13,10 @@ from enginix.errors import CheckpointError, ModelError
 from enginix.files import sha256_file
 from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_build_subject
+from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.identity import identify_model, require_same_model
-from enginix.model.jsonfile import select_language_model
+from enginix.model.jsonfile import refuse_other_artefact, select_language_model
 from enginix.model.other_layouts import explain_other_config, require_model_config
 
 
@@ -146,7 +147,7 @@ class BuildCheckpoint:
         config = _read_json_file(path / "config.json", "model")
         require_model_config(config, str(path))
         names = config.get("architectures")
-        text = select_language_model(config)
+        text = fill_absent_sizes(select_language_model(config))
         quantization, kv_cache = _read_model_quantization(path, config)
         return BuildCheckpoint(
             path=None,
@@ -188,8 +189,10 @@ def compute_model_identity(model: Path) -> dict[str, Any]:
     """Return a model's identity: its content, and its manifest's inputs.
 
     Raises:
+        ModelError: a checkpoint or an engine in the model's place.
         ManifestError: the model's files are not those of its manifest.
     """
+    refuse_other_artefact(model)
     return dict(identify_model(model)["model"])
 
 
