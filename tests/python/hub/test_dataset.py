@@ -161,6 +161,7 @@ def test_names_and_types_that_do_not_fit(
     assert enginix("lock", NAME, "-o", out) == 0
     assert lock.read_lock(out).type == "model" and "type" not in json.loads(out.read_text())
     assert enginix("lock", "--dataset", "--check", out) == 2
+    out.unlink()
     assert enginix("lock", "--dataset", NAME, "-o", out) == 0
     assert enginix("compare", out) == 3
     words = ("main", "a.txt", "--sha256", "0" * 64, "--size", "1", "-o", tmp_path / "x")
