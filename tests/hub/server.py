@@ -53,7 +53,8 @@ class Hub:
         self.tokens = tuple(tokens)
         self.page_size = page_size
         self.faults = list(faults)
-        self.requests: list[dict[str, Any]] = []
+        self._requests: list[dict[str, Any]] = []
+        self.running = 0
         self.xet = xet
         self._log = log
         self._lock = threading.Lock()
@@ -75,9 +76,22 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The requests so far: a client may have its answer a moment before the answer is recorded."""
+        deadline = time.monotonic() + 0.5
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return self._requests
+
+    def begin(self) -> None:
+        with self._lock:
+            self.running += 1
+
     def record(self, row: dict[str, Any]) -> None:
         with self._lock:
-            self.requests.append(row)
+            self.running -= 1
+            self._requests.append(row)
             if self._log:
                 with self._log.open("a") as f:
                     f.write(json.dumps(row) + "\n")
@@ -130,6 +144,7 @@ class _Handler(StorageRoutes, BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub = self.server.hub
+        hub.begin()
         url = urlsplit(self.path)
         self.query = {k: v[-1] for k, v in parse_qs(url.query).items()}
         self.status, self.sent = 0, 0
