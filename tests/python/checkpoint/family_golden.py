@@ -8,21 +8,16 @@ dtype, shape and SHA-256 of each tensor. It is made again from the unpacked arch
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
-import os
 import sys
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golden import tensors
-
-ARCHIVE = Path(__file__).resolve().parents[2] / "golden" / "families.tar.xz"
+from golden import tensors, unpack_archive
 
 
 @dataclass(frozen=True)
@@ -59,17 +54,8 @@ class FamilyConversion:
 
 
 def root() -> Path:
-    """Return the directory of the unpacked excerpt, cached by its digest."""
-    digest = hashlib.sha256(ARCHIVE.read_bytes()).hexdigest()[:16]
-    cache = Path(tempfile.gettempdir()) / f"enginix-families-{os.getuid()}-{digest}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (cache / "complete").exists():
-            with tarfile.open(ARCHIVE) as tar:
-                tar.extractall(cache)  # our own archive, pinned in the repository
-            (cache / "complete").touch()
-    return cache / "families"
+    """Return the directory of the unpacked excerpt."""
+    return unpack_archive("families")
 
 
 def list_family_conversions() -> list[FamilyConversion]:

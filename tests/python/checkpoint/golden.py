@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ARCHIVE = Path(__file__).resolve().parents[2] / "golden" / "golden.tar.xz"
+ARCHIVES = Path(__file__).resolve().parents[2] / "golden"
 ROPE_CONSTANTS = (
     "embed_positions",
     "rotary_inv_freq",
@@ -21,20 +21,28 @@ ROPE_CONSTANTS = (
 )
 
 
-def root() -> Path:
-    """Directory of the unpacked archive, cached under the temporary directory by the archive's digest."""
-    digest = hashlib.sha256(ARCHIVE.read_bytes()).hexdigest()[:16]
-    cache = Path(tempfile.gettempdir()) / f"enginix-golden-{os.getuid()}-{digest}"
+def unpack_archive(name: str) -> Path:
+    """Return the directory of an archive of tests/golden, unpacked once a user and digest.
+
+    Args:
+        name: of the archive, without .tar.xz, and of the directory in it.
+    """
+    archive = ARCHIVES / f"{name}.tar.xz"
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
+    cache = Path(tempfile.gettempdir()) / f"enginix-{name}-{os.getuid()}-{digest}"
     cache.mkdir(mode=0o700, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (cache / "complete").exists():
-            with tarfile.open(ARCHIVE) as tar:
-                tar.extractall(
-                    cache
-                )  # our own archive, pinned in the repository; older Pythons know no filter
+            with tarfile.open(archive) as tar:
+                tar.extractall(cache)  # our own archive; older Pythons know no filter
             (cache / "complete").touch()
-    return cache / "golden"
+    return cache / name
+
+
+def root() -> Path:
+    """Directory of the golden checkpoints."""
+    return unpack_archive("golden")
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import tarfile
-import tempfile
 from pathlib import Path
 
-ARCHIVE = Path(__file__).resolve().parents[2] / "golden" / "models.tar.xz"
+from golden import unpack_archive
 
 
 def root() -> Path:
-    """Directory of the unpacked archive, cached under the temporary directory by the archive's digest."""
-    digest = hashlib.sha256(ARCHIVE.read_bytes()).hexdigest()[:16]
-    cache = Path(tempfile.gettempdir()) / f"enginix-models-{os.getuid()}-{digest}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (cache / "complete").exists():
-            with tarfile.open(ARCHIVE) as tar:
-                tar.extractall(cache)  # our own archive, pinned in the repository
-            (cache / "complete").touch()
-    return cache / "models"
+    """Directory of the unpacked cases."""
+    return unpack_archive("models")
 
 
 def list_cases() -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tiny_model import one_thread
+
+__all__ = ["one_thread"]
 ROOT = Path(__file__).parents[3]
 
 
@@ -20,15 +23,6 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(ROOT / "tests/golden/golden.tar.xz") as archive:
         archive.extractall(out)  # our own archive, pinned in the repository
     return out / "golden"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are faster on one thread, and results repeat."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

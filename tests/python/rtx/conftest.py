@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import environments
 import tiny_model
@@ -18,6 +17,7 @@ from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
 
+one_thread = tiny_model.one_thread
 sys.path.insert(0, str(Path(__file__).parent))  # modules beside the tests
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
@@ -36,14 +36,6 @@ def trt() -> Any:
         pytest.skip(str(error))
     sys.path.append(str(site))
     return import_tensorrt_rtx()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
