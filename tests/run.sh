@@ -4,8 +4,12 @@
 #   tests/run.sh PYTHON
 #
 # Each line of the output says which part it is of. At the end stand both summaries, pytest's last. Fails if a part does.
+#
+# Up to $most_again failed tests are run once more when nothing runs beside them: one that passes then is called
+# unsteady, in the summary, and does not fail the run; one that fails twice does.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+most_again=5
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
@@ -18,14 +22,41 @@ run_part() { # name, command ...
 export OMP_WAIT_POLICY=PASSIVE
 run_part nix env ENGINIX_NIX_JOBS=1 tests/nix/run.sh &
 nix=$!
-run_part python "$1" -m pytest -q -n "$(nproc)" --dist loadfile &
+run_part python "$1" -m pytest -q -n "$(nproc)" --dist loadfile -o cache_dir="$logs/cache" &
 python=$!
 wait $nix
 nix_status=$?
 wait $python
 python_status=$?
 
+# Runs the failed cases of the Nix part again, each with those of its file: they may share a directory.
+run_nix_again() {
+  local failed name file again=()
+  mapfile -t failed < <(sed -n 's/^FAIL  \([a-z0-9_]*\).*/\1/p' "$logs/nix" | sort -u)
+  [ ${#failed[@]} -gt 0 ] && [ ${#failed[@]} -le $most_again ] || return 1
+  for name in "${failed[@]}"; do
+    file=$(grep -l "^test_$name()" tests/nix/cases/*.sh) || return 1
+    mapfile -t -O ${#again[@]} again < <(sed -n 's/^test_\([a-z0-9_]*\)().*/\1/p' "$file")
+  done
+  run_part nix-again tests/nix/run.sh "${again[@]}" &&
+    printf 'unsteady: %s failed beside others and passed alone\n' "${failed[@]}" >>"$logs/unsteady"
+}
+
+# Runs the failed tests of pytest again.
+run_python_again() { # python
+  local failed
+  failed=$("$1" -c 'import json, sys; print("\n".join(json.load(open(sys.argv[1]))))' "$logs/cache/v/cache/lastfailed") || return 1
+  [ "$(wc -l <<<"$failed")" -le $most_again ] || return 1
+  run_part python-again "$1" -m pytest -q --last-failed -o cache_dir="$logs/cache" &&
+    printf '%s\n' "$failed" | sed 's/.*/unsteady: & failed beside others and passed alone/' >>"$logs/unsteady"
+}
+
+: >"$logs/unsteady"
+if [ $nix_status -eq 1 ]; then run_nix_again && nix_status=0; fi
+if [ $python_status -eq 1 ]; then run_python_again "$1" && python_status=0; fi
+
 echo
+cat "$logs/unsteady"
 echo "== nix (status $nix_status)"
 sed -n '/^FAIL  /p; $p' "$logs/nix" | awk '!seen[$0]++'
 echo "== python (status $python_status)"
