@@ -232,7 +232,9 @@ def test_the_command_that_installs(
     ours = {"is_in_nix_store": lambda _: False, "find_spec": lambda _: True}
     for name, value in {**ours, **patches}.items():
         monkeypatch.setattr(optional_libraries, name, value)
-    assert optional_libraries.format_install_command("serve", "serve").startswith(start.format(python=sys.executable))
+    assert optional_libraries.format_install_command("serve", "serve").startswith(
+        start.format(python=sys.executable)
+    )
 
 
 def test_the_gateway_process_whose_litellm_needs_more(inputs: Path, tmp_path: Path) -> None:

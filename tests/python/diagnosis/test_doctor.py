@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from enginix.cli import main
 from enginix import optional_libraries
+from enginix.cli import main
 from enginix.diagnosis import machine_checks
 from enginix.diagnosis.machine_checks import CheckResult, run_checks
 from enginix.optional_libraries import EXTRAS
@@ -99,7 +99,9 @@ def test_fixes_fit_how_enginix_was_installed(monkeypatch: pytest.MonkeyPatch, is
     assert fix.startswith(f"nix build {ROOT}#tritonserver" if is_nix else "enginix tritonserver -o")
 
 
-def test_words_of_a_fix_stay_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_of_a_fix_stay_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = "nix run github:enginix/enginix#enginix-edgellm -- edgellm-export"
     result = CheckResult("extra edgellm", "absent", "onnx missing", "edgellm-export", command)
     monkeypatch.setattr(machine_checks, "run_checks", lambda **_: [result])
