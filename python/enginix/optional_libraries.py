@@ -147,7 +147,7 @@ def _format_pip_command(requirements: list[str], python: str = sys.executable) -
 
 
 def locate_flake() -> str:
-    """Return the flake that has enginix's packages: the checkout that this enginix is in, or the public one."""
+    """Return the flake with enginix's packages: the checkout that this enginix is in, or the public one."""
     checkout = PACKAGE.parents[1]
     return shlex.quote(str(checkout)) if (checkout / "flake.nix").is_file() else FLAKE
 

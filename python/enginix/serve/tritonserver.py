@@ -222,7 +222,8 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
         raise MachineError(
             f"lacks {', '.join(missing)}, which the repository's models import",
             where=str(python),
-            fix=f"{format_install_command('serve', 'serve', str(python))}, or --python of an environment that has them"
+            fix=f"{format_install_command('serve', 'serve', str(python))}\n"
+            "       or --python of an environment that has them"
             if is_portable(kind)
             else "--python of the runtime's image",
         )

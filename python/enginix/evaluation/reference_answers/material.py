@@ -94,7 +94,7 @@ def load_material(
         tokens = tuple(tokenizer.encode_question(row["question"]))
         if questions is not None and len(tokens) >= max_length:
             raise QuestionsError(
-                f"question {number} is {len(tokens)} tokens, and the model takes {max_length} with the answer",
+                f"question {number} is {len(tokens)} tokens; the model takes {max_length} with the answer",
                 where="--questions",
                 fix="shorten it",
             )
