@@ -74,7 +74,7 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
                 f"gate {outcome.gate}: {'passed' if outcome.passed else 'FAILED'}, {outcome.summary}"
             )
         if args.output is not None and not args.gated_engine:
-            evidence.write_evidence_directory(args.output, engine_manifest.name, gate_evidence)
+            evidence.write_evidence_directory(args.output, args.engine, engine_manifest.name, gate_evidence)
         if outcomes:
             run.require_gates_passed(outcomes)
         # After the gates, which tell what a change does.
