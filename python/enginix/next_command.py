@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,24 +15,22 @@ from enginix.files import refuse_output_in_input, require_absent
 _Words = list[list[str]]
 
 
-def suggest_next(name: str, args: argparse.Namespace) -> str | None:
-    """Return the command line that follows a stage, with its own paths; None where none would work."""
+def suggest_next(name: str, args: argparse.Namespace, modules: Mapping[str, str]) -> str | None:
+    """Return the command line that follows a stage, with its own paths; None where none would work.
+
+    Args:
+        modules: command → its module; a small package of the flake leaves some out.
+    """
     suggest = _SUGGESTIONS.get(name)
     if suggest is None or not isinstance(getattr(args, "output", None), Path):
         return None
     try:
-        return " && ".join(_join_words(words) for words in suggest(args)) or None
+        following = suggest(args)
+        if any(find_spec(modules[words[0]]) is None for words in following):
+            return None
+        return " && ".join(shlex.join(["enginix", *words]) for words in following) or None
     except (EnginixError, ImportError, OSError):
         return None
-
-
-def _join_words(words: Sequence[str]) -> str:
-    from enginix.cli import COMMANDS
-
-    # A small package of the flake leaves stages out.
-    if find_spec(f"enginix.cli.{COMMANDS[words[0]][0]}") is None:
-        raise ImportError(words[0])
-    return shlex.join(["enginix", *words])
 
 
 def _choose_output(name: str, *inputs: Path) -> str:

@@ -347,7 +347,8 @@ def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) 
             if code == EXIT_OK and not args.json and console.is_watched():
                 from enginix.next_command import suggest_next
 
-                if (following := suggest_next(name, args)) is not None:
+                modules = {command: f"enginix.cli.{module}" for command, (module, _) in COMMANDS.items()}
+                if (following := suggest_next(name, args, modules)) is not None:
                     console.print_message(f"next: {following}")
             return code
         finally:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from enginix import next_command
 from enginix.checkpoint.convert import ConvertOptions, convert_model
-from enginix.cli import main
+from enginix.cli import COMMANDS, main
 from enginix.manifest import Manifest
-from enginix.next_command import suggest_next
 from environments import environment
 from hub import Hub
 
@@ -90,6 +90,11 @@ def test_from_a_lock_to_an_answer(paste: Paste, home: Path, monkeypatch: pytest.
             line = paste(line)
     assert commands == ["lock", "fetch", "convert", "build", "triton-repo", "serve"]
     assert {path.name for path in home.iterdir()} > {"lock", "checkpoint-2", "engine-2", "repository-2"}
+
+
+def suggest_next(name: str, args: argparse.Namespace) -> str | None:
+    modules = {command: f"enginix.cli.{module}" for command, (module, _) in COMMANDS.items()}
+    return next_command.suggest_next(name, args, modules)
 
 
 def _args(**values: object) -> argparse.Namespace:
