@@ -60,18 +60,15 @@ def read_bench_record(engine: Path) -> StoredSpeed | str | None:
             return f"{file.name} measured another build of it"
         if int(raw["failed"]):
             return f"in {file.name} {int(raw['failed'])} of {int(raw['requests'])} requests failed"
-        figures = raw["figures"]
         return StoredSpeed(
             _read_figure(raw["outputTokensPerSecond"]),
-            *(_read_figure((figures[name] or {}).get("mean")) for name in FIGURES),
+            _read_figure((raw["figures"]["firstTokenSeconds"] or {}).get("mean")),
+            _read_figure((raw["figures"]["betweenTokensSeconds"] or {}).get("mean")),
             _describe_machine(raw["client"]),
-            describe_load(raw["mix"]),
+            _describe_load(raw["mix"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{file.name} is no measurement of enginix bench"
-
-
-FIGURES = ("firstTokenSeconds", "betweenTokensSeconds")
 
 
 def _read_figure(value: Any) -> float | None:
@@ -88,7 +85,7 @@ def _describe_machine(client: Any) -> str:
     return ", ".join(gpus) or f"{int(client['cpus'])} processors"
 
 
-def describe_load(mix: Any) -> str:
+def _describe_load(mix: Any) -> str:
     """Return a request mix in words."""
     rate = "" if mix["rate"] is None else f" at {float(mix['rate']):g} a second"
     return (

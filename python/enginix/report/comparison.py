@@ -86,8 +86,8 @@ def _describe_setting(artefacts: Sequence[Artefact]) -> str | None:
 def _list_speed_notes(artefacts: Sequence[Artefact]) -> list[str]:
     notes = [f"The speed of {a.name} is not shown: {a.bench_refusal}." for a in artefacts if a.bench_refusal]
     for differ, groups in (
-        ("on different machines", _group_by_key(artefacts, lambda a: a.bench and a.bench.machine)),
-        ("with different loads", _group_by_key(artefacts, lambda a: a.bench and a.bench.load)),
+        ("on different machines", _group_by_key(artefacts, lambda a: a.bench.machine if a.bench else None)),
+        ("with different loads", _group_by_key(artefacts, lambda a: a.bench.load if a.bench else None)),
     ):
         if len(groups) > 1:
             described = _join_groups(groups)
@@ -259,8 +259,8 @@ COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
 )
 # Shown where an artefact was measured by enginix bench.
 BENCH_COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
-    ("first token", lambda a: _show_latency(a.bench and a.bench.first_token), True),
-    ("between tokens", lambda a: _show_latency(a.bench and a.bench.between_tokens), True),
+    ("first token", lambda a: _show_latency(a.bench.first_token if a.bench else None), True),
+    ("between tokens", lambda a: _show_latency(a.bench.between_tokens if a.bench else None), True),
 )
 
 

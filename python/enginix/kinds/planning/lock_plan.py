@@ -13,6 +13,7 @@ from enginix.kinds.planning.planner import (
     PlanCertainty,
     PlanRequest,
     check_plan_request,
+    estimate_build_needs,
     find_format_obstacles,
     find_kv_certainty,
     find_model_obstacles,
