@@ -135,10 +135,15 @@ def _check_options(args: argparse.Namespace) -> None:
 
         find_runtime(args.runtime, args.kind)
     for option in ("calibration", "rootfs", "tritonserver", "gateway_python"):
-        path = getattr(args, option)
-        if path is not None and not path.exists():
-            name = f"--{option.replace('_', '-')}"
+        path, name = getattr(args, option), f"--{option.replace('_', '-')}"
+        if path is not None and not os.path.exists(path):
             raise UsageError(f"{path} does not exist", where=name, fix="pass a path that does")
+        if path is not None and option in ("rootfs", "tritonserver") and not path.is_dir():
+            raise UsageError(f"{path} is no directory", where=name, fix="pass the directory that it is in")
+    if args.calibration is not None:
+        from enginix.quantize.calibration import read_calibration
+
+        read_calibration(args.calibration)
 
 
 def _read_request(args: argparse.Namespace) -> UpRequest:
