@@ -106,11 +106,13 @@ let
         algorithm
         variantOfTheModel
         flags
+        (check.arguments.oneOf function "runtime" (builtins.attrNames (check.runtime.rows runtime)) id)
+        (if target == null then null else check.gpus.find function target)
         (check.engine.pipeline function (facts.architecture or null) parallel.pipelineParallel)
       ] flags;
 
-      id = if builtins.isString runtime then runtime else runtime.id;
-      stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+      id = check.runtime.idOf function runtime;
+      stack = check.runtime.packageOf function mkRuntime runtime;
       sm = toString (check.gpus.find function target).sm;
       builders = {
         enginix = {

@@ -22,6 +22,7 @@ let
     "tritonServer"
   ];
   imaged = builtins.filter (id: runtimes.${id} ? images) (builtins.attrNames runtimes);
+  withTriton = builtins.filter (id: runtimes.${id}.paths.triton != null) imaged;
   notVerified = "not verified by enginix";
 
   number = "(0|[1-9][0-9]*)";
@@ -49,7 +50,7 @@ let
         || candidate == "rc" && builtins.fromJSON (at 6) <= 20
       );
 in
-{
+rec {
   # What `enginix runtime pin` wrote, for this runtime and this system.
   # pin :: string -> string -> string -> set -> set
   pin =
@@ -104,19 +105,23 @@ in
       wrong = builtins.filter (n: !isText versions.${n}) (builtins.attrNames versions);
       version = versions.tensorrtLlm or null;
       triton = versions.tritonServer or null;
-      withTriton = builtins.filter (id: runtimes.${id}.paths.triton != null) imaged;
       withoutEngines = builtins.filter (id: !runtimes.${id}.enginePath) imaged;
       newest = builtins.elemAt withoutEngines (builtins.length withoutEngines - 1);
       name = if tag == null then "image" else tag;
     in
     if !builtins.elem like imaged then
       throw (
-        "${function}: like = ${builtins.toJSON like}, but it must be a runtime with an image: "
-        + "${names.unknown "runtime" (toString like) imaged}"
+        "${function}: like = ${arguments.describe like}, but it must be a runtime with an image: "
+        + (
+          if builtins.isString like then
+            names.unknown "runtime" like imaged
+          else
+            "${lib.concatStringsSep ", " imaged}."
+        )
       )
     else if parts == null || tag == null && builtins.elemAt parts 6 == null then
       throw (
-        "${function}: image = ${builtins.toJSON description.image}, but with like it must be a "
+        "${function}: image = ${arguments.describe description.image}, but with like it must be a "
         + "registry, a name and a tag or digest: \"nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2\"."
       )
     else if !builtins.isAttrs versions then
@@ -127,7 +132,7 @@ in
       throw "${function}: versions.${builtins.head wrong} must be a version as a text."
     else if version == null || release version == null then
       throw (
-        "${function}: versions.tensorrtLlm = ${builtins.toJSON version}, but it must be "
+        "${function}: versions.tensorrtLlm = ${arguments.describe version}, but it must be "
         + "TensorRT-LLM's version in the image, such as \"1.4.0rc2\": engines are held to it."
       )
     else if !isNumber (versions.driver or null) || !isNumber triton then
@@ -175,6 +180,53 @@ in
           "as described by its user, ${notVerified}; paths and variables are those of ${like}";
         verified = false;
         inherit description;
+      };
+
+  # The id of a name or of mkRuntime's output.
+  # idOf :: string -> string|derivation -> string
+  idOf =
+    function: runtime:
+    if builtins.isString runtime then
+      runtime
+    else if builtins.isAttrs runtime && runtime ? row.kinds && runtime ? id then
+      runtime.id
+    else if builtins.isAttrs runtime && runtime ? like then
+      throw (
+        "${function}: runtime is the description of a runtime; pass mkRuntime's output: "
+        + "runtime = mkRuntime { like = …; image = …; versions = { … }; }."
+      )
+    else
+      throw (
+        "${function}: runtime is ${arguments.describe runtime}, neither a runtime's name, such as "
+        + "\"trtllm-1.2.1\", nor mkRuntime's output."
+      );
+
+  # mkRuntime's output, also of a name.
+  # packageOf :: string -> (set -> derivation) -> string|derivation -> derivation
+  packageOf =
+    function: mkRuntime: runtime:
+    let
+      id = idOf function runtime;
+    in
+    if builtins.isString runtime then mkRuntime { inherit id; } else builtins.seq id runtime;
+
+  # The Triton of mkRuntime's output, where Triton is to serve an engine: its row and version.
+  # triton :: string -> derivation -> { row; version; }
+  triton =
+    function: runtime:
+    let
+      inherit (runtime) row;
+    in
+    if row.paths.triton == null then
+      throw (
+        "${function}: the image of runtime ${runtime.id} has no Triton. Serve the engine with "
+        + "mkServe { engine = …; }, which has OpenAI's interface, or build it for a runtime of "
+        + "Triton's images: ${lib.concatStringsSep ", " withTriton}."
+      )
+    else
+      {
+        inherit row;
+        version = row.images.${runtime.image}.tritonServer;
       };
 
   # A name, mkRuntime's output, or null where neither is asked for: the rows with it.

@@ -185,7 +185,7 @@ in
     expected = [ false false false ];
   };
   testUnknownQuantization = {
-    expr = fails (check.target.quantizationBy (f: f) "e" "FP9" (gpu "h200"));
+    expr = fails (check.target.quantizationBy { format = f: f; artefacts = "Models"; } "e" "FP9" (gpu "h200"));
     expected = true;
   };
   testEnginesNeedAmpere = {
