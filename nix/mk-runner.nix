@@ -102,7 +102,7 @@ let
           runtime = id;
           httpPort = port;
         };
-        meta = artefactMeta model {
+        meta = artefactMeta (model // { runtimePackage = stack; }) {
           description = "Builds the engine of ${name} at first run and serves it";
           mainProgram = "${name}-runner";
         };

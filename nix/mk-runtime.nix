@@ -179,7 +179,9 @@ let
       };
       meta = {
         platforms = import ./systems.nix;
-        description = "Commands inside ${source.reference}";
+        description =
+          "Commands inside ${source.reference}"
+          + lib.optionalString described "; runtime ${name} is not verified by enginix";
         mainProgram = "${name}-run";
       };
     };

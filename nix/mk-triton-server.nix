@@ -180,7 +180,7 @@ let
         modelName = name;
       }
       // lib.optionalAttrs (!inImage) { inherit tritonserver; };
-      meta = artefactMeta repo (
+      meta = artefactMeta (repo // lib.optionalAttrs inImage { runtimePackage = stack; }) (
         {
           description = "Triton Inference Server for ${name}";
           mainProgram = "${name}-triton-server";

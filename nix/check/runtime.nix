@@ -26,9 +26,18 @@ let
   notVerified = "not verified by enginix";
 
   number = "(0|[1-9][0-9]*)";
-  release = builtins.match (
-    "(${number}[.]${number}[.]${number})((a|b|rc)${number})?([.](post|dev)[0-9]+)*"
-  );
+  releasePattern =
+    "(${number}[.]${number}[.]${number})((a|b|rc)${number})?([.](post|dev)[0-9]+)*";
+  release = builtins.match releasePattern;
+  # A word of a tag that begins with a release, as v1.3.0rc20 and trtllm1.3.0rc20.
+  tagWord = builtins.match "[A-Za-z]*(${releasePattern})([A-Za-z].*)?";
+  tagVersions =
+    tag:
+    map builtins.head (
+      builtins.filter (m: m != null) (
+        map tagWord (builtins.filter builtins.isString (builtins.split "[-_]" tag))
+      )
+    );
   image = builtins.match (
     "[a-z0-9]+([.-][a-z0-9]+)*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+"
     + "(:([A-Za-z0-9_][A-Za-z0-9_.-]*))?(@sha256:[0-9a-f]{64})?"
@@ -98,6 +107,7 @@ rec {
       base = runtimes.${like};
       parts = if builtins.isString description.image then image description.image else null;
       tag = builtins.elemAt parts 5;
+      named = if tag == null then [ ] else tagVersions tag;
       strange = builtins.filter (n: !builtins.elem n versionNames) (builtins.attrNames versions);
       isText =
         v: builtins.isString v && builtins.match "[0-9A-Za-z.,<>=!~+ -]{1,60}" v != null;
@@ -137,10 +147,11 @@ rec {
       )
     else if !isNumber (versions.driver or null) || !isNumber triton then
       throw "${function}: versions.driver and versions.tritonServer are such as \"590.48.01\"."
-    else if tag != null && release tag != null && tag != version then
+    else if named != [ ] && !builtins.elem version named then
       throw (
-        "${function}: the image's tag says ${tag}, versions.tensorrtLlm ${version}; make them the "
-        + "same version."
+        "${function}: the image's tag says ${builtins.head named}, versions.tensorrtLlm "
+        + "${version}; make them the same version. Where the tag's is another software's, name "
+        + "the image by its digest in place of the tag: NAME@sha256:…"
       )
     else if base.enginePath && !hasEnginePath version then
       throw (

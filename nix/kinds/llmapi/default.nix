@@ -110,7 +110,9 @@ let
       expertParallel = 1;
     };
   };
-  meta = artefactMeta model { description = "LLM API artefact of ${name}"; };
+  meta = artefactMeta (model // { runtimePackage = stack; }) {
+    description = "LLM API artefact of ${name}";
+  };
   ungated = pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine-llmapi";
     buildCommandPath = ../../builders/engine-llmapi.sh;

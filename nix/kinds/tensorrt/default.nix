@@ -246,7 +246,9 @@ let
     runtimePackage = stack;
     target = targetSpec;
   };
-  meta = artefactMeta model { description = "TensorRT engine of ${name} for ${targetSpec.gpu}"; };
+  meta = artefactMeta (model // { runtimePackage = stack; }) {
+    description = "TensorRT engine of ${name} for ${targetSpec.gpu}";
+  };
   ungated = pkgs.stdenvNoCC.mkDerivation (
     place
     // inputs

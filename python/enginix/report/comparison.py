@@ -35,7 +35,7 @@ class ArtefactComparison:
     """A comparison of artefacts.
 
     Attributes:
-        notes: reasons why figures of two rows cannot be compared.
+        notes: reasons why figures of two rows cannot be compared, and runtimes that are not verified.
         speed_on: the machine that speeds were measured on; None without speeds.
     """
 
@@ -112,6 +112,7 @@ def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
             "They were asked different questions, so their figures cannot be compared: "
             f"{_join_groups(short_materials)}."
         )
+    notes += [f"{a.name}: {a.warning}." for a in artefacts if a.warning is not None]
     for artefact in artefacts:
         figures = artefact.measured
         reference = None if figures is None else figures.reference

@@ -176,6 +176,8 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
         outcomes = [_failed_outcome(name, e) for name in names]
     else:
         evidence |= {"runtime": engine_answers.by, "absent": engine_answers.absent}
+        if (unverified := manifest.explain_unverified(engine_manifest)) is not None:
+            evidence["warning"] = unverified
         tie = gate_bounds.get("invariance", {}).get("tie", find_kind_row(engine_manifest.kind)["tie"])
         recorded: Any = RecordedSubject(engine_answers, question_set, tie)
         gates: dict[str, Callable[[dict[str, Any]], GateOutcome]] = {
