@@ -50,7 +50,10 @@ rec {
   # call :: string -> (set -> a) -> set -> a
   call =
     function: build: args:
-    build (whole function build (only function (builtins.attrNames (builtins.functionArgs build)) args));
+    let
+      known = builtins.attrNames (builtins.functionArgs build);
+    in
+    build (whole function build (only function known args));
 
   # What another function of this library returned, which has a kind.
   # output :: string -> string -> string -> a -> a

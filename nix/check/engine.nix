@@ -152,10 +152,11 @@ in
                 driver
               else
                 throw (
-                  "${function}: target.driver is ${arguments.describe driver}, not a version such as "
-                  + "\"590.48.01\"."
+                  "${function}: target.driver is ${arguments.describe driver}, not a version such "
+                  + "as \"590.48.01\"."
                 );
-            count = if count == null then null else arguments.atLeast function "target.count" 1 count;
+            count =
+              if count == null then null else arguments.atLeast function "target.count" 1 count;
           };
         in
         builtins.deepSeq checked checked;

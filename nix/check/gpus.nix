@@ -177,8 +177,8 @@ rec {
       throw "${function}: target.sm = ${arguments.describe sm} is not an SM such as 89."
     else if !builtins.isInt memoryGB || memoryGB < 1 then
       throw (
-        "${function}: target.memoryGB = ${arguments.describe memoryGB} is not a number of gigabytes "
-        + "such as 16."
+        "${function}: target.memoryGB = ${arguments.describe memoryGB} is not a number of "
+        + "gigabytes such as 16."
       )
     else
       "sm${toString sm}-${toString memoryGB}gb";

@@ -223,7 +223,7 @@ def _is_token_list(value: Any) -> bool:
 
 
 def explain_unverified(manifest: Manifest) -> str | None:
-    """Return that the runtime of an artefact is its user's description; None for one of the table, or none."""
+    """Return the warning of a runtime that its user describes; None for one of the table, and for none."""
     if manifest.runtime.get("verified", True) is not False:
         return None
     runtime = manifest.runtime

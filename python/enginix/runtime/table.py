@@ -120,8 +120,8 @@ def require_triton(runtime: Runtime, where: str) -> str:
     """Return the directory of the tritonserver in a runtime's image.
 
     Raises:
-        UsageError: the image has none; with the way without Triton, and the runtimes with it. mkTritonRepo and
-            mkTritonServer refuse the same (nix/check/runtime.nix).
+        UsageError: the image has none; with the way without Triton, and the runtimes with it. mkTritonRepo
+            and mkTritonServer refuse the same (nix/check/runtime.nix).
     """
     directory = runtime.row.get("paths", {}).get("triton")
     if directory is None:
@@ -130,8 +130,8 @@ def require_triton(runtime: Runtime, where: str) -> str:
         raise UsageError(
             f"the image of runtime {runtime.id} has no Triton",
             where=where,
-            fix="serve the engine by trtllm-serve, which has OpenAI's interface: enginix runner ENGINE --rootfs "
-            f"ROOT; or build it for a runtime of Triton's images: {', '.join(with_triton)}",
+            fix="serve the engine by trtllm-serve, which has OpenAI's interface: enginix runner ENGINE "
+            f"--rootfs ROOT; or build it for a runtime of Triton's images: {', '.join(with_triton)}",
         )
     return str(directory)
 

@@ -1,5 +1,6 @@
-"""A runtime that its user describes is told in every output about what is made for it, and one without Triton is
-refused where Triton is to serve.
+"""A runtime that its user describes is told in every output about what is made for it.
+
+One without Triton is refused where Triton is to serve.
 
 The judges are the outputs themselves: text, JSON and page of each command.
 """
@@ -61,9 +62,7 @@ def test_every_output_says_that_it_is_not_verified(
     assert TOLD in compared["artefacts"][0]["warning"] and TOLD in compared["notes"][0]
 
 
-def test_a_runtime_of_the_table_has_no_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_runtime_of_the_table_has_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = build_engine(tmp_path, "trtllm-1.2.1")
     for words in (["triton-repo", str(engine), "-o", str(tmp_path / "r")], ["compare", str(engine)]):
         assert main(words) == 0

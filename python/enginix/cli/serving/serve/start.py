@@ -71,7 +71,8 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                 console.print_message(f"try: {report.format_curl(client)}")
                 answer = report.ask_and_print(args, client) if args.ask is not None else None
                 if args.json:
-                    console.print_result(report.describe_server(spec, repository.manifest, seconds, answer), "", as_json=True)
+                    described = report.describe_server(spec, repository.manifest, seconds, answer)
+                    console.print_result(described, "", as_json=True)
                 if not args.exit_after_ask:
                     quiet = args.ask is not None and not args.verbose
                     status = server.wait(client.live)
