@@ -10,10 +10,12 @@ let
   # A value as a user types it in Nix.
   show =
     v:
-    if builtins.isAttrs v then
+    if v == { } then
+      "{ }"
+    else if builtins.isAttrs v && v.type or null != "derivation" then
       "{ ${lib.concatStringsSep " " (lib.mapAttrsToList (n: x: "${n} = ${show x};") v)} }"
     else
-      builtins.toJSON v;
+      arguments.describe v;
   runtimesOf =
     runtimes: kind:
     builtins.filter (id: builtins.elem kind runtimes.${id}.kinds) (builtins.attrNames runtimes);

@@ -30,6 +30,8 @@ shapes='
     matrix-of-a-set = value: drv (e.mkEngineMatrix { inherit model; gates = { }; targets.a = value; });
     runner-target = value: drv (e.mkRunner { inherit model; target = value; }); runner-runtime = value: drv (e.mkRunner { inherit model; runtime = value; });
     quantized-target = value: drv (e.mkQuantized { inherit model; format = "int4_wo"; target = value; });
+    quantized-format = value: drv (e.mkQuantized { inherit model; format = value; });
+    limits = value: drv (e.mkRunner { inherit model; runtime = "trtllm-1.4.0rc1"; limits.maxSeqLen = value; });
     checkpoint-target = value: drv (e.mkCheckpoint { inherit model; target = value; });
     checkpoint-runtime = value: drv (e.mkCheckpoint { inherit model; runtime = value; });
     converted-target = value: drv (e.mkCheckpoint { inherit model; converter = "tensorrt_llm"; target = value; });
