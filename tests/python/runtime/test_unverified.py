@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from enginix.cli import main
-from enginix.manifest import read_manifest
+from enginix.errors import UsageError
+from enginix.manifest import Manifest, explain_unverified, read_manifest
+from enginix.report.html import render_gate_report
+from enginix.runtime.table import find_runtime
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = ROOT / "tests" / "models" / "tiny-qwen3"
@@ -87,3 +92,34 @@ def test_a_runtime_without_triton_has_no_repository(
     assert not (tmp_path / "r").exists()
     words = ["up", str(MODEL), "--kind", "llmapi", "--runtime", "trtllm-1.4.0rc1", "--print-nix"]
     assert main(words) == 0 and "mkServe { inherit engine; }" in capsys.readouterr().out
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+    max_leaves=6,
+)
+VALUES = JSON | st.sampled_from(["trtllm-1.2.1", "a.b/c:1.2.2", "a.b/c:v1.2.2-x", {"tensorrtLlm": "1.2.2"}])
+
+
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(["like", "image", "versions", "id", "verified"], VALUES))
+)
+def test_any_description_is_taken_or_refused(described: dict[str, Any]) -> None:
+    """Of a file, and of a manifest, which anybody may have written."""
+    try:
+        runtime = find_runtime(described)
+    except UsageError as e:
+        assert e.fix
+        return
+    assert runtime.is_verified or runtime.id == "trtllm-1.2.2-unverified"
+
+
+def test_the_page_and_a_server_say_so() -> None:
+    unverified = Manifest(
+        artefact="triton-repository", name="m", runtime={"id": "x", "verified": False, **DESCRIBED}
+    )
+    warning = explain_unverified(unverified)
+    assert warning is not None and TOLD in warning
+    assert TOLD in render_gate_report("m", {"warning": warning})
+    assert "Warning" not in render_gate_report("m", {})
