@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginix.cli import main
+from enginix.cli.serving.serve.report import describe_server
 from enginix.errors import UsageError
 from enginix.manifest import Manifest, explain_unverified, read_manifest
 from enginix.report.html import render_gate_report
@@ -123,3 +125,6 @@ def test_the_page_and_a_server_say_so() -> None:
     assert warning is not None and TOLD in warning
     assert TOLD in render_gate_report("m", {"warning": warning})
     assert "Warning" not in render_gate_report("m", {})
+    endpoints = SimpleNamespace(host="127.0.0.1", http=1, grpc=None, metrics=None)
+    spec: Any = SimpleNamespace(endpoints=endpoints)
+    assert describe_server(spec, unverified, 1.0, None)["warning"] == warning
