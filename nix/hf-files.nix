@@ -35,8 +35,8 @@ rec {
           lib.importJSON lock
         else
           throw (
-            "${function}: lock is ${check.arguments.describe lock}, not the file that `enginix lock` "
-            + "wrote, nor its content."
+            "${function}: lock is ${check.arguments.describe lock}, not the file that "
+            + "`enginix lock` wrote, nor its content."
           )
       );
       functionFor = {
