@@ -104,7 +104,7 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
             _check_tools(body.get("tools") or ())
     elif is_triton:
         parse_prompts(body["prompt"])
-    if is_triton and body.get("stop") is not None:
+    if body.get("stop") is not None:
         parse_stop_words(body["stop"])
 
 

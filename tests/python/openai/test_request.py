@@ -203,7 +203,9 @@ def test_refused_by_name(param: str, more: dict[str, Any]) -> None:
 
 def test_a_server_of_openais_interface_gets_what_triton_does_not_serve() -> None:
     check_openai_request(
-        "chat", {**CHAT, "n": 4, "tools": [{}], "logprobs": True, "messages": [{"role": "x", "image": 1}]}, is_triton=False
+        "chat",
+        {**CHAT, "n": 4, "tools": [{}], "logprobs": True, "messages": [{"role": "x", "image": 1}]},
+        is_triton=False,
     )
 
 
