@@ -172,7 +172,7 @@ def start_gateway(directory: Path, urls: list[str]) -> Iterator[Gateway]:
         "name": "gateway",
         "models": {"tiny": [{"kind": "triton", "url": url, "model": "ensemble"} for url in urls]},
         "keyFile": str(directory / "operator"),
-        "clients": {"alice": {"keyFile": str(directory / "alice"), "requestsPerMinute": 30}},
+        "clients": {"alice": {"keyFile": str(directory / "alice"), "requestsPerMinute": 6}},
         "limits": {"bodySeconds": BODY_SECONDS, "silenceSeconds": 120},
     }
     (directory / "gateway.json").write_text(json.dumps(description))
