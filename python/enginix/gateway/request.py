@@ -195,8 +195,8 @@ def parse_text_messages(messages: Any) -> list[dict[str, Any]]:
     return [_parse_text_message(number, message) for number, message in enumerate(messages)]
 
 
-def _parse_text_message(number: int, message: Any) -> dict[str, Any]:
-    _check_role(number, message)
+def _parse_text_message(number: int, value: Any) -> dict[str, Any]:
+    message = _require_role(number, value)
     where = f"messages[{number}]"
     content = message.get("content")
     if isinstance(content, list):
@@ -215,12 +215,13 @@ def _parse_text_message(number: int, message: Any) -> dict[str, Any]:
     return message
 
 
-def _check_role(number: int, message: Any) -> None:
+def _require_role(number: int, message: Any) -> dict[str, Any]:
     where = f"messages[{number}]"
     if not isinstance(message, dict):
         raise RequestRejected(f'{where}: not an object such as {{"role": "user", "content": "…"}}', where)
     if not isinstance(message.get("role"), str):
         raise RequestRejected(f"{where}.role: missing, or not a text", f"{where}.role")
+    return message
 
 
 def _check_contents(messages: Any) -> None:
@@ -233,8 +234,7 @@ def _check_contents(messages: Any) -> None:
         RequestRejected: a message is not an object with a role, or a content does not include its data.
     """
     for number, message in enumerate(messages):
-        _check_role(number, message)
-        content = message.get("content")
+        content = _require_role(number, message).get("content")
         where = f"messages[{number}].content"
         if isinstance(content, list):
             for i, part in enumerate(content):

@@ -205,7 +205,8 @@ def test_another_server_gets_everything_and_its_own_key(client: Any, standin: St
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     # LiteLLM would drop the fifth and sixth.
     stop = ["a", "b", "c", "d", "e", "f"]
-    more = {"n": 2, "stop": stop, "tools": tools, "logprobs": True, "top_logprobs": 2, "presence_penalty": 0.5, "seed": 3}
+    more: dict[str, Any] = {"stop": stop, "presence_penalty": 0.5, "seed": 3}
+    more |= {"n": 2, "tools": tools, "logprobs": True, "top_logprobs": 2}
     client.chat.completions.create(
         model="other",
         messages=SAID,
