@@ -65,7 +65,7 @@ def test_model_types_are_those_of_the_causal_language_models(name: str) -> None:
 
     listed, own = ROWS[name]["modelTypes"], transformers.CONFIG_MAPPING
     loading = {kind for kind, loaded in NAMES.items() if loaded == name}
-    # A type with a configuration class of its own is not read as this one: exaone in 5.24. 5.0 has code_llama.
+    # A type with a configuration class of its own is not read as this one: exaone in 5.24.
     same = {kind for kind in loading if own[kind] is own[listed[0]]}
     assert same and same <= set(listed)
     assert {NAMES.get(kind, name) for kind in listed} == {name}
