@@ -125,7 +125,8 @@ in
     else
       ranks;
 
-  # A target as a GPU's name, or { gpu; count; driver; }.
+  # A target as a GPU's name, or { gpu; memoryGB; count; driver; }. memoryGB is for a part whose
+  # memory the table does not know, or that has another.
   # target :: string -> string|set -> { gpu; count; driver; }
   target =
     function: value:
@@ -135,20 +136,50 @@ in
           gpu ? null,
           sm ? null,
           memoryGB ? null,
+          unlisted ? false,
           count ? null,
           driver ? null,
         }:
         {
           gpu =
-            if gpu != null && sm == null && memoryGB == null then
-              (gpus.find function gpu).name
+            if gpu != null && sm == null && !unlisted then
+              named gpu memoryGB
             else if gpu == null && sm != null then
-              gpus.unnamed function sm memoryGB
+              gpus.unnamed function sm memoryGB unlisted
             else
               throw "${function}: target has either gpu, or sm and memoryGB.";
-          inherit driver;
+          driver =
+            if
+              driver == null
+              || builtins.isString driver && builtins.match "[0-9]+([.][0-9]+)*" driver != null
+            then
+              driver
+            else
+              throw (
+                "${function}: target.driver = ${builtins.toJSON driver} is not a driver's version "
+                + "such as \"580.95.05\", as nvidia-smi prints it."
+              );
           count = if count == null then null else arguments.atLeast function "target.count" 1 count;
         };
+      named =
+        name: memoryGB:
+        let
+          found = gpus.find function name;
+          ambiguity = gpus.ambiguity name;
+          noted =
+            if ambiguity == null then found.name else lib.warn "${function}: ${ambiguity}" found.name;
+        in
+        if memoryGB == null then
+          noted
+        else if !builtins.isInt memoryGB || memoryGB < 1 then
+          throw (
+            "${function}: target.memoryGB = ${builtins.toJSON memoryGB} is not a number of "
+            + "gigabytes such as 16."
+          )
+        else if found.part == "other" then
+          throw "${function}: target \"${found.name}\" says its memory itself; leave memoryGB out."
+        else
+          (gpus.find function "${found.name}-${toString memoryGB}gb").name;
     in
     if builtins.isString value then
       build { gpu = value; }

@@ -63,10 +63,7 @@ in
       builtins.attrValues formats.algorithms
       ++ builtins.attrValues formats.kvCache
       ++ support.warnings
-      ++ [
-        support.architectures
-        support.engineSm
-      ]
+      ++ [ support.architectures ]
     );
     expected = [ ];
   };

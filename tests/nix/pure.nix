@@ -641,7 +641,7 @@ in
     };
   };
   testGpuWithoutAName = {
-    expr = check.gpus.unnamed "f" 120 12;
+    expr = check.gpus.unnamed "f" 120 12 false;
     expected = "sm120-12gb";
   };
   testGpuIsNamedOnce = {
