@@ -644,6 +644,59 @@ in
     expr = check.gpus.unnamed "f" 120 12 false;
     expected = "sm120-12gb";
   };
+  testGpuWithItsMemory = {
+    expr = map (target: (check.engine.target "f" target).gpu) [
+      {
+        gpu = "a16";
+        memoryGB = 16;
+      }
+      {
+        gpu = "h200";
+        memoryGB = 141;
+      }
+      {
+        sm = 130;
+        memoryGB = 64;
+        unlisted = true;
+      }
+    ];
+    expected = [
+      "a16-16gb"
+      "h200"
+      "sm130-64gb-unlisted"
+    ];
+  };
+  testGpuThatDoesNotExist = {
+    expr = map (target: fails (builtins.deepSeq (check.engine.target "f" target) null)) [
+      {
+        sm = 95;
+        memoryGB = 16;
+      }
+      {
+        sm = 999;
+        memoryGB = 16;
+      }
+      {
+        gpu = "sm89-16gb";
+        memoryGB = 16;
+      }
+      {
+        gpu = "h200";
+        driver = "banana";
+      }
+      {
+        gpu = "h200";
+        driver = "580.95.05";
+      }
+    ];
+    expected = [
+      true
+      true
+      true
+      true
+      false
+    ];
+  };
   testGpuIsNamedOnce = {
     expr = map (target: fails (builtins.deepSeq (check.engine.target "f" target) null)) [
       { }
