@@ -66,13 +66,13 @@ let
 
   # What a GPU has of number formats, or what its engines take of them.
   describeFormats =
-    gpu:
+    what: gpu:
     let
       isTaken = f: takes algorithms.${formats.gpuFormats.${f}} gpu.sm;
       taken = builtins.filter isTaken gpu.formats;
     in
     lib.optionalString (gpu ? formats)
-      ''Engines for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
+      ''${what} for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
 
   reason =
     what: row: gpu:
@@ -99,15 +99,16 @@ rec {
   # quantization :: string -> string|null -> { name; sm; … } -> string|null
   quantization =
     function: algorithm: gpu:
-    quantizationBy (format: ''quantization = "${format}"'') function algorithm (
-      kindSupport.require function "tensorrt" gpu null
-    );
+    quantizationBy {
+      format = format: ''quantization = "${format}"'';
+      artefacts = "Engines";
+    } function algorithm (kindSupport.require function "tensorrt" gpu null);
 
-  # A quantization against a GPU's formats, for a caller that names formats in another way and may
-  # not know the kind.
-  # quantizationBy :: (string -> string) -> string -> string|null -> { … } -> string|null
+  # A quantization against a GPU's formats, for a caller with words of its own, which may not know
+  # the kind: format says one as its argument; artefacts are what it makes.
+  # quantizationBy :: { format; artefacts; } -> string -> string|null -> { … } -> string|null
   quantizationBy =
-    say: function: algorithm: gpu:
+    words: function: algorithm: gpu:
     let
       name = known algorithm;
       row =
@@ -127,7 +128,10 @@ rec {
     else if kindSupport.running gpu == [ "reference" ] then
       kindSupport.require function "llmapi" gpu null
     else if !takes row gpu.sm || !lacksNothing row gpu then
-      throw "${function}: ${reason name row gpu} ${ways say row name gpu} ${describeFormats gpu}"
+      throw (
+        "${function}: ${reason name row gpu} ${ways words.format row name gpu} "
+        + describeFormats words.artefacts gpu
+      )
     else
       algorithm;
 

@@ -47,8 +47,8 @@ let
       check.kindSupport.require "${name}-engine" "llmapi" (
         check.gpus.find function targetSpec.gpu
       ) (row.tensorrtLlm or null);
-  id = if builtins.isString runtime then runtime else runtime.id;
-  stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+  id = check.runtime.idOf function runtime;
+  stack = check.runtime.packageOf function mkRuntime runtime;
   row = check.engine.runtime function (check.runtime.rows runtime) "llmapi" { } id;
   ready = check.options.profile function profile;
   # The PyTorch backend clips sequences of some models below their context.
@@ -117,7 +117,9 @@ let
       expertParallel = 1;
     };
   };
-  meta = artefactMeta model { description = "LLM API artefact of ${name}"; };
+  meta = artefactMeta (model // { runtimePackage = stack; }) {
+    description = "LLM API artefact of ${name}";
+  };
   ungated = pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine-llmapi";
     buildCommandPath = ../../builders/engine-llmapi.sh;

@@ -94,7 +94,17 @@ rec {
             }
           )
         );
-      smOf = target: if builtins.isInt target then target else (check.gpus.find function target).sm;
+      smOf =
+        target:
+        if builtins.isInt target then
+          target
+        else if builtins.isString target then
+          (check.gpus.find function target).sm
+        else
+          throw (
+            "${function}: targets holds ${check.arguments.describe target}; it takes names of GPUs "
+            + "and SMs: targets = [ \"l4\" 89 ]."
+          );
       checked =
         target:
         let
