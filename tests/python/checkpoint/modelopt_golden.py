@@ -46,6 +46,7 @@ class ModeloptRow:
         format: ``none`` or a key of FORMATS.
         directory: of the output in the case; None where ModelOpt refused.
         defect: whether the output is marked wrong.
+        error: what ModelOpt says where it refuses.
         no_unified: why there is no unified export; None where there is one, or none is needed.
     """
 
@@ -55,6 +56,7 @@ class ModeloptRow:
     architecture: str
     directory: str | None
     defect: bool
+    error: str | None
     no_unified: str | None
 
     @property
@@ -151,6 +153,7 @@ def write_archive(source: Path, target: Path) -> None:
                     "architecture": json.loads((case / "hf/config.json").read_text())["architectures"][0],
                     "directory": row["directory"] if row["result"] == "ok" else None,
                     "defect": bool(row["known_defect"]),
+                    "error": _find_error(case, row),
                     "no_unified": unified.get(key),
                 }
             )
@@ -165,6 +168,18 @@ def write_archive(source: Path, target: Path) -> None:
         for case_name, directory in sorted(kept):
             _add_directory(tar, source / case_name / directory, f"modelopt/{case_name}/{directory}")
         _add(tar, "modelopt/rows.json", json.dumps(rows, indent=0).encode())
+
+
+def _find_error(case: Path, row: dict[str, Any]) -> str | None:
+    """Return the first line of a refusal: of this export, or of the quantization before it."""
+    if row["result"] == "ok":
+        return None
+    for entry in json.loads((case / "case.json").read_text())["conversions"]:
+        if entry["result"] == "error" and entry["format"] == row["format"]:
+            error = entry["error"]
+            text = str(error.get("message") or error.get("text"))
+            return f"{error['type']}: {text.splitlines()[0][:120]}"
+    raise AssertionError(f"no refusal of {row}")
 
 
 def _add_unified(tar: tarfile.TarFile, case: Path, format_name: str, work: Path) -> str | None:
