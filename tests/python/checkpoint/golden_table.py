@@ -215,8 +215,8 @@ def matrix() -> str:
     return "\n".join(lines)
 
 
-_BY_HAND, _NOBODY = "ModelOpt before 0.49 beside TensorRT-LLM, by hand", "nobody"
-_NO_KINDS = {_BY_HAND: "tensorrt, as it is", _NOBODY: "llmapi at most"}
+_BY_HAND, _NO_TOOL = "ModelOpt before 0.49 beside TensorRT-LLM, by hand", "no tool"
+_NO_KINDS = {_BY_HAND: "tensorrt, as it is", _NO_TOOL: "llmapi at most"}
 
 
 def _list_kinds(architecture: str, algorithm: str | None) -> list[str]:
@@ -248,9 +248,9 @@ def _find_writer(
             f"; unified export: {_shorten(why)}" if why else ""
         )
     if refused := [r for r in rows if r.error]:
-        return _NOBODY, f"{refused[-1].case}: {_shorten(str(refused[-1].error))}"
+        return _NO_TOOL, f"{refused[-1].case}: {_shorten(str(refused[-1].error))}"
     assert name in HUB_CODE, (name, key)
-    return _NOBODY, "its code lies on the Hub and is never run here, so ModelOpt cannot load it"
+    return _NO_TOOL, "its code lies on the Hub and is never run here, so ModelOpt cannot load it"
 
 
 def _shorten(text: str) -> str:
