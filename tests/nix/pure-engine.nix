@@ -560,10 +560,22 @@ in
     let
       build = { a, b ? a }: a + b;
       of = check.arguments.whole "f" build;
+      # Of one shape in every function; null where there is a default.
+      shaped = check.arguments.whole "f" ({ model, name ? "n", limits ? { } }: model + name + limits);
+      taken = args: (shaped args) == args;
+      m = { type = "derivation"; };
     in
     {
-      expr = [ (of { a = 1; }) (fails (of { })) (fails (of { b = 1; })) (fails (of 3)) (check.arguments.call "f" build { a = 1; }) ];
-      expected = [ { a = 1; } true true true 2 ];
+      expr = [
+        (of { a = 1; })
+        (fails (of { }))
+        (fails (of { b = 1; }))
+        (fails (of 3))
+        (check.arguments.call "f" build { a = 1; })
+        (map taken [ { model = m; } { model = /a; } { model = "/nix/store/a"; name = null; limits = null; } ])
+        (map (args: fails (shaped args)) [ { model = null; } { model = 3; } { model = "a"; } { model = m; name = 3; } { model = m; limits = [ ]; } ])
+      ];
+      expected = [ { a = 1; } true true true 2 [ true true true ] [ true true true true true ] ];
     };
   testOutput =
     let
