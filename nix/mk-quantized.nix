@@ -100,7 +100,10 @@ let
       requireExecutable =
         algorithm:
         let
-          checked = check.target.quantizationBy sayFormat function algorithm gpu;
+          checked = check.target.quantizationBy {
+            format = sayFormat;
+            artefacts = "Models";
+          } function algorithm gpu;
         in
         gpu == null || builtins.seq checked true;
 

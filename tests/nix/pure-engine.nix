@@ -39,7 +39,10 @@ let
   # The table again, by hand, for every GPU: what the issue asks for.
   rule =
     algorithm: sm:
-    if builtins.elem algorithm [ "FP8" ] then
+    # No code for Turing and older, Jetson, and Rubin.
+    if !builtins.elem sm [ 80 86 89 90 100 103 120 121 ] then
+      false
+    else if builtins.elem algorithm [ "FP8" ] then
       sm >= 89
     else if algorithm == "NVFP4" then
       sm >= 100
@@ -63,10 +66,7 @@ in
       builtins.attrValues formats.algorithms
       ++ builtins.attrValues formats.kvCache
       ++ support.warnings
-      ++ [
-        support.architectures
-        support.engineSm
-      ]
+      ++ [ support.architectures ]
     );
     expected = [ ];
   };
@@ -120,10 +120,12 @@ in
   };
   testComputesRefuses = {
     expr = map fails [
-      (check.target.computes "e" "NVFP4" (gpu "h200"))
+      (check.target.computes "e" "NVFP4" (gpu "a100-80gb"))
       (check.target.computes "e" "FP8" (gpu "a100-80gb"))
+      # By Marlin kernels (check.target.fallback).
+      (check.target.computes "e" "NVFP4" (gpu "h200"))
     ];
-    expected = [ true true ];
+    expected = [ true true false ];
   };
   # A format that a part lacks is refused, whatever its SM says.
   testFormatThatTheGpuLacks = {
@@ -185,7 +187,7 @@ in
     expected = [ false false false ];
   };
   testUnknownQuantization = {
-    expr = fails (check.target.quantizationBy (f: f) "e" "FP9" (gpu "h200"));
+    expr = fails (check.target.quantizationBy { format = f: f; artefacts = "Models"; } "e" "FP9" (gpu "h200"));
     expected = true;
   };
   testEnginesNeedAmpere = {
@@ -498,6 +500,90 @@ in
         (fails (check.runtime.unlisted "f" (described // { versions = { }; })))
       ];
       expected = [ "trtllm-1.4.0rc2-unverified" true "trtllm-1.2.1" true true true ];
+    };
+  # What takes a runtime, and what Triton serves.
+  testRuntimeOf =
+    let
+      made = {
+        id = "r-unverified";
+        row = {
+          kinds = [ "llmapi" ];
+          paths.triton = null;
+        };
+      };
+      packageOf = check.runtime.packageOf "f" ({ id }: "made of ${id}");
+      withTriton = {
+        id = "r";
+        image = "26.07";
+        row = {
+          paths.triton = "/opt/tritonserver";
+          images."26.07".tritonServer = "2.71.0";
+        };
+      };
+    in
+    {
+      expr = [
+        (check.runtime.idOf "f" "r")
+        (check.runtime.idOf "f" made)
+        (packageOf "r")
+        (packageOf made).id
+        (check.runtime.triton "f" withTriton).version
+        (fails (check.runtime.triton "f" made))
+      ]
+      ++ map (v: fails (check.runtime.idOf "f" v) && fails (packageOf v)) [
+        null
+        3
+        [ ]
+        { }
+        { id = "r"; }
+        { like = "r"; }
+      ];
+      expected = [ "r" "r-unverified" "made of r" "r-unverified" "2.71.0" true true true true true true true ];
+    };
+  # Any value stands in an error, which Nix's toJSON cannot do.
+  testDescribe = {
+    expr = map check.arguments.describe [
+      3
+      "a"
+      null
+      true
+      [ (x: x) ]
+      { }
+      { b = 1; a = x: x; }
+      (x: x)
+      /a
+      { type = "derivation"; }
+    ];
+    expected = [ "3" "\"a\"" "null" "true" "a list" "{ }" "a set of a, b" "a function" "the path /a" "a derivation" ];
+  };
+  testWhole =
+    let
+      build = { a, b ? a }: a + b;
+      of = check.arguments.whole "f" build;
+      # Of one shape in every function; null where there is a default.
+      shaped = check.arguments.whole "f" ({ model, name ? "n", limits ? { } }: model + name + limits);
+      taken = args: (shaped args) == args;
+      m = { type = "derivation"; };
+    in
+    {
+      expr = [
+        (of { a = 1; })
+        (fails (of { }))
+        (fails (of { b = 1; }))
+        (fails (of 3))
+        (check.arguments.call "f" build { a = 1; })
+        (map taken [ { model = m; } { model = /a; } { model = "/nix/store/a"; name = null; limits = null; } ])
+        (map (args: fails (shaped args)) [ { model = null; } { model = 3; } { model = "a"; } { model = m; name = 3; } { model = m; limits = [ ]; } ])
+      ];
+      expected = [ { a = 1; } true true true 2 [ true true true ] [ true true true true true ] ];
+    };
+  testOutput =
+    let
+      of = check.arguments.output "f" "engine" "mkEngine";
+    in
+    {
+      expr = [ (of { kind = "rtx"; }).kind ] ++ map (v: fails (of v)) [ 3 null "a" { } { kind = 3; } ];
+      expected = [ "rtx" true true true true true ];
     };
   testPin =
     let

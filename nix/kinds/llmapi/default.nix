@@ -41,9 +41,14 @@ let
   facts = model.model or { };
   targetSpec = if target == null then null else check.engine.target function target;
   gpu =
-    if targetSpec == null then null else check.gpus.find function targetSpec.gpu;
-  id = if builtins.isString runtime then runtime else runtime.id;
-  stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+    if targetSpec == null then
+      null
+    else
+      check.kindSupport.require "${name}-engine" "llmapi" (
+        check.gpus.find function targetSpec.gpu
+      ) (row.tensorrtLlm or null);
+  id = check.runtime.idOf function runtime;
+  stack = check.runtime.packageOf function mkRuntime runtime;
   row = check.engine.runtime function (check.runtime.rows runtime) "llmapi" { } id;
   ready = check.options.profile function profile;
   # The PyTorch backend clips sequences of some models below their context.
@@ -83,7 +88,9 @@ let
       if gpu == null then
         null
       else
-        check.target.computes "${name}-engine" (model.quantization or null) gpu
+        check.target.fallback "${name}-engine" (
+          check.target.computes "${name}-engine" (model.quantization or null) gpu
+        ) gpu row (facts.dtype or null)
     )
     (check.engine.driver "${name}-engine" row (
       if targetSpec == null then null else targetSpec.driver
@@ -110,7 +117,9 @@ let
       expertParallel = 1;
     };
   };
-  meta = artefactMeta model { description = "LLM API artefact of ${name}"; };
+  meta = artefactMeta (model // { runtimePackage = stack; }) {
+    description = "LLM API artefact of ${name}";
+  };
   ungated = pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine-llmapi";
     buildCommandPath = ../../builders/engine-llmapi.sh;

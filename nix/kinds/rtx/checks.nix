@@ -84,7 +84,27 @@ rec {
     function: format: requested:
     let
       able = formats.${format};
-      smOf = target: if builtins.isInt target then target else (check.gpus.find function target).sm;
+      othersFor =
+        sm:
+        lib.concatStringsSep " or " (
+          builtins.filter (kind: kind != "rtx") (
+            check.kindSupport.running {
+              name = "SM ${toString sm}";
+              inherit sm;
+            }
+          )
+        );
+      smOf =
+        target:
+        if builtins.isInt target then
+          target
+        else if builtins.isString target then
+          (check.gpus.find function target).sm
+        else
+          throw (
+            "${function}: targets holds ${check.arguments.describe target}; it takes names of GPUs "
+            + "and SMs: targets = [ \"l4\" 89 ]."
+          );
       checked =
         target:
         let
@@ -95,8 +115,8 @@ rec {
         else
           throw (
             "${function}: targets: ${toString target} is SM ${toString sm}, and TensorRT for RTX "
-            + "takes ${format} for SM ${among able} alone. Leave it out, or use kind = \"llmapi\" "
-            + "or \"tensorrt\" for that GPU."
+            + "takes ${format} for SM ${among able} alone. Leave it out, or use another kind for "
+            + "that GPU: ${othersFor sm}."
           );
       sms = map checked requested;
     in

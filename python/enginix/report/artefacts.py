@@ -44,6 +44,7 @@ class Artefact:
         bench_refusal: why the measurement beside it is not shown; None where nothing is wrong.
         made: what making it took, by the run log beside it; None without one, as of a build of Nix.
         doubts: contradictions in its own statements.
+        warning: that its runtime is not verified by enginix; None for one of the table.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Artefact:
     bench_refusal: str | None = None
     made: ArtefactRun | None = None
     doubts: tuple[str, ...] = ()
+    warning: str | None = None
 
 
 def read_artefact(path: Path) -> Artefact:
@@ -121,6 +123,7 @@ def read_artefact(path: Path) -> Artefact:
         bench=record if isinstance(record, StoredSpeed) else None,
         bench_refusal=record if isinstance(record, str) else None,
         made=read_run_log(path),
+        warning=None if artefact_manifest is None else _read_warning(artefact_manifest),
     )
     return replace(artefact, doubts=tuple(_list_doubts(artefact, artefact_manifest, facts)))
 
@@ -178,6 +181,11 @@ def _describe_artefact(path: Path, artefact_manifest: Manifest | None) -> str:
 def _read_target(artefact_manifest: Manifest | None) -> str | None:
     target = {} if artefact_manifest is None else artefact_manifest.target
     return accept_short_text(target.get("name")) or accept_short_text(target.get("gpu"))
+
+
+def _read_warning(artefact_manifest: Manifest) -> str | None:
+    text = manifest.explain_unverified(artefact_manifest)
+    return None if text is None else make_printable(text)
 
 
 def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin | None:

@@ -24,7 +24,7 @@ STYLE = """
 <style>main { max-width: 1280px; } table.wide { table-layout: auto; }
 table.wide td, table.wide th { padding: 7px 8px; overflow-wrap: normal; vertical-align: top; }
 table.wide td:first-child { overflow-wrap: anywhere; min-width: 130px; }
-table.wide td:nth-child(3) { min-width: 100px; } table.wide div { font-size: 13px; }
+table.wide td:nth-child(3) { overflow-wrap: anywhere; min-width: 100px; } table.wide div { font-size: 13px; }
 table.wide .number { text-align: right; font-variant-numeric: tabular-nums; }
 table.wide td.number { white-space: nowrap; }
 table.wide td.number div { white-space: normal; } table.wide td.number span.soft { white-space: normal; }
@@ -37,7 +37,7 @@ class ArtefactComparison:
     """A comparison of artefacts.
 
     Attributes:
-        notes: reasons why figures of two rows cannot be compared.
+        notes: reasons why figures of two rows cannot be compared, and runtimes that are not verified.
         speed_on: the machine that speeds were measured on; None without speeds.
     """
 
@@ -140,6 +140,7 @@ def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
             "They were asked different questions, so their figures cannot be compared: "
             f"{_join_groups(short_materials)}."
         )
+    notes += [f"{a.name}: {a.warning}." for a in artefacts if a.warning is not None]
     for artefact in artefacts:
         figures = artefact.measured
         reference = None if figures is None else figures.reference
@@ -349,8 +350,6 @@ def _render_cell(head: str, cell: CellText, right: bool) -> str:
         headline = f'<span class="{"pass" if cell[0] == "passed" else "fail"}">{headline}</span>'
     elif head == "artefact":
         headline = f"<b>{headline}</b>"
-    elif head == "format":
-        headline = headline.replace("_", "_<wbr>")
     detail_html = f'<div class="soft">{detail}</div>' if detail else ""
     return (
         f'<td class="number">{headline}{detail_html}</td>' if right else f"<td>{headline}{detail_html}</td>"

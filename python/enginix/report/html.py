@@ -221,6 +221,8 @@ def render_gate_report(name: str, evidence: Mapping[str, Any], speed: StoredSpee
         passed = "its gate" if len(gates) == 1 else f"all {len(gates)} gates"
         css_class, verdict, why = "good", f"Accepted: {passed} passed", ""
     parts = [f'<div class="verdict {css_class}"><b>{escape(verdict)}</b><div>{escape(why)}</div></div>']
+    if "warning" in evidence:
+        parts.append(f"<p class='fail'>Warning: {escape(str(evidence['warning']))}.</p>")
     if gates:
         parts.append(_render_gates(gates))
     parts += _render_sections(evidence)

@@ -110,14 +110,12 @@ def find_in_image(rootfs: Path, runtime: str | Mapping[str, Any]) -> TritonServe
         runtime: its name, or what a repository's manifest says of it.
 
     Raises:
-        MachineError: the image has no tritonserver.
-        UsageError: the runtime is unknown.
+        MachineError: the image lacks parts of it.
+        UsageError: the runtime is unknown, or its image has no tritonserver.
     """
     stack = runtimes.find_runtime(runtime)
     row, runtime = stack.row, stack.id
-    inside = row.get("paths", {}).get("triton")
-    if inside is None:
-        raise MachineError(f"runtime {runtime} has no image with a tritonserver", where=str(rootfs))
+    inside = runtimes.require_triton(stack, str(rootfs))
     rootfs = Path(os.path.abspath(rootfs))
     outside = Path(f"{rootfs}{inside}")
     _check_parts(outside)
