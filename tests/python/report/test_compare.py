@@ -208,7 +208,8 @@ def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
         ("Gemma3ForCausalLM", None, None, "no converter takes Gemma3ForCausalLM"),
         ("DeepseekV2ForCausalLM", None, None, "latent projections"),
         ("ArcticForCausalLM", None, None, "is not converted"),
-        ("Gemma2ForCausalLM", "FP8", None, "takes Gemma2ForCausalLM unquantized"),
+        ("CohereForCausalLM", "FP8", None, "takes CohereForCausalLM unquantized"),
+        ("Gemma2ForCausalLM", "NVFP4", None, "takes Gemma2ForCausalLM in FP8, in W8A8_SQ_PER_CHANNEL"),
         ("MixtralForCausalLM", "W4A16_AWQ", None, "for dense models"),
     ],
 )
@@ -226,8 +227,9 @@ def test_an_architecture_of_another_converter_is_taken_unquantized() -> None:
     assert judge("reference", "GPT2LMHeadModel", None).takes
     (why,) = judge("reference", "ChatGLMModel", None).why
     assert why == "the reference executor does not compute ChatGLMModel"
-    (why,) = judge("tensorrt", "GPT2LMHeadModel", "FP8").why
-    assert why == "converter enginix takes GPT2LMHeadModel unquantized, and this one is FP8"
+    assert judge("tensorrt", "GPT2LMHeadModel", "FP8").takes
+    (why,) = judge("tensorrt", "BloomForCausalLM", "FP8").why
+    assert why == "converter enginix takes BloomForCausalLM unquantized, and this one is FP8"
 
 
 def test_what_nobody_takes_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import has_code
+from enginix.model.family_rows import describe_formats, list_family_rows
 from enginix.model.number_formats import find_fallback, read_algorithms, runs_on_gpu
 from enginix.tables import load_table
 
@@ -68,6 +69,7 @@ def list_conversion_obstacles(
         converters: rows of converters.json.
     """
     table, own = load_table("converters"), load_table("architectures")["architectures"]
+    family = list_family_rows().get(architecture or "")
     takers = [name for name in converters if architecture in table["converters"][name]["architectures"]]
     row, name = read_algorithms().get(quantization or "NO_QUANT"), quantization or "NO_QUANT"
     obstacles = []
@@ -86,13 +88,10 @@ def list_conversion_obstacles(
     elif (
         takers
         and name != "NO_QUANT"
-        and not any(
-            converter == "enginix"
-            and not table["converters"][converter]["architectures"][architecture].get("unquantized")
-            for converter in takers
-        )
+        and ("enginix" not in takers or (family is not None and name not in family.get("formats", ())))
     ):
-        obstacles.append(f"converter {takers[0]} takes {architecture} unquantized, and this one is {name}")
+        formats = describe_formats(family or {})
+        obstacles.append(f"converter {takers[0]} takes {architecture} {formats}, and this one is {name}")
     elif row["experts"] is False and "experts" in own.get(architecture, {}).get("mlp", ""):
         obstacles.append(f"{name} is for dense models, and {architecture} has experts")
     return obstacles

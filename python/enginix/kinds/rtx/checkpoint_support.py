@@ -98,19 +98,9 @@ def resolve_targets(formats: Collection[str], requested: Sequence[int] | None) -
             raise UsageError(
                 f"SM {sm}: TensorRT for RTX takes {' and '.join(sorted(formats))} for SM "
                 f"{', '.join(map(str, able))} alone",
-                fix=f"leave --sm out, or use another kind for that GPU: {_list_other_kinds(sm)}",
+                fix=f"leave --sm out, or use another kind: enginix compare MODEL --target sm{sm} lists them",
             )
     return tuple(sorted(set(requested or able)))
-
-
-def _list_other_kinds(sm: int) -> str:
-    kinds = load_table("engine_kinds")["kinds"]
-    running = [
-        name
-        for name, row in kinds.items()
-        if name != "rtx" and (row["sms"] is None or any(sm in sms for sms in row["sms"].values()))
-    ]
-    return " or ".join(running)
 
 
 def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineShape:
