@@ -23,7 +23,13 @@ let
     if foreign != [ ] then
       throw (
         "${function}: ${first} is an argument of the kind "
-        + "${builtins.concatStringsSep " and " (kindsWith first)}, not of ${kind}; leave it out."
+        + "${builtins.concatStringsSep " and " (kindsWith first)}, not of ${kind}; "
+        + (
+          if first == "target" && builtins.elem "targets" known then
+            "pass targets = [ GPU ], since one engine is for several."
+          else
+            "leave it out."
+        )
       )
     else
       check.arguments.only function known args;

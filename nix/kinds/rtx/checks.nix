@@ -114,9 +114,9 @@ rec {
           sm
         else
           throw (
-            "${function}: targets: ${toString target} is SM ${toString sm}, and TensorRT for RTX "
-            + "takes ${format} for SM ${among able} alone. Leave it out, or use another kind for "
-            + "that GPU: ${othersFor sm}."
+            "${function}: targets: ${toString target} is SM ${toString sm}, and engines of kind rtx "
+            + "with ${if format == "NO_QUANT" then "no quantization" else format} are for SM "
+            + "${among able} alone. Leave it out, or use another kind for that GPU: ${othersFor sm}."
           );
       sms = map checked requested;
     in
