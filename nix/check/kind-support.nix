@@ -74,6 +74,18 @@ rec {
       "kind ${kind} runs on SM ${among known}; target \"${gpu.name}\" is SM "
       + "${toString gpu.sm}${which}. Use kind ${others}, or another GPU.";
 
+  # What to say where a GPU has a CPU that the evaluated system is not for; [ ] for any other.
+  # otherSystem :: { name; part ? …; } -> string -> [ string ]
+  otherSystem =
+    gpu: system:
+    let
+      own = partSystems.${gpu.part or "other"} or null;
+    in
+    lib.optional (own != null && own != system) (
+      "${gpu.name} has ${own}, and this is evaluated for ${system}: no builder of ${system} has the "
+      + "GPU; take the functions of legacyPackages.${own}"
+    );
+
   # The GPU, or a refusal.
   # require :: string -> string -> { name; sm; … } -> string|null -> { … }
   require =

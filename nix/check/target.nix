@@ -126,7 +126,11 @@ rec {
         + "."
       )
     else if kindSupport.running gpu == [ "reference" ] then
-      kindSupport.require function "llmapi" gpu null
+      throw (
+        "${function}: no software of NVIDIA's that enginix serves with has code for SM "
+        + "${toString gpu.sm} (target \"${gpu.name}\"). Leave target out, and serve the model by kind = "
+        + "\"reference\", on a CPU; or name another GPU."
+      )
     else if !takes row gpu.sm || !lacksNothing row gpu then
       throw (
         "${function}: ${reason name row gpu} ${ways words.format row name gpu} "

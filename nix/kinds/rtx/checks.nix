@@ -114,8 +114,8 @@ rec {
           sm
         else
           throw (
-            "${function}: targets: ${toString target} is SM ${toString sm}, and engines of kind rtx "
-            + "with ${if format == "NO_QUANT" then "no quantization" else format} are for SM "
+            "${function}: targets: ${toString target} is SM ${toString sm}, and kind rtx builds "
+            + "${if format == "NO_QUANT" then "unquantized models" else format} for SM "
             + "${among able} alone. Leave it out, or use another kind for that GPU: ${othersFor sm}."
           );
       sms = map checked requested;

@@ -214,10 +214,14 @@ def _check_target_support(
     from enginix.machine.gpu_table import find_gpu
     from enginix.machine.kind_support import list_running_kinds
     from enginix.machine.target import find_target
-    from enginix.runtime.preflight import check_support, require_kind_support
+    from enginix.runtime.preflight import check_support
 
     if list_running_kinds(find_gpu(name)) == ["reference"]:
-        require_kind_support("llmapi", find_target(name))
+        raise UsageError(
+            f"no software of NVIDIA's that enginix serves with has code for SM {find_gpu(name).sm}",
+            where=f"target {name}",
+            fix="leave --target out, and serve the model by kind reference, on a CPU; or name another GPU",
+        )
     known = architecture in load_table("engine_support")["architectures"]["engine"]
     target = find_target(name)
     return check_support(algorithm, kv_cache, architecture if known else None, target, _say_option)

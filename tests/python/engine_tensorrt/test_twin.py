@@ -172,6 +172,20 @@ GPU_NAMES = [
         "sm130-unlisted",
         "jetson-t4000-64gb",
     ),
+    *("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "NVIDIA-H100-80GB-HBM3-MIG-3g.40gb", "h100-1g.10gb"),
+    *("NVIDIA-A100-SXM4-40GB-MIG-1c.2g.10gb", "A100-1-5CME"),
+    *("NVIDIA H100XM-80C", "NVIDIA H100L-94C", "GRID A100D-40C", "GRID A100DX-1-10C", "GRID A100X-40C"),
+    *("GRID V100D-32Q", "GRID RTX6000-24Q", "GRID RTX8000P-48C", "NVIDIA H200X-141C"),
+    *("NVIDIA RTX Pro 6000 Blackwell DC-48Q", "NVIDIA RTX Pro 6000 Blackwell DC-4-96Q"),
+    *("AGX Thor", "Jetson AGX Thor Developer Kit", "NVIDIA Jetson AGX Orin Developer Kit", "AGX Orin 64GB"),
+    *("Orin NX 16GB", "Orin NX", "Jetson Orin Nano Super", "IGX Thor", "NVIDIA IGX Orin", "DRIVE AGX Thor"),
+    *(
+        "NVIDIA RTX A3000 12GB Laptop GPU",
+        "RTX 6000 Pro",
+        "RTX_PRO_6000_WS",
+        "Q_RTX_8000",
+        "H100_NVLINK_80GB",
+    ),
 ]
 # What is another part than the name's beginning.
 TOLD_APART = {
@@ -196,7 +210,28 @@ TOLD_APART = {
     "RTX 3060": ("rtx-3060-8gb", 8 * 10**9),
     "4090 D": ("rtx-4090-d", 24 * 10**9),
     "RTX 2060 12GB": ("rtx-2060-12gb", 12 * 10**9),
+    "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb": ("h100-10gb", 10 * 10**9),
+    "NVIDIA H100XM-80C": ("h100", 80 * 10**9),
+    "NVIDIA H100L-94C": ("h100-nvl", 94 * 10**9),
+    "GRID A100DX-1-10C": ("a100-10gb", 10 * 10**9),
+    "NVIDIA RTX Pro 6000 Blackwell DC-4-96Q": ("rtx-pro-6000", 96 * 10**9),
+    "GRID RTX6000-24Q": ("quadro-rtx-6000", 24 * 10**9),
+    "Jetson AGX Thor Developer Kit": ("jetson-t5000", 128 * 10**9),
+    "AGX Orin 64GB": ("jetson-agx-orin-64gb", 64 * 10**9),
+    "Jetson Orin Nano Super": ("jetson-orin-nano-8gb", 8 * 10**9),
+    "NVIDIA RTX A3000 12GB Laptop GPU": ("rtx-a3000-laptop-12gb", 12 * 10**9),
 }
+# No part for any kind: the reason is said, and no other part is offered.
+FOREIGN_GPU_NAMES = [
+    "MI300X",
+    "AMD Instinct MI250",
+    "Radeon RX 7900 XTX",
+    "Arc A770",
+    "Gaudi3",
+    "M3 Max",
+    "M4",
+]
+FOREIGN_GPU_NAMES += ["P100-PCIE-16GB", "Tesla P40", "K80", "M60", "GTX 1080 Ti", "Quadro P6000", "TITAN Xp"]
 UNKNOWN_GPU_NAMES = ["h2000", "", "sm", "sm89-gb", "sm9-16gb", "sm61-8gb", "rtx 4071", "rtx-", "a"]
 UNKNOWN_GPU_NAMES += [
     "gtx 1080 ti",
@@ -248,6 +283,16 @@ def test_gpu_names(tmp_path: Path) -> None:
         assert (find_gpu(name).name, find_gpu(name).memory) == (row, memory), name
 
 
+def test_a_part_for_no_kind_is_told_from_a_mistake(tmp_path: Path) -> None:
+    assert evaluate('map (n: value (check.gpus.find "e" n)) data', FOREIGN_GPU_NAMES, tmp_path) == [
+        None
+    ] * len(FOREIGN_GPU_NAMES)
+    for name in FOREIGN_GPU_NAMES:
+        with pytest.raises(UsageError, match=r"is no GPU of NVIDIA|is older than SM 70") as refusal:
+            find_gpu(name)
+        assert "did you mean" not in (refusal.value.fix or ""), name
+
+
 # What drivers, clouds and people write around a part's name.
 DECORATIONS = ["{}", "NVIDIA {}", "nvidia-{}-shared", "{} 48GB", "{}-12q", "{} Laptop GPU", "{}-mig-1g.10gb"]
 DECORATIONS += ["{}ti", "{} 80g", "rtx{}", "grid {}-2-8c", "{}-unlisted", "{}_sxm5", "Tesla {}-16gb", "{}d"]
@@ -295,6 +340,14 @@ def test_kinds_on_gpus(tmp_path: Path) -> None:
         ours = explain_unsupported_gpu(kind, find_gpu(name), version)
         assert (ours is None) == (theirs is None), case
         if ours is not None:  # the same kinds, or the same release
+            gpu = find_gpu(name)
+            for text in (ours.why, theirs):  # no list of SMs that the kind runs on has the GPU's own
+                listed = re.match(r"kind \w+ runs on SM ([0-9, ]+);", text)
+                assert listed is None or str(gpu.sm) not in listed[1].split(", "), (case, text)
+                assert gpu.system is None or f"SM {gpu.sm} with" not in text or gpu.system in text, (
+                    case,
+                    text,
+                )
             assert re.findall(r'"([a-z]+)"', ours.fix) == re.findall(
                 r'"([a-z]+)"', theirs.split(" Use ")[1]
             ), case

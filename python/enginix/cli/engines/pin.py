@@ -261,6 +261,12 @@ def _choose_model(args: argparse.Namespace) -> PinnedModel:
         from enginix.runtime.table import find_runtime
 
         stack, target = find_runtime(args.runtime or DEFAULT_RUNTIME, kind), find_target(args.target)
+        if not stack.is_verified:
+            raise UsageError(
+                f"--runtime {args.runtime} describes a runtime, and a pinned engine names one of the table",
+                fix="enginix lock the model, and write in your flake runtime = mkRuntime { like = …; image = …; "
+                "versions = { … }; } (docs/how-to/build-engines.md)",
+            )
         require_kind_support(kind, target, stack.version)
         _require_known_memory(target.name)
         runtime = stack.id
