@@ -13,6 +13,7 @@ import pytest
 import environments
 import tiny_model
 from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.kinds.rtx.engine_build import RtxBuildOptions, build_rtx_engine
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
@@ -84,3 +85,13 @@ def quantized(made_once: Callable[..., Path]) -> Callable[[str], Path]:
         return out / "checkpoint"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def served(trt: Any, tiny: Path, made_once: Callable[..., Path]) -> Path:
+    """An engine of tiny-qwen3 with the sizes that a server has by default."""
+
+    def make(out: Path) -> None:
+        build_rtx_engine(tiny, TINY, out, RtxBuildOptions(name="tiny-qwen3", max_seq_len=2048))
+
+    return made_once("rtx-served", make)
