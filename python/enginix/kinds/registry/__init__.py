@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, StartModule, TritonSupport
 from enginix.tables import load_table
 from enginix.wording import list_known
 
@@ -63,6 +63,15 @@ def find_triton_support(name: str) -> TritonSupport:
             fix=f"pass one of {', '.join(list_triton_kinds())}",
         )
     return kind.triton
+
+
+def find_start_module(name: str | None) -> StartModule | None:
+    """Return what the start of a kind's server needs besides; None where nothing does."""
+    kind = get_kind(name)
+    if kind is None or kind.triton is None or kind.triton.start is None:
+        return None
+    module: StartModule = load_hook(kind.triton.start)
+    return module
 
 
 def explain_unserved(kind: EngineKind) -> str:

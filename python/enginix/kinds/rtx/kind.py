@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
@@ -36,5 +36,13 @@ KIND: EngineKind = RtxKind(
     summary="TensorRT for RTX's engine, built without a GPU of a verified network",
     built_from="checkpoint",
     build_commands=("enginix rtx-build CHECKPOINT --model MODEL",),
-    unserved_reason="enginix has no server for it yet, and executed no engine of it",
+    triton=TritonSupport(
+        repository="enginix.kinds.rtx_serving.repository_content",
+        packages=("numpy", "tokenizers", "torch", "ml_dtypes", "tensorrt_rtx_bindings"),
+        extra="rtx",
+        has_ensemble=True,
+        probe={"text_input": "A", "max_tokens": 1, "end_id": -1},
+        one_machine_reason="it runs on one GPU",
+        start="enginix.kinds.rtx_serving.start",
+    ),
 )

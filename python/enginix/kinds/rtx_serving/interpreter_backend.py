@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
-from enginix import __version__, manifest
-from enginix.checkpoint.inputs import identify_checkpoint
-from enginix.errors import ManifestError
+from enginix import __version__
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
 from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.kinds.rtx_serving.engine_description import read_engine_description
+from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
 
 
 class InterpreterBackend:
@@ -70,19 +69,3 @@ class InterpreterBackend:
 
     def close(self) -> None:
         self._caches = {}
-
-
-def require_engine_checkpoint(engine: Path, checkpoint: Path) -> None:
-    """Refuse a checkpoint that an engine was not built from.
-
-    Raises:
-        ManifestError: it is another one, or it changed.
-    """
-    built_from = manifest.read_manifest(engine, "engine").inputs.get("checkpoint")
-    identity = identify_checkpoint(checkpoint)
-    if built_from != identity:
-        raise ManifestError(
-            f"the engine was built from another checkpoint than {checkpoint}, or that one changed",
-            where=str(engine),
-            fix="pass the checkpoint that the engine was built from",
-        )

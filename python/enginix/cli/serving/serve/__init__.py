@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_serve_request(serve_request: ServeRequest) -> None:
     from enginix import manifest
-    from enginix.kinds.registry import DEFAULT_KIND
+    from enginix.kinds.registry import DEFAULT_KIND, find_start_module
     from enginix.runtime.sandbox import check_namespaces
     from enginix.serve import preflight, tritonserver
 
@@ -93,6 +93,10 @@ def _check_serve_request(serve_request: ServeRequest) -> None:
     preflight.check_open_files()
     if server.rootfs is None:
         tritonserver.check_python(serve_request.plan.python, server, repository.manifest.kind or DEFAULT_KIND)
+        if (start := find_start_module(repository.manifest.kind)) is not None:
+            plan = serve_request.plan
+            for note in start.check_environment(plan.python, repository.directory, repository.manifest):
+                console.print_message(f"note: {note}")
         # An image's /dev/shm is a file system of its own.
         preflight.check_shared_memory(repository.instances)
     else:
