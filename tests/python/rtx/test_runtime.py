@@ -93,9 +93,7 @@ def test_failures_of_the_runtime_have_its_reason(load: Load, behaviour: str, rea
 
 @pytest.mark.parametrize("sm", [75, 90, 100, 103])
 def test_another_gpu_is_refused(load: Load, sm: int) -> None:
-    with pytest.raises(
-        MachineError, match=f"for SM 80, 86, 89, 120, 121, and .* has SM {sm}"
-    ):
+    with pytest.raises(MachineError, match=f"for SM 80, 86, 89, 120, 121, and .* has SM {sm}"):
         load(sm=sm)
 
 

@@ -196,3 +196,17 @@ def test_an_engine_for_nvidia_s_runtime_is_refused_here(
     assert done.returncode != 0
     assert "has no CUDA" in done.stderr
     assert "docs/how-to/environments.md" in done.stderr
+
+
+def test_the_gates_ask_the_engine_and_print_what_to_report(
+    run_enginix: Any, rtx_engine: Path, rtx_checkpoint: Path, tmp_path: Path
+) -> None:
+    gates = ("files", "smoke", "greedy", "task")
+    words = ["--gates", json.dumps({gate: {} for gate in gates}), "-o", tmp_path / "evidence"]
+    done = run_enginix("gate", rtx_engine, "--reference", MODEL, "--interpreter", rtx_checkpoint, *words)
+    for gate in gates:
+        assert f"gate {gate}: passed" in done.stderr, done.stderr
+    assert "this says nothing of NVIDIA's runtime" in done.stderr
+    assert "gates: all gates passed" in done.stderr and "first step: " in done.stderr
+    evidence = json.loads((tmp_path / "evidence/gates.json").read_text())
+    assert evidence["runtime"]["executor"].startswith("enginix's interpreter")

@@ -59,7 +59,7 @@ def find_triton_support(name: str) -> TritonSupport:
     kind = find_kind(name)
     if kind.triton is None:
         raise UsageError(
-            f"kind {name} is not served by Triton" + explain_unserved(kind),
+            f"kind {name} is not served by Triton",
             fix=f"pass one of {', '.join(list_triton_kinds())}",
         )
     return kind.triton
@@ -72,11 +72,6 @@ def find_start_module(name: str | None) -> StartModule | None:
         return None
     module: StartModule = load_hook(kind.triton.start)
     return module
-
-
-def explain_unserved(kind: EngineKind) -> str:
-    """Return the end of an error about a kind that nothing serves; empty where something does."""
-    return f": {kind.unserved_reason}" if kind.unserved_reason else ""
 
 
 def is_portable(name: str | None) -> bool:

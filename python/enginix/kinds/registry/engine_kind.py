@@ -83,7 +83,7 @@ class EngineKind(Protocol):
             server answers them, or, of a portable kind, this package.
         server: OpenAI server of its own.
         triton: None where Triton does not serve it.
-        unserved_reason: why nothing here serves it; None where something does.
+        unplanned_reason: why no memory plan is known; None where one is.
     """
 
     @property
@@ -115,7 +115,7 @@ class EngineKind(Protocol):
     @property
     def triton(self) -> TritonSupport | None: ...
     @property
-    def unserved_reason(self) -> str | None: ...
+    def unplanned_reason(self) -> str | None: ...
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
@@ -142,7 +142,7 @@ class KindDescription:
     has_pipeline: bool = False
     server: str | None = None
     triton: TritonSupport | None = None
-    unserved_reason: str | None = None
+    unplanned_reason: str | None = None
 
     @property
     def is_compiled(self) -> bool:

@@ -36,6 +36,7 @@ KIND: EngineKind = RtxKind(
     summary="TensorRT for RTX's engine, built without a GPU of a verified network",
     built_from="checkpoint",
     build_commands=("enginix rtx-build CHECKPOINT --model MODEL",),
+    unplanned_reason="what TensorRT for RTX takes on a GPU was never measured",
     triton=TritonSupport(
         repository="enginix.kinds.rtx_serving.repository_content",
         packages=("numpy", "tokenizers", "torch", "ml_dtypes", "tensorrt_rtx_bindings"),
