@@ -26,15 +26,7 @@ let
       name ? engine.modelName,
     }:
     let
-      unserved = kinds.${engine.kind}.unserved or null;
-      kind =
-        if unserved != null then
-          throw (
-            "${function}: engine.kind: an engine of kind ${engine.kind} is not served: "
-            + "${unserved}."
-          )
-        else
-          check.arguments.oneOf function "engine.kind" served engine.kind;
+      kind = check.arguments.oneOf function "engine.kind" served engine.kind;
       flags = [
         "--host"
         host

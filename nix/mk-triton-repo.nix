@@ -65,6 +65,9 @@ let
       name ? engine.modelName,
       # Where the reference executor runs: "cpu", "cuda", "cuda:<n>".
       device ? "cpu",
+      # Kind rtx: PyTorch executes the network of the engine's checkpoint on the CPU, in place of
+      # NVIDIA's runtime; for tests.
+      interpreter ? false,
       # Several responses a request, which streaming needs.
       decoupled ? true,
       # Take messages, through the model's chat template; without it NVIDIA's models are linked as
@@ -84,11 +87,15 @@ let
       ...
     }@args:
     let
-      limit = engine.request.limits.maxBatchSize or null;
+      limit = engine.request.limits.maxBatchSize or engine.limits.maxBatchSize or null;
       flags =
         lib.optionals (builtins.elem "device" kinds.${engine.kind}.tritonRepo) [
           "--device"
           device
+        ]
+        ++ lib.optionals interpreter [
+          "--interpreter"
+          "${engine.checkpoint}"
         ]
         ++ builtins.concatLists (
           lib.mapAttrsToList (option: flag: [
@@ -131,7 +138,7 @@ let
         inherit engine;
         flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
         passthru = {
-          inherit engine device;
+          inherit engine device interpreter;
           inherit (engine) kind runtime;
           modelName = name;
         };
@@ -141,11 +148,7 @@ in
 { engine, ... }@args:
 if kinds.${engine.kind}.tritonRepo or null == null then
   throw (
-    "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository"
-    + lib.optionalString (
-      kinds.${engine.kind}.unserved or null != null
-    ) ": ${kinds.${engine.kind}.unserved}"
-    + "."
+    "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository."
   )
 else
   build (

@@ -44,7 +44,10 @@ EXTRAS = {
         ("edgellm-export", "edgellm-build", "edgellm-serve"),
         (*_EXECUTOR, "onnx", "onnx_graphsurgeon", "onnxscript", "tensorrt_edgellm"),
     ),
-    "rtx": Extra(("rtx-build",), (*_EXECUTOR, "tensorrt_rtx_bindings")),
+    "rtx": Extra(
+        ("rtx-build",),
+        (*_EXECUTOR, "tritonclient", "google", "grpc", "requests", "tensorrt_rtx_bindings"),
+    ),
 }
 # The dependencies of enginix itself.
 CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")

@@ -138,4 +138,4 @@ def test_parts_without_the_registry_agree_with_it() -> None:
     every = {*check.PORTABLE_KINDS, *check.COMPILED_KINDS, *check.UNCOMPILED_KINDS}
     assert every == set(KIND_NAMES)
     assert set(trtllm_asker.KINDS) == {kind.name for kind in kinds if kind.runs_in_image}
-    assert list_triton_kinds() == ("tensorrt", "llmapi", "reference")
+    assert list_triton_kinds() == ("tensorrt", "llmapi", "rtx", "reference")

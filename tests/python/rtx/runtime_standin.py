@@ -26,7 +26,7 @@ class SignatureError(Exception):
 
 def read_signatures(function: Any) -> list[inspect.Signature]:
     """Return the signatures that pybind11 wrote into a docstring, one an overload."""
-    name, found = function.__name__, []
+    name, signatures = function.__name__, []
     for line in (function.__doc__ or "").splitlines():
         match = re.match(rf"(?:\d+\. )?{name}\((self: .*)\) -> ", line)
         if match is None:
@@ -41,8 +41,8 @@ def read_signatures(function: Any) -> list[inspect.Signature]:
                     default=None if default else inspect.Parameter.empty,
                 )
             )
-        found.append(inspect.Signature(parameters))
-    return found
+        signatures.append(inspect.Signature(parameters))
+    return signatures
 
 
 def check_call(real: type, name: str, *arguments: Any, **named: Any) -> None:

@@ -135,9 +135,9 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.kind == "rtx":
         # Its engines are for every GPU that the format allows, and its gate is a part of the build.
         others = ("target", "runtime", "rootfs", "device", "no_gates")
-        given = [name for name in others if getattr(args, name)]
-        if given:
-            name = given[0].replace("_", "-")
+        unsupported = [name for name in others if getattr(args, name)]
+        if unsupported:
+            name = unsupported[0].replace("_", "-")
             raise UsageError("not an option of kind rtx", where=f"--{name}", fix="leave it out")
     if args.target is not None:
         from enginix.machine.target import find_target

@@ -17,10 +17,10 @@ from enginix.kinds.reference.served_engine import ServedEngine
 from enginix.triton import config, contract
 from enginix.triton.options import RepositoryOptions, resolve_batch_size
 
-# Model → module of enginix.triton.models, and its class.
+# Model → module, and its class.
 CLASSES = {
-    contract.EXECUTOR: ("tensorrt_llm", "TensorrtLlm"),
-    contract.ENSEMBLE: ("ensemble", "Ensemble"),
+    contract.EXECUTOR: ("enginix.triton.models.tensorrt_llm", "TensorrtLlm"),
+    contract.ENSEMBLE: ("enginix.triton.models.ensemble", "Ensemble"),
 }
 
 
@@ -92,7 +92,7 @@ def write_model_shims(directory: Path, classes: Mapping[str, tuple[str, str]] = 
     """Write the model.py of each model.
 
     Args:
-        classes: model → module of ``enginix.triton.models``, and its class.
+        classes: model → module, and its class.
     """
     text = resources.files("enginix.triton").joinpath("shims/model.py.txt").read_text("utf-8")
     for name, (module, kind) in classes.items():

@@ -38,7 +38,7 @@ class GateReport:
         failed = [outcome.gate for outcome in outcomes if not outcome.passed]
         verdict = f"FAILED: {', '.join(failed)}" if failed else "all gates passed"
         return [
-            "please report these lines; nobody has told yet how this kind does on a GPU:"
+            "please report these lines: how this kind does on a GPU is not known yet"
             if "gpu" in self.facts
             else "executed by the interpreter: this says nothing of NVIDIA's runtime",
             *(f"  {name}: {value}" for name, value in self.facts.items()),

@@ -21,7 +21,10 @@ from enginix.triton.repository_content import RepositoryContent, refuse_changed_
 
 # A GPU is chosen when the server starts: enginix serve --gpus.
 UNSUPPORTED_OPTIONS = (*(name for name in REFERENCE_UNSUPPORTED if name != "interpreter"), "device")
-CLASSES = {**reference_models.CLASSES, contract.EXECUTOR: ("rtx_executor", "RtxExecutor")}
+CLASSES = {
+    **reference_models.CLASSES,
+    contract.EXECUTOR: ("enginix.kinds.rtx_serving.rtx_executor", "RtxExecutor"),
+}
 INTERPRETER = "interpreter_checkpoint"
 
 
@@ -68,7 +71,9 @@ def prepare_content(
         read_contract(recorded),
         engine.max_batch_size,
         recorded,
-        lambda out: reference_models.write_model_shims(out, CLASSES),
+        lambda out: reference_models.write_model_shims(
+            out, {**reference_models.CLASSES, contract.EXECUTOR: EXECUTOR}
+        ),
     )
 
 

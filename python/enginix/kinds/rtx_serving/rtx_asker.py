@@ -202,7 +202,7 @@ def _score_texts(
         has_text: keep the log-probability of each token of the text as well.
     """
     tensors: dict[str, torch.Tensor] = {}
-    said = time.monotonic()
+    shown = time.monotonic()
     for group in _group_texts(sequences, texts):
         pieces = [_cut_text(sequences, tokens, start) for _, tokens, start in group]
         ids: list[list[torch.Tensor]] = [[] for _ in group]
@@ -222,8 +222,8 @@ def _score_texts(
                 ids[slot].append(top_ids.to(torch.int32))
                 logs[slot].append(top_logs)
                 own[slot].append(distribution[tokens[done[slot]]])
-            if time.monotonic() - said > _PROGRESS_SECONDS:
-                said = time.monotonic()
+            if time.monotonic() - shown > _PROGRESS_SECONDS:
+                shown = time.monotonic()
                 console.print_message(f"scoring texts: step {step + 1} of {max(map(len, pieces))}")
         for slot, (prefix, _, _) in enumerate(group):
             if not ids[slot]:  # a text of one token

@@ -297,7 +297,7 @@ def require_target(description: EngineDescription, gpu: dict[str, Any]) -> None:
     """Refuse a GPU that a plan is not for; the library would say less.
 
     Raises:
-        MachineError: its SM is none of the targets.
+        MachineError: its SM is not among the targets.
     """
     if gpu["sm"] not in description.targets:
         targets = ", ".join(map(str, description.targets))

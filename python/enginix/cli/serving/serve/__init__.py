@@ -92,11 +92,11 @@ def _check_serve_request(serve_request: ServeRequest) -> None:
     preflight.check_backend(repository, server)
     preflight.check_open_files()
     if server.rootfs is None:
-        tritonserver.check_python(serve_request.plan.python, server, repository.manifest.kind or DEFAULT_KIND)
-        if (start := find_start_module(repository.manifest.kind)) is not None:
-            plan = serve_request.plan
-            for note in start.check_environment(plan.python, repository.directory, repository.manifest):
-                console.print_message(f"note: {note}")
+        python, described = serve_request.plan.python, repository.manifest
+        tritonserver.check_python(python, server, described.kind or DEFAULT_KIND)
+        if (start := find_start_module(described.kind)) is not None:
+            for message in start.check_environment(python, repository.directory, described):
+                console.print_message(f"note: {message}")
         # An image's /dev/shm is a file system of its own.
         preflight.check_shared_memory(repository.instances)
     else:
