@@ -26,7 +26,8 @@ let
       name ? engine.modelName,
     }:
     let
-      kind = check.arguments.oneOf function "engine.kind" served engine.kind;
+      inherit (check.arguments.output function "engine" "mkEngine" engine) kind;
+      servedKind = check.arguments.oneOf function "engine.kind" served kind;
       flags = [
         "--host"
         host
@@ -39,7 +40,7 @@ let
       ];
       stack = engine.runtimePackage;
     in
-    builtins.deepSeq [ kind flags ] (
+    builtins.deepSeq [ servedKind flags ] (
       pkgs.stdenvNoCC.mkDerivation {
         name = "${name}-serve";
         buildCommandPath = ./builders/engine-serve.sh;

@@ -181,7 +181,7 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
 
 def _format_engine_arguments(request: UpRequest) -> str:
     given = dict(zip(request.build_options[::2], request.build_options[1::2], strict=True))
-    words = [f'kind = "{request.kind}";', "inherit model" + (" quantized;" if request.format else ";")]
+    words = [f'kind = "{request.kind}";', "inherit quantized;" if request.format else "inherit model;"]
     # Kind reference has neither target nor runtime, and kind rtx is for every GPU that its format allows.
     is_for_all = request.kind in (DEFAULT_KIND, "rtx")
     target, runtime = (None, None) if is_for_all else (given.get("--target"), given.get("--runtime"))

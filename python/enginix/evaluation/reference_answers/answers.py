@@ -210,17 +210,25 @@ class _SideStream:
 
 
 def ask_reference(
-    subject: Subject, material: Material, ends: frozenset[int], model: dict[str, Any]
+    subject: Subject,
+    material: Material,
+    ends: frozenset[int],
+    model: dict[str, Any],
+    check_replies: Callable[[Sequence[Sequence[int]]], None] = lambda _: None,
 ) -> ReferenceAnswers:
     """Ask the reference all questions.
+
+    Args:
+        check_replies: called with the replies to the questions, before the longer work; may raise.
 
     Raises:
         GateError: the reference gives no finite answers.
     """
     texts = [p.tokens for p in material.passages]
+    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
+    check_replies(replies)
     passages = tuple(score_texts(subject, texts)[0])
     continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)
-    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
     positions = [position for octave in sample_positions(len(material.long)) for position in octave]
     return ReferenceAnswers(
         model,

@@ -21,10 +21,7 @@ from enginix.triton.repository_content import RepositoryContent, refuse_changed_
 
 # A GPU is chosen when the server starts: enginix serve --gpus.
 UNSUPPORTED_OPTIONS = (*(name for name in REFERENCE_UNSUPPORTED if name != "interpreter"), "device")
-CLASSES = {
-    **reference_models.CLASSES,
-    contract.EXECUTOR: ("enginix.kinds.rtx_serving.rtx_executor", "RtxExecutor"),
-}
+EXECUTOR = ("enginix.kinds.rtx_serving.rtx_executor", "RtxExecutor")
 INTERPRETER = "interpreter_checkpoint"
 
 

@@ -192,13 +192,13 @@ def _count_steps(sequences: SlotSequences, texts: Sequence[Text]) -> int:
 
 
 def _score_texts(
-    sequences: SlotSequences, texts: Sequence[Text], vocab_size: int, kept: int, has_text: bool
+    sequences: SlotSequences, texts: Sequence[Text], vocab_size: int, top_count: int, has_text: bool
 ) -> dict[str, torch.Tensor]:
     """Return the distributions of the tokens of texts from position ``start`` on, a text a slot.
 
     Args:
         texts: prefix of the tensors' names, tokens, and ``start``, which is at least 1.
-        kept: most likely tokens kept of each position.
+        top_count: most likely tokens that are stored of each position.
         has_text: keep the log-probability of each token of the text as well.
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -207,7 +207,7 @@ def _score_texts(
         pieces = [_cut_text(sequences, tokens, start) for _, tokens, start in group]
         ids: list[list[torch.Tensor]] = [[] for _ in group]
         logs: list[list[torch.Tensor]] = [[] for _ in group]
-        own: list[list[torch.Tensor]] = [[] for _ in group]
+        text_logs: list[list[torch.Tensor]] = [[] for _ in group]
         done = [0] * len(group)
         for step in range(max(map(len, pieces))):
             current = {slot: parts[step] for slot, parts in enumerate(pieces) if step < len(parts)}
@@ -218,10 +218,10 @@ def _score_texts(
                 if done[slot] < start or done[slot] >= len(tokens):
                     continue
                 distribution = row[:vocab_size].float().log_softmax(-1).cpu()
-                top_logs, top_ids = distribution.topk(min(kept, len(distribution)))
+                top_logs, top_ids = distribution.topk(min(top_count, len(distribution)))
                 ids[slot].append(top_ids.to(torch.int32))
                 logs[slot].append(top_logs)
-                own[slot].append(distribution[tokens[done[slot]]])
+                text_logs[slot].append(distribution[tokens[done[slot]]])
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
                 console.print_message(f"scoring texts: step {step + 1} of {max(map(len, pieces))}")
@@ -231,5 +231,5 @@ def _score_texts(
             tensors[f"{prefix}ids"] = torch.stack(ids[slot])
             tensors[f"{prefix}logs"] = torch.stack(logs[slot])
             if has_text:
-                tensors[f"{prefix}text"] = torch.stack(own[slot])
+                tensors[f"{prefix}text"] = torch.stack(text_logs[slot])
     return tensors
