@@ -194,13 +194,33 @@ def test_variants(tmp_path: Path) -> None:
             ModelConfig.read(MODELS[name], variant="v3")
 
 
-@pytest.mark.parametrize("option", [{"quantize": "FP8_PER_CHANNEL_PER_TOKEN"}, {"kv_cache": "FP8"}])
-def test_families_are_converted_unquantized_only(option: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="converted unquantized only"):
-        convert_model(MODELS["GemmaForCausalLM"], tmp_path / "out", ConvertOptions(**option))  # type: ignore[arg-type]
-    quantized = {"quant_method": "modelopt", "quant_algo": "FP8"}
-    model = change_config("GemmaForCausalLM", tmp_path, quantization_config=quantized)
-    with pytest.raises(EnginixError, match="unquantized only"):
+@pytest.mark.parametrize(
+    ("name", "option", "says"),
+    [
+        ("GemmaForCausalLM", {"quantize": "FP8_PER_CHANNEL_PER_TOKEN"}, "enginix quantize --format fp8"),
+        ("BloomForCausalLM", {"quantize": "FP8_PER_CHANNEL_PER_TOKEN"}, "llmapi"),
+        ("BloomForCausalLM", {"kv_cache": "FP8"}, "llmapi"),
+    ],
+)
+def test_options_that_quantize_a_family_are_refused(
+    name: str, option: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"{name} is not converted so") as e:
+        convert_model(MODELS[name], tmp_path / "out", ConvertOptions(**option))  # type: ignore[arg-type]
+    assert says in str(e.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm", "says"),
+    [
+        ("BloomForCausalLM", "FP8", "BloomForCausalLM unquantized only"),
+        ("GemmaForCausalLM", "NVFP4", "in FP8, "),
+    ],
+)
+def test_formats_of_no_golden_data_are_refused(name: str, algorithm: str, says: str, tmp_path: Path) -> None:
+    quantized = {"quant_method": "modelopt", "quant_algo": algorithm}
+    model = change_config(name, tmp_path, quantization_config=quantized)
+    with pytest.raises(EnginixError, match=says):
         convert_model(model, tmp_path / "out", ConvertOptions())
 
 
