@@ -19,7 +19,8 @@ from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
 
 one_thread = tiny_model.one_thread
-sys.path.insert(0, str(Path(__file__).parent))  # modules beside the tests
+# Modules beside these tests, and beside those of checkpoints.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "checkpoint")]
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
 # Sequences longer than the windows and rotations of the golden models, in pieces of 8 tokens.

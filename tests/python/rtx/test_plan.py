@@ -200,7 +200,6 @@ REFUSED = {
     "dtype": ({"dtype": "float32"}, "no fused attention"),
     "heads": ({"head_size": 512}, "heads of 512"),
     "odd heads": ({"head_size": 20}, "heads of 20"),
-    "part of a head": ({"rotary_embedding_dim": 16}, "16 of 32 elements"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act is gelu"),
     "experts": ({"architecture": "Qwen3MoeForCausalLM"}, "Qwen3MoeForCausalLM is not taken"),
     "rotation": (

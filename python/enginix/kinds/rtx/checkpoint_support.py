@@ -73,8 +73,6 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
             f"{row['multiple']} have",
             "use kind llmapi or reference",
         )
-    if config.rotary_embedding_dim != size:
-        refuse(f"{config.rotary_embedding_dim} of {size} elements of a head are rotated", "use kind llmapi")
     if config.hidden_act not in ("silu", "swiglu"):
         refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
     scaling = (config.rotary_scaling or {}).get("rope_type") or "default"
