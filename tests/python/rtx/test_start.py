@@ -12,6 +12,7 @@ import pytest
 
 from enginix import manifest
 from enginix.cli import main
+from enginix.compatibility import check
 from enginix.compatibility.check import Mismatch
 from enginix.errors import EnginixError, MachineError
 from enginix.kinds.registry import find_start_module
@@ -195,3 +196,34 @@ def test_up_plans_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert f"{option[0]}: not an option of kind rtx" in capsys.readouterr().err
     assert main(["up", str(TINY), "--kind", "rtx", "--dry-run"]) == 0
     assert "enginix rtx-build" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [(None, "no NVIDIA driver"), (make_machine(90), "SM 90"), (make_machine(89, "570.1"), "570.1")],
+    ids=["no driver", "another GPU", "an old driver"],
+)
+def test_the_gates_refuse_another_machine_before_they_ask(
+    served: Path,
+    machine: Machine | None,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def probe(driver: Any) -> Machine:
+        if machine is None:
+            raise MachineError("no NVIDIA driver")
+        return machine
+
+    monkeypatch.setattr(check, "probe_machine", probe)
+    assert main(["gate", str(served), "--reference", str(TINY)]) != 0
+    shown = capsys.readouterr().err
+    assert reason in shown and "executor was never run before its release" in shown
+
+
+def test_the_gates_of_another_kind_have_no_interpreter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest.Manifest(artefact="engine", name="m", kind="edgellm").write(tmp_path)
+    assert main(["gate", str(tmp_path), "--reference", str(TINY), "--interpreter", str(TINY)]) != 0
+    assert "an engine of kind edgellm has no interpreter" in capsys.readouterr().err

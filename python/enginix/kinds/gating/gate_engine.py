@@ -140,13 +140,14 @@ def _ask_rtx(
     args: argparse.Namespace, engine_manifest: Manifest, model: Path, work: Path, gates: Collection[str]
 ) -> tuple[Path, GateReport]:
     """Ask an engine of kind rtx in this process: by NVIDIA's runtime, or by the interpreter."""
-    from enginix.kinds.rtx_serving.gate_report import ask_and_time
+    from enginix.kinds.rtx_serving import gate_report
 
+    engine, checkpoint, stall = args.engine, args.interpreter, args.stall_minutes * 60
+    machine = gate_report.check_gated_machine(engine, engine_manifest, checkpoint, args.driver)
     engine_questions.write_engine_questions(
         question_builder.build_engine_questions(model, args.questions), work
     )
-    stall = args.stall_minutes * 60
-    report = ask_and_time(args.engine, engine_manifest, work, args.interpreter, args.driver, gates, stall)
+    report = gate_report.ask_and_time(engine, engine_manifest, work, checkpoint, machine, gates, stall)
     return report.answers, report
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from enginix import console
-from enginix.compatibility.check import check_before_start
+from enginix.compatibility.check import check_before_start, require_versions
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.files import sha256_file
 from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
@@ -46,12 +46,34 @@ class GateReport:
         ]
 
 
+def check_gated_machine(
+    engine: Path, engine_manifest: Manifest, checkpoint: Path | None, driver: Path | None
+) -> dict[str, Any]:
+    """Compare an engine with this machine before it is asked, and return facts about the machine.
+
+    Args:
+        checkpoint: see :func:`ask_and_time`; the interpreter runs on any machine.
+        driver: the GPU driver's root; None finds it.
+
+    Raises:
+        Mismatch: the engine is for another GPU, driver or version of the library.
+        MachineError: TensorRT for RTX is of another version than this package knows.
+    """
+    console.print_message(f"note: {NEVER_EXECUTED if checkpoint is None else INTERPRETED}")
+    live = {"tensorrtRtx": import_tensorrt_rtx().__version__}
+    if checkpoint is not None:
+        require_versions(engine_manifest, engine, live)
+        return {}
+    check_before_start(engine_manifest, engine, driver, live=live)
+    return {"driver": probe_machine(drivers.find_driver(driver)).driver}
+
+
 def ask_and_time(
     engine: Path,
     engine_manifest: Manifest,
     questions: Path,
     checkpoint: Path | None,
-    driver: Path | None,
+    machine: Mapping[str, Any],
     gates: Collection[str],
     stall: float,
 ) -> GateReport:
@@ -60,19 +82,12 @@ def ask_and_time(
     Args:
         questions: directory of asked.json, and of the answers.
         checkpoint: of the engine, which the interpreter executes; None for NVIDIA's runtime.
-        driver: the GPU driver's root; None finds it.
+        machine: facts of :func:`check_gated_machine`.
         gates, stall: see :func:`.rtx_asker.ask_rtx_engine`.
 
     Raises:
-        Mismatch: the engine is for another GPU, driver or version of the library.
         EnginixError: the engine cannot be executed here; has the reason.
     """
-    console.print_message(f"note: {NEVER_EXECUTED if checkpoint is None else INTERPRETED}")
-    facts: dict[str, Any] = {}
-    if checkpoint is None:
-        live = {"tensorrtRtx": import_tensorrt_rtx().__version__}
-        check_before_start(engine_manifest, engine, driver, live=live)
-        facts["driver"] = probe_machine(drivers.find_driver(driver)).driver
     begun = time.monotonic()
     backend = load_step_backend(engine, checkpoint)
     loaded = time.monotonic() - begun
@@ -85,7 +100,7 @@ def ask_and_time(
         "model": f"{model.get('architecture')}, {model.get('quantization') or 'not quantized'}",
         "sizes": f"{shape.slots} slots, steps of {shape.step_tokens} tokens, {shape.max_seq_len} tokens",
         **described,
-        **facts,
+        **machine,
         "loaded": f"{loaded:.1f} s",
         "first step": f"{times.first_step:.2f} s",
         "a step": f"{times.step * 1000:.1f} ms, mean of {times.steps}",
