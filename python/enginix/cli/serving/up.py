@@ -238,7 +238,7 @@ def _require_software(args: argparse.Namespace) -> Path:
     """Return an environment with LiteLLM; name all that is missing at once, before an hour of work.
 
     Raises:
-        MachineError: LiteLLM, tritonserver, ModelOpt or libraries of kind reference are missing.
+        MachineError: LiteLLM, tritonserver, ModelOpt or libraries of the kind are missing.
     """
     from enginix.gateway.launch import require_litellm
     from enginix.optional_libraries import require_extra
@@ -254,6 +254,8 @@ def _require_software(args: argparse.Namespace) -> Path:
             lambda: require_extra("serve", "triton-repo"),
             lambda: find_tritonserver(args.tritonserver),
         ]
+    if args.kind == "rtx":
+        checks.append(lambda: require_extra("rtx", "rtx-build"))
     if args.format is not None and not os.environ.get("ENGINIX_QUANTIZE_PYTHON"):
         checks.append(lambda: require_extra("quantize", "quantize"))
     missing: list[MachineError] = []
