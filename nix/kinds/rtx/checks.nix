@@ -84,6 +84,16 @@ rec {
     function: format: requested:
     let
       able = formats.${format};
+      othersFor =
+        sm:
+        lib.concatStringsSep " or " (
+          builtins.filter (kind: kind != "rtx") (
+            check.kindSupport.running {
+              name = "SM ${toString sm}";
+              inherit sm;
+            }
+          )
+        );
       smOf =
         target:
         if builtins.isInt target then
@@ -105,8 +115,8 @@ rec {
         else
           throw (
             "${function}: targets: ${toString target} is SM ${toString sm}, and TensorRT for RTX "
-            + "takes ${format} for SM ${among able} alone. Leave it out, or use kind = \"llmapi\" "
-            + "or \"tensorrt\" for that GPU."
+            + "takes ${format} for SM ${among able} alone. Leave it out, or use another kind for "
+            + "that GPU: ${othersFor sm}."
           );
       sms = map checked requested;
     in

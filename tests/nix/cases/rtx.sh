@@ -39,8 +39,8 @@ test_rtx_refusals_name_the_reason_and_another_kind() {
     rtx_refuses 'said { architecture = "Qwen3MoeForCausalLM"; }' 'Qwen3MoeForCausalLM is not taken by kind rtx' && says 'kind = "llmapi"' &&
     rtx_refuses 'said { quantization = "NVFP4"; }' 'NVFP4 is not taken by kind rtx' &&
     rtx_refuses 'said { headSize = 512; }' 'heads of 512 have no fused attention' &&
-    rtx_refuses '{ targets = [ "h200" ]; }' 'h200 is SM 90' && says 'kind = "llmapi"' &&
-    rtx_refuses '{ targets = [ 75 ]; }' 'is SM 75' &&
+    rtx_refuses '{ targets = [ "h200" ]; }' 'h200 is SM 90' && says 'that GPU: tensorrt or llmapi or reference' &&
+    rtx_refuses '{ targets = [ 75 ]; }' 'is SM 75' && says 'that GPU: reference' &&
     rtx_refuses '{ targets = [ "b200" ]; }' 'is SM 100' &&
     rtx_refuses '{ targets = [ "rtx-3090" ]; } // said { quantization = "FP8"; }' 'FP8 for SM 89, 120, 121 alone' &&
     rtx_refuses '{ targets = [ ]; }' 'leave it out for all' &&

@@ -98,7 +98,7 @@ def resolve_targets(formats: Collection[str], requested: Sequence[int] | None) -
             raise UsageError(
                 f"SM {sm}: TensorRT for RTX takes {' and '.join(sorted(formats))} for SM "
                 f"{', '.join(map(str, able))} alone",
-                fix="leave --sm out, or use kind llmapi, tensorrt or edgellm for that GPU",
+                fix=f"leave --sm out, or use another kind: enginix compare MODEL --target sm{sm} lists them",
             )
     return tuple(sorted(set(requested or able)))
 

@@ -7,7 +7,7 @@ from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
     list_conversion_obstacles,
-    list_targets,
+    list_kind_targets,
 )
 from enginix.tables import load_table
 
@@ -27,8 +27,9 @@ class RtxKind(KindDescription):
             why.append(f"format {name} is not taken by kind rtx")
         if why:
             return ModelVerdict(False, tuple(why), ())
-        sms = table["formats"]["taken"][name]
-        return ModelVerdict(True, (), list_targets(lambda gpu: gpu["sm"] in sms))
+        sms, gpus = table["formats"]["taken"][name], load_table("gpus")["gpus"]
+        able = tuple(gpu for gpu in list_kind_targets(self.name) if gpus[gpu]["sm"] in sms)
+        return ModelVerdict(True, (), able)
 
 
 KIND: EngineKind = RtxKind(

@@ -31,9 +31,7 @@ class TensorrtKind(KindDescription):
             why.append(f"no engine for format {quantization}")
         if why:
             return ModelVerdict(False, tuple(why), ())
-        least, gpus = support["engineSm"]["least"], load_table("gpus")["gpus"]
-        able = list_format_targets(quantization, is_compiled=True)
-        return ModelVerdict(True, (), tuple(name for name in able if gpus[name]["sm"] >= least))
+        return ModelVerdict(True, (), list_format_targets(self.name, quantization, is_compiled=True))
 
 
 KIND: EngineKind = TensorrtKind(
