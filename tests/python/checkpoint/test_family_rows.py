@@ -84,7 +84,7 @@ def test_transposed_rows(
     if not compiled:
         monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
     kind = {"F16": "<u2", "F32": "<u4"}[dtype]
-    matrix = np.random.default_rng(5).integers(0, 60000, (37, 70)).astype(kind)
+    matrix = np.random.default_rng(5).integers(0, 0x7C00, (37, 70)).astype(kind)
     (tmp_path / "weights").write_bytes(b"head" + matrix.tobytes())
     info = TensorInfo("w", dtype, matrix.shape, tmp_path / "weights", 4, 4 + matrix.nbytes)
     for rows, cols in (((0, 70), (0, 37)), ((3, 68), (5, 29)), ((69, 70), (36, 37))):
@@ -92,6 +92,29 @@ def test_transposed_rows(
         with SourceFileReader() as reader:
             made = b"".join(bytes(block) for block in part.blocks(reader))
         assert len(made) == part.size and made == matrix.T[slice(*rows), slice(*cols)].tobytes()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_transposed_matrix_that_ends_early(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_sources, "TRANSPOSED", 64)
+    if not compiled:
+        monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
+    (tmp_path / "weights").write_bytes(bytes(37 * 70 * 2 - 1))
+    info = TensorInfo("w", "F16", (37, 70), tmp_path / "weights", 0, 37 * 70 * 2)
+    with SourceFileReader() as reader, pytest.raises(ModelError, match="ends at byte 5179"):
+        list(TransposedRows(info, 37, 70, (0, 70), (0, 37)).blocks(reader))
+
+
+@pytest.mark.parametrize("at", [0, 37 * 70 - 1])
+def test_a_transposed_matrix_with_nan(at: int, tmp_path: Path) -> None:
+    matrix = np.zeros(37 * 70, "<f2")
+    matrix[at] = np.nan
+    (tmp_path / "weights").write_bytes(matrix.tobytes())
+    info = TensorInfo("w", "F16", (37, 70), tmp_path / "weights", 0, matrix.nbytes)
+    with SourceFileReader() as reader, pytest.raises(ModelError, match="'w' holds NaN"):
+        list(TransposedRows(info, 37, 70, (0, 70), (0, 37)).blocks(reader))
 
 
 def test_expressions() -> None:
