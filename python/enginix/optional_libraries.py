@@ -102,6 +102,22 @@ def missing_extra(extra: str, what: str, command: str, python: str | Path | None
     )
 
 
+def require_extra(extra: str, command: str) -> None:
+    """Raise ``MachineError`` where a library of an extra is not installed, before any work."""
+    missing = [module for module in EXTRAS[extra].modules if not has_module(module)]
+    if missing:
+        state = "is not installed" if len(missing) == 1 else "are not installed"
+        raise missing_extra(extra, f"{', '.join(missing)} {state}", command)
+
+
+def has_module(name: str) -> bool:
+    """Tell whether a module can be found."""
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def format_install_command(extra: str | None, command: str, python: str = sys.executable) -> str:
     """Return how to get an extra, or enginix's own dependencies: by pip, or another package of the flake.
 

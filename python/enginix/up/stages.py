@@ -115,8 +115,55 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
         build += ["--reference", str(model)]
     build += [*request.build_options, *([] if request.gates else ["--no-gates"])]
     engine = add("build", build, identity)
-    add("triton-repo", ["triton-repo", str(engine)], identity)
+    if is_served_by_triton(kind.name):
+        add("triton-repo", ["triton-repo", str(engine)], identity)
     return tuple(stages)
+
+
+def is_served_by_triton(kind: str) -> bool:
+    """Tell whether Triton serves a kind behind the gateway; the others have an OpenAI server of their own.
+
+    As mkGateway has it: NVIDIA's Triton models tell neither why an answer ended nor its tokens as OpenAI's
+    interface has them.
+    """
+    return find_kind(kind).server is None
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """The server behind the gateway.
+
+    Attributes:
+        words: its command, after ``enginix``.
+        backend: its row of the gateway's description.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    backend: dict[str, str]
+
+
+def plan_server(request: UpRequest, artefact: Path, port: int) -> ServerPlan:
+    """Return the server of a finished request.
+
+    Args:
+        artefact: the output of the last stage.
+    """
+    address = f"http://127.0.0.1:{port}"
+    if is_served_by_triton(request.kind):
+        words: tuple[str, ...] = (
+            "serve",
+            str(artefact),
+            "--http-port",
+            str(port),
+            "--no-grpc",
+            "--no-metrics",
+        )
+        backend = {"kind": "triton", "url": address, "model": "ensemble"}
+        return ServerPlan("tritonserver", (*words, *request.serve_options), backend)
+    words = ("runner", str(artefact), "--port", str(port), *request.serve_options)
+    backend = {"kind": "openai", "url": f"{address}/v1", "model": name_endpoint(request)}
+    return ServerPlan("trtllm-serve", words, backend)
 
 
 def name_endpoint(request: UpRequest) -> str:
@@ -164,7 +211,7 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
         f"  engine = {engine};",
         # The gateway takes no Triton server of NVIDIA's models.
         "  server = mkTritonServer { repo = mkTritonRepo { inherit engine; }; };"
-        if request.kind == DEFAULT_KIND
+        if is_served_by_triton(request.kind)
         else "  server = mkServe { inherit engine; };",
         "in",
         f'mkGateway {{ servers."{name_endpoint(request)}" = server; }}',

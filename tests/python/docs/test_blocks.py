@@ -261,7 +261,8 @@ def test_a_pages_commands_run_as_they_stand(
         if find_reason(words):
             continue
         if "-o" in words:  # a page may show a command twice
-            shutil.rmtree(tmp_path / words[words.index("-o") + 1], ignore_errors=True)
+            output_path = tmp_path / words[words.index("-o") + 1]
+            shutil.rmtree(output_path) if output_path.is_dir() else output_path.unlink(missing_ok=True)
         expands = [str(tmp_path / w[2:]) if w.startswith("~/") else w for w in words]
         code = cli.main(expands)
         output = capsys.readouterr()

@@ -18,6 +18,7 @@ agreement and perplexity where the runtime scores a text. --said takes answers t
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from enginix import console
@@ -93,7 +94,11 @@ def run(args: argparse.Namespace) -> int:
             from enginix.kinds.gating import gate_engine
 
             return gate_engine.run_engine_gates(args, artefact_manifest)
-    checkpoint, tokenizer, name = args.engine, args.model or args.reference, args.engine.resolve().name
+    checkpoint, tokenizer, name = (
+        args.engine,
+        args.model or args.reference,
+        Path(os.path.realpath(args.engine)).name,
+    )
     is_answers = (args.reference / kept_answers.FILE).is_file()
     model_files = args.reference / kept_answers.MODEL_FILES if is_answers else args.reference
     end_tokens = None
