@@ -80,7 +80,7 @@ def test_errors_of_nvidias_converter_are_rejected(
     own.float().save_pretrained(tmp_path / "model")
     asked = material.load_material(tokenizer, 2048, 2048)
     reference = answers.ask_reference(
-        TransformersSubject(tmp_path / "model"), asked, frozenset({2}), {"name": name}
+        TransformersSubject(tmp_path / "model"), asked, frozenset({2}), {"name": name}, tokenizer
     )
 
     def judge(checkpoint: Path) -> dict[str, GateOutcome]:

@@ -13,7 +13,7 @@ import torch
 
 from enginix import device as devices
 from enginix.errors import CheckpointError, EnginixError, UsageError
-from enginix.evaluation.judgement import quality, run, suite
+from enginix.evaluation.judgement import run, suite
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
@@ -200,7 +200,7 @@ def explain_missing_context(
     """Return why the gate ``context`` cannot judge an engine of this model; None if it can."""
     if not material.recalls:
         return "no text with a planted fact fits the model"
-    found = _answers_any(material.recalls, answers.recalls, answers.ends, tokenizer)
+    found = kept_answers.answers_any_question(material.recalls, answers.recalls, answers.ends, tokenizer)
     return None if found else "the reference finds none of the planted facts"
 
 
@@ -208,20 +208,8 @@ def explain_missing_task(
     answers: kept_answers.ReferenceAnswers, material: materials.Material, tokenizer: hf.TransformersTokenizer
 ) -> str | None:
     """Return why the gate ``task`` cannot judge an engine of this model; None if it can."""
-    found = _answers_any(material.questions, answers.replies, answers.ends, tokenizer)
+    found = kept_answers.answers_any_question(material.questions, answers.replies, answers.ends, tokenizer)
     return None if found else "the reference answers none of the questions"
-
-
-def _answers_any(
-    questions: Sequence[materials.GateQuestion],
-    replies: Sequence[Sequence[int]],
-    ends: frozenset[int],
-    tokenizer: hf.TransformersTokenizer,
-) -> bool:
-    return any(
-        quality.contains_answer(tokenizer.decode([t for t in reply if t not in ends]), question.answer)
-        for question, reply in zip(questions, replies, strict=True)
-    )
 
 
 def _summary_entry(outcome: GateOutcome) -> dict[str, str]:

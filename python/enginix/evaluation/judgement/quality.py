@@ -6,9 +6,7 @@ Every function returns a :class:`GateOutcome` or raises; the runner treats an ex
 from __future__ import annotations
 
 import math
-import re
 import statistics
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +15,13 @@ import torch
 
 from enginix.errors import GateError
 from enginix.evaluation.judgement.outcome import GateOutcome
-from enginix.evaluation.reference_answers.answers import ANSWERED, CONTINUED, Passage, ReferenceAnswers
+from enginix.evaluation.reference_answers.answers import (
+    ANSWERED,
+    CONTINUED,
+    Passage,
+    ReferenceAnswers,
+    contains_answer,
+)
 from enginix.evaluation.reference_answers.material import GateQuestion, GateTokenizer, Material
 from enginix.evaluation.reference_answers.subject import Subject
 
@@ -161,14 +165,6 @@ def judge_perplexity(
         "tokens": sum(map(len, worse)),
     }
     return GateOutcome("perplexity", passed, summary, detail)
-
-
-def contains_answer(reply: str, answer: str) -> bool:
-    """Return whether ``reply`` contains ``answer`` as a separate word."""
-    reply, answer = (unicodedata.normalize("NFKC", text).casefold() for text in (reply, answer))
-    if not answer.isascii():  # scripts without spaces
-        return answer in reply
-    return re.search(rf"(?<![\w.]){re.escape(answer)}(?!\w)", reply) is not None
 
 
 def judge_task(

@@ -84,5 +84,6 @@ def ask_model(
     )
     named = identify_model(model)["model"]
     with track_step("asking the model"):
-        answers = kept_answers.ask_reference(subject, material, frozenset(read_end_tokens(model)), named)
+        ends = frozenset(read_end_tokens(model))
+        answers = kept_answers.ask_reference(subject, material, ends, named, tokenizer)
     return replace(answers, dtype=hf.read_stored_dtype(model)), material, subject
