@@ -68,7 +68,7 @@ bench: setup-dev ## ratios measured side by side; takes minutes and some GB of d
 	  grep -q '__main__' "$$script" || continue; \
 	  echo "== $$script"; $(DEV)/python "$$script" || exit 1; done; done
 
-facts: setup-dev ## what in the tables is older than, or contradicts, what package registries publish; RECORD=1 keeps it
+facts: setup-dev ## what in the tables is older than, or contradicts, what pip's registry has; RECORD=1 keeps it
 	@$(DEV)/python tests/facts/facts.py $(if $(RECORD),--record)
 
 matrix: setup-dev ## tests of what touches a library, with its older and newest releases; WHAT=hub|transformers|modelopt|nix

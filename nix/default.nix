@@ -50,6 +50,12 @@ let
     # The gateway's command over LiteLLM's proxy.
     enginix-gateway = import ./gateway-package.nix scope;
 
+    # Every command over the libraries of an extra of the Python package, for people: stages take
+    # smaller packages.
+    enginix-quantize = import ./enginix.nix scope "modelopt";
+    enginix-edgellm = import ./enginix.nix scope "edgellm";
+    enginix-rtx = import ./enginix.nix scope "rtx"; # unfree
+
     # The private environment that builds over the CUDA stack source.
     environment = import ./environment.nix scope;
 

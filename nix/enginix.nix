@@ -1,7 +1,8 @@
 # The enginix command over the Python libraries of one group of stages.
 #
 # `core` carries only what locks, fetches and converts: a change to serving code must not convert a
-# model again, and the conversion path stays free of torch. `runtime` carries everything.
+# model again, and the conversion path stays free of torch. The others carry every command; `runtime`
+# has the libraries of most.
 { pkgs, lib, ... }@scope:
 flavour:
 let

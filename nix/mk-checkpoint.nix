@@ -106,11 +106,14 @@ let
         algorithm
         variantOfTheModel
         flags
+        (check.arguments.oneOf function "runtime" runtimeIds id)
+        (if target == null then null else check.gpus.find function target)
         (check.engine.pipeline function (facts.architecture or null) parallel.pipelineParallel)
       ] flags;
 
-      id = if builtins.isString runtime then runtime else runtime.id;
-      stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+      id = check.runtime.idOf function runtime;
+      runtimeIds = builtins.attrNames (check.runtime.rows runtime);
+      stack = check.runtime.packageOf function mkRuntime runtime;
       sm = toString (check.gpus.find function target).sm;
       builders = {
         enginix = {

@@ -28,8 +28,10 @@ let
     else
       check.arguments.only function known args;
 in
-arguments:
+given:
 let
+  arguments =
+    if builtins.isAttrs given then given else check.arguments.only function [ "kind" ] given;
   kind = check.arguments.oneOf function "kind" kinds (
     arguments.kind
       or (throw "${function}: kind is missing. Known: ${builtins.concatStringsSep ", " kinds}.")
@@ -41,5 +43,14 @@ if !(args ? model || args ? checkpoint || args ? quantized) then
     "${function}: pass model (from mkHfModel), quantized (from mkQuantized), or checkpoint "
     + "(from mkCheckpoint)."
   )
+else if args ? model && args ? quantized then
+  throw (
+    "${function}: pass model or quantized, not both: the engine is made of one of them. The gates "
+    + "compare quantized with the model that it was made from."
+  )
 else
-  builders.${kind} (builtins.removeAttrs args [ "kind" ])
+  builders.${kind} (
+    check.arguments.whole "${function} { kind = \"${kind}\"; }" builders.${kind} (
+      builtins.removeAttrs args [ "kind" ]
+    )
+  )

@@ -20,7 +20,9 @@ let
 
   formatOf =
     name:
-    if table.refused ? ${name} then
+    if !builtins.isString name then
+      throw "${function}: format is ${check.arguments.describe name}, not a name."
+    else if table.refused ? ${name} then
       throw (
         "${function}: format ${name}: ${table.refused.${name}.why}. Use "
         + "${table.refused.${name}.instead}."
@@ -100,7 +102,10 @@ let
       requireExecutable =
         algorithm:
         let
-          checked = check.target.quantizationBy sayFormat function algorithm gpu;
+          checked = check.target.quantizationBy {
+            format = sayFormat;
+            artefacts = "Models";
+          } function algorithm gpu;
         in
         gpu == null || builtins.seq checked true;
 

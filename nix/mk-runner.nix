@@ -29,8 +29,8 @@ let
       name ? model.modelName,
     }:
     let
-      id = if builtins.isString runtime then runtime else runtime.id;
-      stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+      id = check.runtime.idOf function runtime;
+      stack = check.runtime.packageOf function mkRuntime runtime;
       profileSettings = check.options.profile function profile;
       facts = model.model or { };
       targetName = if target == null then null else (check.engine.target function target).gpu;
@@ -75,7 +75,7 @@ let
         (check.arguments.between function "port" 0 65535 port)
       ];
     in
-    builtins.deepSeq [ request flags ] (
+    builtins.deepSeq [ row.id request flags ] (
       pkgs.stdenvNoCC.mkDerivation {
         name = "${name}-runner";
         buildCommandPath = ./builders/engine-serve.sh;
@@ -102,11 +102,15 @@ let
           runtime = id;
           httpPort = port;
         };
-        meta = artefactMeta model {
+        meta = artefactMeta (model // { runtimePackage = stack; }) {
           description = "Builds the engine of ${name} at first run and serves it";
           mainProgram = "${name}-runner";
         };
       }
     );
 in
-check.arguments.call function build
+args:
+if builtins.isAttrs args && !(args ? model || args ? checkpoint) then
+  throw "${function}: pass model (from mkHfModel) or checkpoint (from mkCheckpoint)."
+else
+  check.arguments.call function build args

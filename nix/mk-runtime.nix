@@ -60,7 +60,7 @@ let
           like != null;
       row =
         if !described then
-          runtimes.${check.arguments.oneOf function "id" imageRuntimes id}
+          runtimes.${name}
         else
           let
             unlisted = check.runtime.unlisted function { inherit like image versions; };
@@ -69,7 +69,8 @@ let
             "${function}: ${unlisted.id} is not verified by enginix: like ${like}, image "
             + "${toString image}"
           ) unlisted;
-      name = if described then row.id else id;
+      name =
+        if described then row.id else check.arguments.oneOf function "id" imageRuntimes id;
       tag = check.arguments.oneOf function "image" (builtins.attrNames row.images) (
         if pin != null then
           pinned.image
@@ -90,7 +91,15 @@ let
           null
         else
           check.runtime.pin function name system (
-            if builtins.isAttrs pin then pin else lib.importJSON pin
+            if builtins.isAttrs pin then
+              pin
+            else if builtins.isPath pin || builtins.isString pin && lib.hasPrefix "/" pin then
+              lib.importJSON pin
+            else
+              throw (
+                "${function}: pin is ${check.arguments.describe pin}, not the file that "
+                + "`enginix runtime pin` wrote, nor its content."
+              )
           );
       # The image's own environment reaches the commands inside.
       pinFile =
@@ -170,7 +179,9 @@ let
       };
       meta = {
         platforms = import ./systems.nix;
-        description = "Commands inside ${source.reference}";
+        description =
+          "Commands inside ${source.reference}"
+          + lib.optionalString described "; runtime ${name} is not verified by enginix";
         mainProgram = "${name}-run";
       };
     };

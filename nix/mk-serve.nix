@@ -26,15 +26,16 @@ let
       name ? engine.modelName,
     }:
     let
-      unserved = kinds.${engine.kind}.unserved or null;
-      kind =
+      inherit (check.arguments.output function "engine" "mkEngine" engine) kind;
+      unserved = kinds.${kind}.unserved or null;
+      servedKind =
         if unserved != null then
           throw (
-            "${function}: engine.kind: an engine of kind ${engine.kind} is not served: "
+            "${function}: engine.kind: an engine of kind ${kind} is not served: "
             + "${unserved}."
           )
         else
-          check.arguments.oneOf function "engine.kind" served engine.kind;
+          check.arguments.oneOf function "engine.kind" served kind;
       flags = [
         "--host"
         host
@@ -47,7 +48,7 @@ let
       ];
       stack = engine.runtimePackage;
     in
-    builtins.deepSeq [ kind flags ] (
+    builtins.deepSeq [ servedKind flags ] (
       pkgs.stdenvNoCC.mkDerivation {
         name = "${name}-serve";
         buildCommandPath = ./builders/engine-serve.sh;

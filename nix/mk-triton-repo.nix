@@ -85,6 +85,11 @@ let
     }@args:
     let
       limit = engine.request.limits.maxBatchSize or null;
+      triton =
+        if kinds.${engine.kind}.inImage then
+          check.runtime.triton function engine.runtimePackage
+        else
+          null;
       flags =
         lib.optionals (builtins.elem "device" kinds.${engine.kind}.tritonRepo) [
           "--device"
@@ -129,7 +134,7 @@ let
         buildCommandPath = ./builders/triton-repo.sh;
         nativeBuildInputs = [ enginix ];
         inherit engine;
-        flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
+        flags = lib.escapeShellArgs (builtins.deepSeq [ triton flags ] flags);
         passthru = {
           inherit engine device;
           inherit (engine) kind runtime;
@@ -137,24 +142,32 @@ let
         };
         meta = artefactMeta engine { description = "Triton model repository of ${name}"; };
       };
+  ofKind =
+    { engine, ... }@args:
+    if kinds.${engine.kind}.tritonRepo or null == null then
+      throw (
+        "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository"
+        + lib.optionalString (
+          kinds.${engine.kind}.unserved or null != null
+        ) ": ${kinds.${engine.kind}.unserved}"
+        + "."
+      )
+    else
+      build (
+        check.arguments.only "${function} of kind ${engine.kind}" (
+          [
+            "engine"
+            "name"
+            "addModels"
+          ]
+          ++ kinds.${engine.kind}.tritonRepo
+        ) args
+      );
 in
-{ engine, ... }@args:
-if kinds.${engine.kind}.tritonRepo or null == null then
-  throw (
-    "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository"
-    + lib.optionalString (
-      kinds.${engine.kind}.unserved or null != null
-    ) ": ${kinds.${engine.kind}.unserved}"
-    + "."
-  )
-else
-  build (
-    check.arguments.only "${function} of kind ${engine.kind}" (
-      [
-        "engine"
-        "name"
-        "addModels"
-      ]
-      ++ kinds.${engine.kind}.tritonRepo
-    ) args
-  )
+args:
+let
+  given = check.arguments.whole function ofKind args;
+in
+builtins.seq (check.arguments.output function "engine" "mkEngine" given.engine) (
+  ofKind given
+)

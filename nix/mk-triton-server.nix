@@ -8,17 +8,13 @@
   check,
   enginix,
   tritonserver,
+  mkRuntime,
   ...
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix scope;
   function = "mkTritonServer";
   table = lib.importJSON ../python/enginix/data/triton/triton_flags.json;
-
-  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
-  tritonRuntimes = builtins.filter (id: runtimes.${id}.paths.triton or null != null) (
-    builtins.attrNames runtimes
-  );
 
   triton = check.flags.words {
     where = function;
@@ -62,26 +58,23 @@ let
       # Seconds until it must answer, and for running requests at the end.
       startTimeout ? 600,
       exitTimeout ? 30,
-      # mkRuntime's output, of a kind that an image serves.
+      # A runtime's name or mkRuntime's output, of a kind that an image serves.
       runtime ? repo.engine.runtimePackage,
       name ? repo.modelName,
     }:
     let
-      inherit ((import ./kinds).${repo.kind}) inImage;
-      inherit (runtime) row;
-      imageTriton = row.images.${runtime.image}.tritonServer;
+      inherit
+        ((import ./kinds).${(check.arguments.output function "repo" "mkTritonRepo" repo).kind})
+        inImage
+        ;
+      stack = check.runtime.packageOf function mkRuntime runtime;
+      imageTriton = (check.runtime.triton function stack).version;
       version =
         if !inImage then
           tritonserver.version or table.oldest
-        else if row.paths.triton == null then
-          throw (
-            "${function}: the image of runtime ${runtime.id} has no Triton. Serve the engine with "
-            + "mkServe { engine = …; }, which has OpenAI's interface, or build it for a runtime of "
-            + "Triton's images: ${lib.concatStringsSep ", " tritonRuntimes}."
-          )
         else if imageTriton == null then
           throw (
-            "${function}: it is not known which Triton the image of runtime ${runtime.id} has; "
+            "${function}: it is not known which Triton the image of runtime ${stack.id} has; "
             + "name it in mkRuntime: versions.tritonServer = \"2.71.0\"."
           )
         else
@@ -148,15 +141,15 @@ let
         if inImage then
           [
             "--rootfs"
-            (runtime.rootfsFor repo.engine.model)
+            (stack.rootfsFor repo.engine.model)
           ]
-          ++ lib.optionals (runtime.pinFile != "") [
+          ++ lib.optionals (stack.pinFile != "") [
             "--pin"
-            runtime.pinFile
+            stack.pinFile
           ]
-          ++ lib.optionals (runtime.driver != null) [
+          ++ lib.optionals (stack.driver != null) [
             "--driver"
-            runtime.driver
+            stack.driver
           ]
         else
           [
@@ -187,7 +180,7 @@ let
         modelName = name;
       }
       // lib.optionalAttrs (!inImage) { inherit tritonserver; };
-      meta = artefactMeta repo (
+      meta = artefactMeta (repo // lib.optionalAttrs inImage { runtimePackage = stack; }) (
         {
           description = "Triton Inference Server for ${name}";
           mainProgram = "${name}-triton-server";

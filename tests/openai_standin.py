@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,6 +25,9 @@ class StandIn(ThreadingHTTPServer):
         self.failure = ""
         # Tokens that a Triton model holds, of which the prompt has 5; 0 holds any number.
         self.holds = 0
+        # Seconds before the first event of a stream of Triton's, and between two; the times of each stream.
+        self.pauses = (0.0, 0.0)
+        self.paced: list[list[float]] = []
         self.pieces: list[str] = ["a", "b"]
         self.message: dict[str, Any] = {"role": "assistant", "content": "hi"}
         self.deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"content": "hi"}]
@@ -48,6 +52,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_events(self, rows: Sequence[Any]) -> None:
         texts = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows]
         self._send(b"".join(b"data: " + t.encode() + b"\n\n" for t in texts), "text/event-stream")
+
+    def _send_paced(self, rows: Sequence[Any]) -> None:
+        begin = time.monotonic()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        times = []
+        for number, row in enumerate(rows):
+            time.sleep(self.server.pauses[min(number, 1)])
+            times.append(time.monotonic() - begin)
+            self.wfile.write(b"data: " + json.dumps(row).encode() + b"\n\n")
+        self.server.paced.append(times)
+        self.close_connection = True
 
     def _send(self, body: bytes, kind: str, status: int = 200) -> None:
         self.send_response(status)
@@ -80,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 json.dumps({"error": f"{said}at most {holds - 5} fit"}).encode(), "application/json", 400
             )
+        elif self.path.startswith("/v2/") and any(self.server.pauses):
+            self._send_paced(triton_events(self.server.pieces))
         elif self.path.startswith("/v2/"):
             self._send_events(triton_events(self.server.pieces))
         elif body.get("stream"):

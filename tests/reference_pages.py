@@ -268,10 +268,11 @@ def render_runtimes() -> str:
     parts += [
         "## Sources",
         "\n".join(_wrap_item(f"{key}: {text}") for key, text in table["sources"].items()),
-        "## Newest published",
-        f"On {published['read']}, as `make facts` found them:",
+        "## Newest that pip finds",
+        f"On {published['read']}, in the registry that pip was set to. A mirror may lack newer\n"
+        "releases: Edge-LLM 0.11.1 and 0.12.0 are on NVIDIA's release pages and were not in this one.",
         "\n".join(map(_wrap_item, lines)),
-        "`make facts` compares the tables with what package registries publish, and says what is older,\n"
+        "`make facts` compares the tables with what pip's registry has, and says what is older,\n"
         "what contradicts, and from where it knows. `make facts RECORD=1` keeps what it read in\n"
         "`tests/facts/published.json`, which a test compares with the tables. Run it before a release, and\n"
         "when NVIDIA releases one of these; a new row names the source of each field, or leaves it null.",

@@ -1,5 +1,24 @@
 { lib, names, ... }:
 rec {
+  # A value for an error, whatever its type.
+  # describe :: a -> string
+  describe =
+    value:
+    if builtins.isFunction value then
+      "a function"
+    else if builtins.isPath value then
+      "the path ${toString value}"
+    else if value.type or null == "derivation" then
+      "a derivation"
+    else if value == { } then
+      "{ }"
+    else if builtins.isAttrs value then
+      "a set of ${lib.concatStringsSep ", " (builtins.attrNames value)}"
+    else if builtins.isList value then
+      "a list"
+    else
+      builtins.toJSON value;
+
   # Rejects argument names that a function does not have, with the nearest one that it has.
   # only :: string -> [ string ] -> set -> set
   only =
@@ -7,16 +26,43 @@ rec {
     let
       strange = builtins.filter (n: !builtins.elem n known) (builtins.attrNames args);
     in
-    if strange == [ ] then
+    if !builtins.isAttrs args then
+      throw "${function}: it takes a set such as { name = …; }, not ${describe args}."
+    else if strange == [ ] then
       args
     else
       throw "${function}: ${names.unknown "argument" (builtins.head strange) known}";
+
+  # Rejects a set that lacks an argument without a default.
+  # whole :: string -> (set -> a) -> set -> set
+  whole =
+    function: build: args:
+    let
+      optional = builtins.functionArgs build;
+      missing = builtins.filter (n: !optional.${n} && !(args ? ${n})) (builtins.attrNames optional);
+    in
+    if missing == [ ] then
+      args
+    else
+      throw "${function}: the argument ${builtins.head missing} is missing.";
 
   # Calls a function of an attribute set; its pattern is the list of its arguments.
   # call :: string -> (set -> a) -> set -> a
   call =
     function: build: args:
-    build (only function (builtins.attrNames (builtins.functionArgs build)) args);
+    let
+      known = builtins.attrNames (builtins.functionArgs build);
+    in
+    build (whole function build (only function known args));
+
+  # What another function of this library returned, which has a kind.
+  # output :: string -> string -> string -> a -> a
+  output =
+    function: argument: maker: value:
+    if builtins.isAttrs value && builtins.isString (value.kind or null) then
+      value
+    else
+      throw "${function}: ${argument} is ${describe value}, not ${maker}'s output.";
 
   # One of a list of values.
   # oneOf :: string -> string -> [ string ] -> string -> string
@@ -24,8 +70,13 @@ rec {
     function: argument: known: value:
     if builtins.elem value known then
       value
+    else if builtins.isString value then
+      throw "${function}: ${argument}: ${names.unknown "value" value known}"
     else
-      throw "${function}: ${argument}: ${names.unknown "value" (toString value) known}";
+      throw (
+        "${function}: ${argument} is ${describe value}, but it must be one of "
+        + "${lib.concatStringsSep ", " (map toString known)}."
+      );
 
   # A whole number of at least `least`.
   # atLeast :: string -> string -> int -> int -> int
@@ -35,7 +86,7 @@ rec {
       value
     else
       throw (
-        "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at "
+        "${function}: ${argument} = ${describe value}, but it must be a whole number of at "
         + "least ${toString least}."
       );
 
@@ -47,7 +98,7 @@ rec {
       value
     else
       throw (
-        "${function}: ${argument} = ${builtins.toJSON value}, "
+        "${function}: ${argument} = ${describe value}, "
         + "but it must be a number of minutes above 0."
       );
 
@@ -59,7 +110,7 @@ rec {
       value
     else
       throw (
-        "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number from "
+        "${function}: ${argument} = ${describe value}, but it must be a whole number from "
         + "${toString least} to ${toString most}."
       );
 }

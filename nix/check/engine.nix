@@ -10,10 +10,12 @@ let
   # A value as a user types it in Nix.
   show =
     v:
-    if builtins.isAttrs v then
+    if v == { } then
+      "{ }"
+    else if builtins.isAttrs v && v.type or null != "derivation" then
       "{ ${lib.concatStringsSep " " (lib.mapAttrsToList (n: x: "${n} = ${show x};") v)} }"
     else
-      builtins.toJSON v;
+      arguments.describe v;
   runtimesOf =
     runtimes: kind:
     builtins.filter (id: builtins.elem kind runtimes.${id}.kinds) (builtins.attrNames runtimes);
@@ -138,17 +140,28 @@ in
           count ? null,
           driver ? null,
         }:
-        {
-          gpu =
-            if gpu != null && sm == null && memoryGB == null then
-              (gpus.find function gpu).name
-            else if gpu == null && sm != null then
-              gpus.unnamed function sm memoryGB
-            else
-              throw "${function}: target has either gpu, or sm and memoryGB.";
-          inherit driver;
-          count = if count == null then null else arguments.atLeast function "target.count" 1 count;
-        };
+        let
+          checked = {
+            gpu =
+              if gpu != null && sm == null && memoryGB == null then
+                (gpus.find function gpu).name
+              else if gpu == null && sm != null then
+                gpus.unnamed function sm memoryGB
+              else
+                throw "${function}: target has either gpu, or sm and memoryGB.";
+            driver =
+              if driver == null || builtins.isString driver then
+                driver
+              else
+                throw (
+                  "${function}: target.driver is ${arguments.describe driver}, not a version such "
+                  + "as \"590.48.01\"."
+                );
+            count =
+              if count == null then null else arguments.atLeast function "target.count" 1 count;
+          };
+        in
+        builtins.deepSeq checked checked;
     in
     if builtins.isString value then
       build { gpu = value; }
@@ -156,7 +169,7 @@ in
       arguments.call "${function}: target" build value
     else
       throw (
-        "${function}: target = ${builtins.toJSON value} is not a GPU's name, "
+        "${function}: target = ${arguments.describe value} is not a GPU's name, "
         + "nor { gpu; count; driver; }, nor { sm; memoryGB; count; driver; }."
       );
 }

@@ -1,7 +1,12 @@
 # GPUs by the names that people write, and any other by its SM and memory: what
 # python/enginix/machine/gpu_table.py reads, too. tests/python/engine_tensorrt/test_twin.py
 # holds the two together.
-{ lib, names, ... }:
+{
+  lib,
+  names,
+  arguments,
+  ...
+}:
 let
   table = lib.importJSON ../../python/enginix/data/machine/gpus.json;
 
@@ -134,7 +139,9 @@ rec {
       gigabytes = builtins.fromJSON (builtins.elemAt sized 1);
       near = names.nearest plain (builtins.attrNames rows);
     in
-    if known != null then
+    if !builtins.isString name then
+      throw "${function}: target = ${arguments.describe name} is not a GPU's name, such as \"l4\"."
+    else if known != null then
       rows.${known} // { name = known; }
     else if unnamed != null then
       describe function plain (builtins.fromJSON (builtins.head unnamed)) (
@@ -167,11 +174,11 @@ rec {
   unnamed =
     function: sm: memoryGB:
     if !builtins.isInt sm || sm < 10 || sm > 999 then
-      throw "${function}: target.sm = ${builtins.toJSON sm} is not an SM such as 89."
+      throw "${function}: target.sm = ${arguments.describe sm} is not an SM such as 89."
     else if !builtins.isInt memoryGB || memoryGB < 1 then
       throw (
-        "${function}: target.memoryGB = ${builtins.toJSON memoryGB} is not a number of gigabytes "
-        + "such as 16."
+        "${function}: target.memoryGB = ${arguments.describe memoryGB} is not a number of "
+        + "gigabytes such as 16."
       )
     else
       "sm${toString sm}-${toString memoryGB}gb";

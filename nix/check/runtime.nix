@@ -22,12 +22,22 @@ let
     "tritonServer"
   ];
   imaged = builtins.filter (id: runtimes.${id} ? images) (builtins.attrNames runtimes);
+  withTriton = builtins.filter (id: runtimes.${id}.paths.triton != null) imaged;
   notVerified = "not verified by enginix";
 
   number = "(0|[1-9][0-9]*)";
-  release = builtins.match (
-    "(${number}[.]${number}[.]${number})((a|b|rc)${number})?([.](post|dev)[0-9]+)*"
-  );
+  releasePattern =
+    "(${number}[.]${number}[.]${number})((a|b|rc)${number})?([.](post|dev)[0-9]+)*";
+  release = builtins.match releasePattern;
+  # A word of a tag that begins with a release, as v1.3.0rc20 and trtllm1.3.0rc20.
+  tagWord = builtins.match "[A-Za-z]*(${releasePattern})([A-Za-z].*)?";
+  tagVersions =
+    tag:
+    map builtins.head (
+      builtins.filter (m: m != null) (
+        map tagWord (builtins.filter builtins.isString (builtins.split "[-_]" tag))
+      )
+    );
   image = builtins.match (
     "[a-z0-9]+([.-][a-z0-9]+)*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+"
     + "(:([A-Za-z0-9_][A-Za-z0-9_.-]*))?(@sha256:[0-9a-f]{64})?"
@@ -49,7 +59,7 @@ let
         || candidate == "rc" && builtins.fromJSON (at 6) <= 20
       );
 in
-{
+rec {
   # What `enginix runtime pin` wrote, for this runtime and this system.
   # pin :: string -> string -> string -> set -> set
   pin =
@@ -97,6 +107,7 @@ in
       base = runtimes.${like};
       parts = if builtins.isString description.image then image description.image else null;
       tag = builtins.elemAt parts 5;
+      named = if tag == null then [ ] else tagVersions tag;
       strange = builtins.filter (n: !builtins.elem n versionNames) (builtins.attrNames versions);
       isText =
         v: builtins.isString v && builtins.match "[0-9A-Za-z.,<>=!~+ -]{1,60}" v != null;
@@ -104,19 +115,23 @@ in
       wrong = builtins.filter (n: !isText versions.${n}) (builtins.attrNames versions);
       version = versions.tensorrtLlm or null;
       triton = versions.tritonServer or null;
-      withTriton = builtins.filter (id: runtimes.${id}.paths.triton != null) imaged;
       withoutEngines = builtins.filter (id: !runtimes.${id}.enginePath) imaged;
       newest = builtins.elemAt withoutEngines (builtins.length withoutEngines - 1);
       name = if tag == null then "image" else tag;
     in
     if !builtins.elem like imaged then
       throw (
-        "${function}: like = ${builtins.toJSON like}, but it must be a runtime with an image: "
-        + "${names.unknown "runtime" (toString like) imaged}"
+        "${function}: like = ${arguments.describe like}, but it must be a runtime with an image: "
+        + (
+          if builtins.isString like then
+            names.unknown "runtime" like imaged
+          else
+            "${lib.concatStringsSep ", " imaged}."
+        )
       )
     else if parts == null || tag == null && builtins.elemAt parts 6 == null then
       throw (
-        "${function}: image = ${builtins.toJSON description.image}, but with like it must be a "
+        "${function}: image = ${arguments.describe description.image}, but with like it must be a "
         + "registry, a name and a tag or digest: \"nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2\"."
       )
     else if !builtins.isAttrs versions then
@@ -127,15 +142,16 @@ in
       throw "${function}: versions.${builtins.head wrong} must be a version as a text."
     else if version == null || release version == null then
       throw (
-        "${function}: versions.tensorrtLlm = ${builtins.toJSON version}, but it must be "
+        "${function}: versions.tensorrtLlm = ${arguments.describe version}, but it must be "
         + "TensorRT-LLM's version in the image, such as \"1.4.0rc2\": engines are held to it."
       )
     else if !isNumber (versions.driver or null) || !isNumber triton then
       throw "${function}: versions.driver and versions.tritonServer are such as \"590.48.01\"."
-    else if tag != null && release tag != null && tag != version then
+    else if named != [ ] && !builtins.elem version named then
       throw (
-        "${function}: the image's tag says ${tag}, versions.tensorrtLlm ${version}; make them the "
-        + "same version."
+        "${function}: the image's tag says ${builtins.head named}, versions.tensorrtLlm "
+        + "${version}; make them the same version. Where the tag's is another software's, name "
+        + "the image by its digest in place of the tag: NAME@sha256:…"
       )
     else if base.enginePath && !hasEnginePath version then
       throw (
@@ -175,6 +191,53 @@ in
           "as described by its user, ${notVerified}; paths and variables are those of ${like}";
         verified = false;
         inherit description;
+      };
+
+  # The id of a name or of mkRuntime's output.
+  # idOf :: string -> string|derivation -> string
+  idOf =
+    function: runtime:
+    if builtins.isString runtime then
+      runtime
+    else if builtins.isAttrs runtime && runtime ? row.kinds && runtime ? id then
+      runtime.id
+    else if builtins.isAttrs runtime && runtime ? like then
+      throw (
+        "${function}: runtime is the description of a runtime; pass mkRuntime's output: "
+        + "runtime = mkRuntime { like = …; image = …; versions = { … }; }."
+      )
+    else
+      throw (
+        "${function}: runtime is ${arguments.describe runtime}, neither a runtime's name, such as "
+        + "\"trtllm-1.2.1\", nor mkRuntime's output."
+      );
+
+  # mkRuntime's output, also of a name.
+  # packageOf :: string -> (set -> derivation) -> string|derivation -> derivation
+  packageOf =
+    function: mkRuntime: runtime:
+    let
+      id = idOf function runtime;
+    in
+    if builtins.isString runtime then mkRuntime { inherit id; } else builtins.seq id runtime;
+
+  # The Triton of mkRuntime's output, where Triton is to serve an engine: its row and version.
+  # triton :: string -> derivation -> { row; version; }
+  triton =
+    function: runtime:
+    let
+      inherit (runtime) row;
+    in
+    if row.paths.triton == null then
+      throw (
+        "${function}: the image of runtime ${runtime.id} has no Triton. Serve the engine with "
+        + "mkServe { engine = …; }, which has OpenAI's interface, or build it for a runtime of "
+        + "Triton's images: ${lib.concatStringsSep ", " withTriton}."
+      )
+    else
+      {
+        inherit row;
+        version = row.images.${runtime.image}.tritonServer;
       };
 
   # A name, mkRuntime's output, or null where neither is asked for: the rows with it.

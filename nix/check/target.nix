@@ -45,13 +45,13 @@ let
 
   # What a GPU has of number formats, or what its engines take of them.
   describeFormats =
-    gpu:
+    what: gpu:
     let
       isTaken = f: takes algorithms.${formats.gpuFormats.${f}} gpu.sm;
       taken = builtins.filter isTaken gpu.formats;
     in
     lib.optionalString (gpu ? formats)
-      ''Engines for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
+      ''${what} for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
 
   reason =
     what: row: gpu:
@@ -76,12 +76,16 @@ in
 rec {
   # A quantization against a GPU's SM.
   # quantization :: string -> string|null -> { name; sm; … } -> string|null
-  quantization = quantizationBy (format: ''quantization = "${format}"'');
+  quantization = quantizationBy {
+    format = format: ''quantization = "${format}"'';
+    artefacts = "Engines";
+  };
 
-  # The same, for a caller that names formats in another way.
-  # quantizationBy :: (string -> string) -> string -> string|null -> { … } -> string|null
+  # The same, for a caller with words of its own: format says one as its argument; artefacts are
+  # what it makes.
+  # quantizationBy :: { format; artefacts; } -> string -> string|null -> { … } -> string|null
   quantizationBy =
-    say: function: algorithm: gpu:
+    words: function: algorithm: gpu:
     let
       name = known algorithm;
       row =
@@ -100,11 +104,14 @@ rec {
       )
     else if gpu.sm < support.engineSm.least then
       throw (
-        ''${function}: TensorRT-LLM's engines need SM ${toString support.engineSm.least} or ''
+        ''${function}: TensorRT-LLM needs SM ${toString support.engineSm.least} or ''
         + ''later; target "${gpu.name}" is SM ${toString gpu.sm}.''
       )
     else if !takes row gpu.sm || !lacksNothing row gpu then
-      throw "${function}: ${reason name row gpu} ${ways say row name gpu} ${describeFormats gpu}"
+      throw (
+        "${function}: ${reason name row gpu} ${ways words.format row name gpu} "
+        + describeFormats words.artefacts gpu
+      )
     else
       algorithm;
 

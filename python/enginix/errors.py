@@ -110,6 +110,12 @@ class RepositoryError(EnginixError):
     kind = "repository"
 
 
+class QuestionsError(EnginixError):
+    """A user's own questions for a gate that cannot be read, or that judge nothing."""
+
+    kind = "questions"
+
+
 class GateError(EnginixError):
     """A quality gate failed, or could not be run; both refuse the artefact."""
 

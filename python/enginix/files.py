@@ -148,6 +148,20 @@ def require_absent(out: Path) -> None:
         )
 
 
+def require_absent_file(out: Path) -> None:
+    """Refuse an output file that exists, or whose directory does not, before anything is computed.
+
+    Raises:
+        UsageError: it exists.
+        MachineError: it cannot be written there.
+    """
+    if out.is_dir():
+        raise MachineError("is a directory", where=str(out), fix="pass a file to -o")
+    require_absent(out)
+    if not out.absolute().parent.is_dir():
+        raise MachineError("its directory does not exist", where=str(out), fix=f"mkdir -p {out.parent}")
+
+
 def _is_mount_point(path: Path) -> bool:
     """Return whether a file system is mounted there, bind mounts of the same file system included."""
     if os.path.ismount(path):

@@ -23,6 +23,7 @@ from enginix.wording import with_article
 
 MANIFEST_FILE = "enginix.json"
 MANIFEST_FORMAT = 2
+NOT_VERIFIED = "not verified by enginix"
 # Without digests.
 OLD_FORMAT = 1
 # Written by `enginix sign` beside the manifest; no part of what it describes.
@@ -219,6 +220,17 @@ def read_golden(repository: Manifest) -> GoldenAnswer | None:
 
 def _is_token_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
+
+
+def explain_unverified(manifest: Manifest) -> str | None:
+    """Return the warning of a runtime that its user describes; None for one of the table, and for none."""
+    if manifest.runtime.get("verified", True) is not False:
+        return None
+    runtime = manifest.runtime
+    return (
+        f"runtime {runtime.get('id')} is {NOT_VERIFIED}: its user describes it, like {runtime.get('like')}, "
+        f"image {runtime.get('image')}"
+    )
 
 
 def explain_ungated(manifest: Manifest) -> str | None:

@@ -17,6 +17,7 @@ from enginix.errors import MachineError
 
 PROJECT = "enginix"
 PACKAGE = Path(__file__).resolve().parent
+FLAKE = "github:enginix/enginix"
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Extra:
     Attributes:
         commands: sub-commands that need it, or some of whose options do.
         modules: top-level modules that it brings and enginix imports.
+        package: the flake's package whose command has them.
     """
 
     commands: tuple[str, ...]
     modules: tuple[str, ...]
+    package: str = "enginix"
 
 
 _EXECUTOR = ("torch", "transformers", "tokenizers", "jinja2")
@@ -38,13 +41,14 @@ _EXECUTOR = ("torch", "transformers", "tokenizers", "jinja2")
 EXTRAS = {
     "reference": Extra(("build", "reference", "gate", "runner"), _EXECUTOR),
     "serve": Extra(("triton-repo", "serve"), (*_EXECUTOR, "tritonclient", "google", "grpc", "requests")),
-    "quantize": Extra(("calibrate", "quantize", "convert"), (*_EXECUTOR, "modelopt")),
-    "gateway": Extra(("gateway",), ("litellm", "fastapi", "orjson", "uvicorn")),
+    "quantize": Extra(("calibrate", "quantize", "convert"), (*_EXECUTOR, "modelopt"), "enginix-quantize"),
+    "gateway": Extra(("gateway",), ("litellm", "fastapi", "orjson", "uvicorn"), "enginix-gateway"),
     "edgellm": Extra(
         ("edgellm-export", "edgellm-build", "edgellm-serve"),
         (*_EXECUTOR, "onnx", "onnx_graphsurgeon", "onnxscript", "tensorrt_edgellm"),
+        "enginix-edgellm",
     ),
-    "rtx": Extra(("rtx-build",), (*_EXECUTOR, "tensorrt_rtx_bindings")),
+    "rtx": Extra(("rtx-build",), (*_EXECUTOR, "tensorrt_rtx_bindings"), "enginix-rtx"),
 }
 # The dependencies of enginix itself.
 CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
@@ -76,9 +80,11 @@ def missing_library(error: ImportError, command: str) -> MachineError | None:
     if extra is not None:
         return missing_extra(extra, f"{module} {state}", command)
     if module in CORE:
-        return MachineError(f"{module} {state}", where=sys.executable, fix=format_install_command(None))
+        return MachineError(
+            f"{module} {state}", where=sys.executable, fix=format_install_command(None, command)
+        )
     # A dependency of a dependency: only its own name is known.
-    fix = format_install_command(None) if _in_nix_store() else _format_pip_command([module])
+    fix = format_install_command(None, command) if is_in_nix_store() else _format_pip_command([module])
     return MachineError(f"{module} {state}", where=sys.executable, fix=fix)
 
 
@@ -92,17 +98,20 @@ def missing_extra(extra: str, what: str, command: str, python: str | Path | None
     return MachineError(
         f"{what}; enginix {command} needs the extra {extra!r}",
         where=python,
-        fix=format_install_command(extra, python),
+        fix=format_install_command(extra, command, python),
     )
 
 
-def format_install_command(extra: str | None, python: str = sys.executable) -> str:
-    """Return the command that installs an extra, or enginix's own dependencies, where ``python`` looks."""
-    if _in_nix_store():
-        return (
-            "this enginix is in the Nix store, without that part: take the flake's package enginix, or the "
-            "Nix function of the stage (docs/explanation/architecture.md)"
-        )
+def format_install_command(extra: str | None, command: str, python: str = sys.executable) -> str:
+    """Return how to get an extra, or enginix's own dependencies: by pip, or another package of the flake.
+
+    Args:
+        command: the sub-command that needs it.
+        python: the interpreter whose environment lacks it.
+    """
+    if is_in_nix_store(python):
+        package = PROJECT if extra is None else EXTRAS[extra].package
+        return f"run it from the flake: nix run {locate_flake()}#{package} -- {command}"
     source = _find_install_source()
     if source is not None:
         return _format_pip_command([f"{source}[{extra}]" if extra else source], python)
@@ -117,7 +126,7 @@ def _missing_stage(error: ImportError, command: str) -> MachineError | None:
     return MachineError(
         f"this package of enginix leaves enginix {command} out ({error.name})",
         where=str(PACKAGE),
-        fix="take the flake's package enginix, which has every stage",
+        fix=f"run it from the flake: nix run {locate_flake()}#{PROJECT} -- {command}",
     )
 
 
@@ -137,9 +146,30 @@ def _format_pip_command(requirements: list[str], python: str = sys.executable) -
     return f"{python} -m pip install {words}"
 
 
-def _in_nix_store() -> bool:
+def locate_flake() -> str:
+    """Return the flake with enginix's packages: the checkout that this enginix is in, or the public one."""
+    checkout = PACKAGE.parents[1]
+    return shlex.quote(str(checkout)) if (checkout / "flake.nix").is_file() else FLAKE
+
+
+def format_tritonserver_command() -> str:
+    """Return the command that makes a tritonserver which enginix finds."""
+    if is_in_nix_store():
+        return (
+            f"nix build {locate_flake()}#tritonserver -o tritonserver && "
+            'export ENGINIX_TRITONSERVER="$PWD/tritonserver"'
+        )
+    return "enginix tritonserver -o tritonserver"
+
+
+def is_in_nix_store(python: str = sys.executable) -> bool:
+    """Tell whether an environment is Nix's, in which nothing can be installed."""
     store = os.environ.get("NIX_STORE_DIR", "/nix/store") + "/"
-    return any(str(path).startswith(store) for path in (PACKAGE, sys.executable, sys.prefix))
+    # Not the real path of the program: a virtual environment over Nix's Python can be installed into.
+    paths = [python, os.path.realpath(os.path.dirname(python))]
+    if python == sys.executable:
+        paths += [str(PACKAGE), sys.prefix]
+    return any(path.startswith(store) for path in paths)
 
 
 def _find_install_source() -> str | None:

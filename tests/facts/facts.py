@@ -1,11 +1,11 @@
-"""Compares the tables with what package registries publish; `make facts` runs it.
+"""Compares the tables with what pip's registry has; `make facts` runs it.
 
     python tests/facts/facts.py            what is older, what contradicts, with the source of each
     python tests/facts/facts.py --record   the same, and writes tests/facts/published.json anew
 
 Exit status 0: nothing contradicts; 1: a table contradicts a published fact; 4: a package could not be read.
-pip reads the metadata, so its settings say where from. A test compares the tables with the record, without
-a network.
+pip reads the metadata, so its settings say where from; a mirror may lack what its source has, so a release
+that is not told may exist all the same. A test compares the tables with the record, without a network.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ DISTRIBUTIONS = {
     "torch": "torch",
     "transformers": "transformers",
 }
+SCOPE = "read from the registry that pip is set to; a mirror of one may lack newer releases"
 # Upstream packages that no requirement of this project pins.
 WATCHED = ("tensorrt-llm", "tensorrt-edgellm", "tensorrt")
 
@@ -209,7 +210,7 @@ def compare_releases(newest: Mapping[str, Mapping[str, str | None]]) -> list[Fin
     for package, key in (("tensorrt-llm", "tensorrtLlm"), ("tensorrt-edgellm", "edgellm")):
         have = {row[key] for row in rows if row.get(key)}
         for release in sorted({v for v in newest.get(package, {}).values() if v} - have):
-            text = f"newest row {max(have, key=Version)}, published {release}"
+            text = f"newest row {max(have, key=Version)}, pip finds {release}"
             findings.append(Finding(False, f"{RUNTIMES} {package}", text, "versions that pip lists"))
     return findings
 
@@ -221,7 +222,7 @@ def compare_pins(newest: Mapping[str, Mapping[str, str | None]]) -> list[Finding
         stable = newest.get(package, {}).get("stable")
         for file, version in files.items():
             if stable is not None and Version(version) < Version(stable):
-                text = f"pinned {version}, published {stable}"
+                text = f"pinned {version}, pip finds {stable}"
                 findings.append(Finding(False, f"nix/python/requirements/{file} {package}", text, source))
     for package, groups in read_bounds().items():
         stable = newest.get(package, {}).get("stable")
@@ -250,7 +251,8 @@ def main() -> int:
     contradictions = sum(finding.contradicts for finding in findings)
     print(
         f"{len(record['newest'])} packages and {len(record['requires'])} versions read on {record['read']}: "
-        f"{contradictions} contradict, {len(findings) - contradictions} older, {len(failures)} not read"
+        f"{contradictions} contradict, {len(findings) - contradictions} older, {len(failures)} not read\n"
+        f"{SCOPE}"
     )
     if args.record:
         if failures:

@@ -185,7 +185,7 @@ in
     expected = [ false false false ];
   };
   testUnknownQuantization = {
-    expr = fails (check.target.quantizationBy (f: f) "e" "FP9" (gpu "h200"));
+    expr = fails (check.target.quantizationBy { format = f: f; artefacts = "Models"; } "e" "FP9" (gpu "h200"));
     expected = true;
   };
   testEnginesNeedAmpere = {
@@ -498,6 +498,78 @@ in
         (fails (check.runtime.unlisted "f" (described // { versions = { }; })))
       ];
       expected = [ "trtllm-1.4.0rc2-unverified" true "trtllm-1.2.1" true true true ];
+    };
+  # What takes a runtime, and what Triton serves.
+  testRuntimeOf =
+    let
+      made = {
+        id = "r-unverified";
+        row = {
+          kinds = [ "llmapi" ];
+          paths.triton = null;
+        };
+      };
+      packageOf = check.runtime.packageOf "f" ({ id }: "made of ${id}");
+      withTriton = {
+        id = "r";
+        image = "26.07";
+        row = {
+          paths.triton = "/opt/tritonserver";
+          images."26.07".tritonServer = "2.71.0";
+        };
+      };
+    in
+    {
+      expr = [
+        (check.runtime.idOf "f" "r")
+        (check.runtime.idOf "f" made)
+        (packageOf "r")
+        (packageOf made).id
+        (check.runtime.triton "f" withTriton).version
+        (fails (check.runtime.triton "f" made))
+      ]
+      ++ map (v: fails (check.runtime.idOf "f" v) && fails (packageOf v)) [
+        null
+        3
+        [ ]
+        { }
+        { id = "r"; }
+        { like = "r"; }
+      ];
+      expected = [ "r" "r-unverified" "made of r" "r-unverified" "2.71.0" true true true true true true true ];
+    };
+  # Any value stands in an error, which Nix's toJSON cannot do.
+  testDescribe = {
+    expr = map check.arguments.describe [
+      3
+      "a"
+      null
+      true
+      [ (x: x) ]
+      { }
+      { b = 1; a = x: x; }
+      (x: x)
+      /a
+      { type = "derivation"; }
+    ];
+    expected = [ "3" "\"a\"" "null" "true" "a list" "{ }" "a set of a, b" "a function" "the path /a" "a derivation" ];
+  };
+  testWhole =
+    let
+      build = { a, b ? a }: a + b;
+      of = check.arguments.whole "f" build;
+    in
+    {
+      expr = [ (of { a = 1; }) (fails (of { })) (fails (of { b = 1; })) (fails (of 3)) (check.arguments.call "f" build { a = 1; }) ];
+      expected = [ { a = 1; } true true true 2 ];
+    };
+  testOutput =
+    let
+      of = check.arguments.output "f" "engine" "mkEngine";
+    in
+    {
+      expr = [ (of { kind = "rtx"; }).kind ] ++ map (v: fails (of v)) [ 3 null "a" { } { kind = 3; } ];
+      expected = [ "rtx" true true true true true ];
     };
   testPin =
     let

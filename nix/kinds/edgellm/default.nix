@@ -14,7 +14,6 @@ let
   mkExport = import ./export.nix scope;
   mkServer = import ./serve.nix scope;
   gatedEngine = import ../shared/gated-engine.nix scope;
-  runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   noRuntime =
     "no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, "
     + "so enginix brings none.";
@@ -69,11 +68,9 @@ let
   facts = model.model or { };
   targetSpec = check.engine.target function target;
   gpu = check.gpus.find function targetSpec.gpu;
-  row =
-    runtimes.${runtime}
-      or (throw (
-        "${function}: ${check.names.unknown "runtime" runtime (builtins.attrNames runtimes)}"
-      ));
+  row = check.engine.runtime function (check.runtime.rows runtime) "edgellm" { } (
+    check.runtime.idOf function runtime
+  );
   sizes = checks.limits engine facts limits;
   weights.weightBytes = model.weightBytes or 0;
   plan = check.edgellmPlan.fits engine (facts // weights) gpu sizes;
@@ -82,12 +79,7 @@ let
     options = exportOptions;
   };
   checked = builtins.deepSeq [
-    (
-      if builtins.elem "edgellm" row.kinds then
-        runtime
-      else
-        throw ''${function}: runtime "${runtime}" has no kind "edgellm".''
-    )
+    row.id
     (checks.architecture engine (facts.architecture or model.architecture or null))
     (checks.described engine facts)
     (checks.format engine (model.quantization or null) gpu)

@@ -42,8 +42,8 @@ let
   targetSpec = if target == null then null else check.engine.target function target;
   gpu =
     if targetSpec == null then null else check.gpus.find function targetSpec.gpu;
-  id = if builtins.isString runtime then runtime else runtime.id;
-  stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+  id = check.runtime.idOf function runtime;
+  stack = check.runtime.packageOf function mkRuntime runtime;
   row = check.engine.runtime function (check.runtime.rows runtime) "llmapi" { } id;
   ready = check.options.profile function profile;
   # The PyTorch backend clips sequences of some models below their context.
@@ -110,7 +110,9 @@ let
       expertParallel = 1;
     };
   };
-  meta = artefactMeta model { description = "LLM API artefact of ${name}"; };
+  meta = artefactMeta (model // { runtimePackage = stack; }) {
+    description = "LLM API artefact of ${name}";
+  };
   ungated = pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine-llmapi";
     buildCommandPath = ../../builders/engine-llmapi.sh;

@@ -89,12 +89,12 @@ let
 in
 if target != null then
   throw (
-    "${function}: target = ${builtins.toJSON target}, "
+    "${function}: target = ${check.arguments.describe target}, "
     + "but the reference kind is built for no GPU: leave target out."
   )
 else if runtime != "reference" then
   throw (
-    "${function}: runtime = ${builtins.toJSON runtime}, "
+    "${function}: runtime = ${check.arguments.describe runtime}, "
     + "but the reference kind brings its own: leave runtime out."
   )
 else if limits != { } then

@@ -84,7 +84,17 @@ rec {
     function: format: requested:
     let
       able = formats.${format};
-      smOf = target: if builtins.isInt target then target else (check.gpus.find function target).sm;
+      smOf =
+        target:
+        if builtins.isInt target then
+          target
+        else if builtins.isString target then
+          (check.gpus.find function target).sm
+        else
+          throw (
+            "${function}: targets holds ${check.arguments.describe target}; it takes names of GPUs "
+            + "and SMs: targets = [ \"l4\" 89 ]."
+          );
       checked =
         target:
         let

@@ -16,7 +16,6 @@ let
   function = ''mkEngine { kind = "rtx"; }'';
   checks = import ./checks.nix scope;
   enginix = import ./package.nix scope;
-  inherit ((lib.importJSON ../../../python/enginix/data/runtime/runtimes.json)) runtimes;
   nvidiaLicence = {
     fullName = "NVIDIA TensorRT Software License Agreement";
     shortName = "LicenseRef-NVIDIA-TensorRT-SLA";
@@ -51,9 +50,9 @@ let
     (checks.headSize engine (facts.headSize or null))
     (checks.ranks engine checkpoint)
     (checks.memory engine (model.weightBytes or 0) buildMemoryGB)
-    (check.arguments.oneOf function "runtime" (builtins.attrNames (
-      lib.filterAttrs (_: row: builtins.elem "rtx" row.kinds) runtimes
-    )) runtime)
+    (check.engine.runtime function (check.runtime.rows runtime) "rtx" { } (
+      check.runtime.idOf function runtime
+    )).id
     sizes
     sms
   ] true;

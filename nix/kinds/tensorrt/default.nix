@@ -66,12 +66,12 @@ let
   targetSpec = check.engine.target function target;
   gpu = check.gpus.find function targetSpec.gpu;
 
-  id = if builtins.isString runtime then runtime else runtime.id;
+  id = check.runtime.idOf function runtime;
   row = check.engine.runtime function (check.runtime.rows runtime) "tensorrt" {
     target = targetSpec.gpu;
     inherit limits;
   } id;
-  stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+  stack = check.runtime.packageOf function mkRuntime runtime;
 
   parallel =
     if strategy == "checkpoint" then
@@ -246,7 +246,9 @@ let
     runtimePackage = stack;
     target = targetSpec;
   };
-  meta = artefactMeta model { description = "TensorRT engine of ${name} for ${targetSpec.gpu}"; };
+  meta = artefactMeta (model // { runtimePackage = stack; }) {
+    description = "TensorRT engine of ${name} for ${targetSpec.gpu}";
+  };
   ungated = pkgs.stdenvNoCC.mkDerivation (
     place
     // inputs

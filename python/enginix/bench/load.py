@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import random
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.up.chat import EndpointError, open_stream
+from enginix.up.chat import EndpointError, list_models, open_stream
 
 # Common words, of one token in most vocabularies.
 WORDS = (
@@ -69,6 +70,7 @@ class RequestRecord:
         input_tokens: as the server counts them; None where it does not say.
         output_tokens: as the server counts them, else the number of pieces.
         error: why there is no answer; None for an answer.
+        status: of an answer that refuses the request; None otherwise.
     """
 
     due: float
@@ -77,6 +79,26 @@ class RequestRecord:
     input_tokens: int | None
     output_tokens: int
     error: str | None = None
+    status: int | None = None
+
+
+def explain_refusal(url: str, model: str, mix: RequestMix, key: str | None, status: int | None) -> str:
+    """Return how to mend a load whose requests an endpoint refuses with a status."""
+    with contextlib.suppress(EndpointError, UsageError, KeyError, TypeError, OSError):
+        if status in (400, 404, 422) and model not in (names := list_models(url, key)):
+            return f"--model {' or '.join(names[:8])}" if names else "start a model there"
+    if status in (401, 403):
+        return "pass the endpoint's key, which may use this model: --key-file FILE"
+    if status == 404:
+        return "pass an endpoint that has OpenAI's completions, up to its /v1"
+    if status in (400, 413, 422):
+        return (
+            f"ask for less where the message names a length: --input-words (now {mix.input_words}), "
+            f"--output-tokens (now {mix.output_tokens})"
+        )
+    if status == 429:
+        return f"ask less often: --concurrency (now {mix.concurrency}), --rate; or raise the key's limits"
+    return "see that the endpoint answers: enginix chat --url " + url
 
 
 def make_prompt(mix: RequestMix, number: int) -> str:
@@ -102,7 +124,8 @@ def run_load(
     for number in range(mix.warmup):
         record = _ask(url, model, mix, -1 - number, key, time.monotonic(), 0.0)
         if record.error is not None:
-            raise EndpointError(record.error, where=url, fix="see that the endpoint answers: enginix chat")
+            fix = explain_refusal(url, model, mix, key, record.status)
+            raise EndpointError(record.error, where=url, fix=fix, status=record.status)
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(mix.requests):
         numbers.put(number)
@@ -147,7 +170,7 @@ def _ask(
     }
     pieces: list[float] = []
     usage: dict[str, Any] = {}
-    error = None
+    error = status = None
     try:
         for event in open_stream(f"{url}/completions", request, key):
             if any(choice.get("text") for choice in event.get("choices", [])):
@@ -156,7 +179,9 @@ def _ask(
         if not pieces and not usage.get("completion_tokens"):
             error = "an answer without text"
     except (EndpointError, json.JSONDecodeError, OSError) as e:
-        error = e.what if isinstance(e, EndpointError) else str(e)
+        error, status = (e.what, e.status) if isinstance(e, EndpointError) else (str(e), None)
     ended = time.monotonic() - begun
     counted = usage.get("completion_tokens")
-    return RequestRecord(due, tuple(pieces), ended, usage.get("prompt_tokens"), counted or len(pieces), error)
+    return RequestRecord(
+        due, tuple(pieces), ended, usage.get("prompt_tokens"), counted or len(pieces), error, status
+    )

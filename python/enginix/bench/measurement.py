@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from enginix.bench.load import RequestMix, RequestRecord
+from enginix.bench_record import VERSION
 from enginix.errors import GateError, UsageError
 
 Samples = npt.NDArray[np.float64]
 
-VERSION = 1
 RESAMPLES = 2000
 # Two-sided for figures; one-sided for a regression, whose false alarms are rarer.
 CONFIDENCE, ALARM_CONFIDENCE = 0.95, 0.999

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -133,18 +132,6 @@ OWN_TERMINAL = (
     "runner",
     "runtime",
 )
-
-# Stage → the command that follows it, for people at a terminal.
-NEXT = {
-    "lock": "enginix fetch {output} -o {stem}",
-    "fetch": "enginix convert {output} -o checkpoint",
-    "calibrate": "enginix quantize {model} --format fp8 --calibration {output} -o model-fp8",
-    "quantize": "enginix convert {output} -o checkpoint",
-    "convert": "enginix build {output} --kind reference --model {model} -o engine",
-    "build": "enginix triton-repo {output} -o repository",
-    "triton-repo": "enginix serve {output} --ask 'Once upon a time'",
-    "tritonserver": "enginix serve REPOSITORY --tritonserver {output}",
-}
 
 # Arguments that are directories of content, which a command reads.
 _INPUTS = (
@@ -357,28 +344,15 @@ def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) 
                 from enginix.run_log import write_run_log
 
                 write_run_log(output, name, progress.as_json())
-            following = suggest_next(name, args) if code == EXIT_OK and not args.json else None
-            if following is not None and console.is_watched():
-                console.print_message(f"next: {following}")
+            if code == EXIT_OK and not args.json and console.is_watched():
+                from enginix.next_command import suggest_next
+
+                modules = {command: f"enginix.cli.{module}" for command, (module, _) in COMMANDS.items()}
+                if (following := suggest_next(name, args, modules)) is not None:
+                    console.print_message(f"next: {following}")
             return code
         finally:
             console.add_to_results(None)
-
-
-def suggest_next(name: str, args: argparse.Namespace) -> str | None:
-    """Return the command line that follows a stage, with its own paths; None where none does."""
-    template, output = NEXT.get(name), getattr(args, "output", None)
-    if template is None or not isinstance(output, Path):
-        return None
-    model = getattr(args, "model", None)
-    line = template.format(
-        output=shlex.quote(str(output)),
-        stem=shlex.quote(output.name.split(".lock")[0]),
-        model=shlex.quote(str(model)),
-    )
-    if name == "convert" and isinstance(model, Path) and (model / "hf_quant_config.json").exists():
-        line += " --reference MODEL_BEFORE_QUANTIZATION"
-    return line
 
 
 def _is_made(output: object, begun: float) -> TypeGuard[Path]:

@@ -96,14 +96,14 @@ def _describe_namespaces() -> str:
 
 def _check_libraries() -> Iterator[CheckResult]:
     missing = [module for module in CORE if not _has_module(module)]
-    fix = format_install_command(None) if missing else None
+    fix = format_install_command(None, "doctor") if missing else None
     detail = f"{', '.join(missing)} missing" if missing else "complete"
     yield CheckResult("libraries of enginix", "failed" if missing else "ok", detail, "every stage", fix)
     for name, extra in EXTRAS.items():
         missing = [module for module in extra.modules if not _has_module(module)]
         commands = ", ".join(extra.commands)
         if missing:
-            fix = format_install_command(name)
+            fix = format_install_command(name, extra.commands[0])
             yield CheckResult(f"extra {name}", "absent", f"{', '.join(missing)} missing", commands, fix)
         else:
             yield CheckResult(f"extra {name}", "ok", "complete", commands)

@@ -121,6 +121,7 @@ class AuthMiddleware:
         try:
             caller = self._caller(scope)
             request.caller = caller.name
+            _refuse_two_lengths(scope)
             _refuse_query(scope)
             await self._serve(request, caller)
         except RequestRejected as e:
@@ -149,7 +150,7 @@ class AuthMiddleware:
     async def _refuse(self, request: _ClientRequest, error: RequestRejected) -> None:
         request.error = error.message.split("\n", 1)[0]
         if request.status == 0:
-            await request.answer(error.status, error.as_json(), retry_after=error.retry_after)
+            await request.refuse(error)
         else:
             await request.end_stream(error.as_json())
 
@@ -282,7 +283,8 @@ class AuthMiddleware:
                 f"the request was not sent within {limits.body_seconds} s", None, 408
             ) from e
         try:
-            body = json.loads(raw, parse_constant=_reject_constant)
+            # As bytes, json would also read UTF-16 and UTF-32.
+            body = json.loads(raw.decode("utf-8-sig"), parse_constant=_reject_constant)
             # Half a surrogate pair is not a character; it would become a question mark on the way.
             json.dumps(body, ensure_ascii=False).encode()
         except UnicodeEncodeError as e:
@@ -329,13 +331,21 @@ class _ClientRequest:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def answer(self, status: int, body: Mapping[str, Any], *, retry_after: int | None = None) -> None:
-        """Send a whole answer."""
+    async def answer(
+        self, status: int, body: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Send a whole answer, with more headers."""
         self.status = status
-        headers = [(b"x-request-id", self.id.encode())]
-        if retry_after is not None:
-            headers.append((b"retry-after", str(math.ceil(retry_after)).encode()))
-        await _send_json(self._send, status, body, headers)
+        await _send_json(self._send, status, body, [(b"x-request-id", self.id.encode()), *more])
+
+    async def refuse(self, error: RequestRejected) -> None:
+        """Send an error."""
+        more: list[tuple[bytes, bytes]] = []
+        if error.retry_after is not None:
+            more.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+        if error.closes_connection:
+            more.append((b"connection", b"close"))
+        await self.answer(error.status, error.as_json(), more)
 
     async def stream(self, raw: bytes) -> None:
         """Send a part of a stream; its headers go with the first one."""
@@ -393,6 +403,21 @@ class _ClientRequest:
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def _refuse_two_lengths(scope: Scope) -> None:
+    """Refuse a request whose body has two lengths: a proxy in front may read another end than this server.
+
+    RFC 9112, section 6.1.
+
+    Raises:
+        RequestRejected: the request has both Content-Length and Transfer-Encoding; its connection is closed.
+    """
+    names = {k for k, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        raise RequestRejected(
+            "the request has both Content-Length and Transfer-Encoding", None, closes_connection=True
+        )
 
 
 def _refuse_query(scope: Scope) -> None:

@@ -47,6 +47,8 @@ def render_litellm_config(spec: GatewaySpec, key: Callable[[str], str]) -> dict[
             "modify_params": False,
             "telemetry": False,
             "num_retries": 0,
+            # Else only the first four texts of stop reach a server of kind openai.
+            "disable_stop_sequence_limit": True,
         },
         "general_settings": {
             "custom_auth": f"{MODULE}.authenticate",

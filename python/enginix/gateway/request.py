@@ -28,6 +28,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 MAX_PROMPTS = 128
 MAX_STOP_WORDS = 128
+MAX_STOP_CHARACTERS = 1024
+# LiteLLM reads whole numbers of 64 bits; others become inexact, or infinite.
+_WHOLE_NUMBERS = range(-(2**63), 2**64)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
@@ -40,6 +43,7 @@ class RequestRejected(Exception):
         status: HTTP status.
         code: OpenAI's code for the error, if there is one.
         retry_after: seconds after which the same request may be let through.
+        closes_connection: what follows on the connection is not read as a request.
     """
 
     def __init__(
@@ -50,10 +54,11 @@ class RequestRejected(Exception):
         code: str | None = None,
         *,
         retry_after: int | None = None,
+        closes_connection: bool = False,
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.status, self.code = message, param, status, code
-        self.retry_after = retry_after
+        self.retry_after, self.closes_connection = retry_after, closes_connection
 
     def as_json(self) -> dict[str, Any]:
         """Return the error's body, in OpenAI's form."""
@@ -79,6 +84,7 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
             raise _unknown_parameter(name, route)
         if value is None:
             continue
+        _check_numbers(name, value)
         _check_type(name, value, row)
         if is_triton and "only" in row and not any(_is_same_json(value, v) for v in row["only"]):
             raise RequestRejected(
@@ -98,7 +104,7 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
             _check_tools(body.get("tools") or ())
     elif is_triton:
         parse_prompts(body["prompt"])
-    if is_triton and body.get("stop") is not None:
+    if body.get("stop") is not None:
         parse_stop_words(body["stop"])
 
 
@@ -163,13 +169,18 @@ def parse_stop_words(value: Any) -> list[str]:
     """Return ``stop`` as a list.
 
     Raises:
-        RequestRejected: not a text, or not a list of texts.
+        RequestRejected: not a text or a list of texts, or more or longer ones than a request may have.
     """
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
         raise RequestRejected("stop: not a text, or a list of texts that are not empty", "stop")
     if len(words) > MAX_STOP_WORDS:
         raise RequestRejected(f"stop: {len(words)} texts, and one request may have {MAX_STOP_WORDS}", "stop")
+    longest = max(map(len, words), default=0)
+    if longest > MAX_STOP_CHARACTERS:
+        raise RequestRejected(
+            f"stop: {longest} characters, and a text may have {MAX_STOP_CHARACTERS}", "stop"
+        )
     return words
 
 
@@ -184,12 +195,9 @@ def parse_text_messages(messages: Any) -> list[dict[str, Any]]:
     return [_parse_text_message(number, message) for number, message in enumerate(messages)]
 
 
-def _parse_text_message(number: int, message: Any) -> dict[str, Any]:
+def _parse_text_message(number: int, value: Any) -> dict[str, Any]:
+    message = _require_role(number, value)
     where = f"messages[{number}]"
-    if not isinstance(message, dict):
-        raise RequestRejected(f'{where}: not an object such as {{"role": "user", "content": "…"}}', where)
-    if not isinstance(message.get("role"), str):
-        raise RequestRejected(f"{where}.role: missing, or not a text", f"{where}.role")
     content = message.get("content")
     if isinstance(content, list):
         parts = []
@@ -207,6 +215,15 @@ def _parse_text_message(number: int, message: Any) -> dict[str, Any]:
     return message
 
 
+def _require_role(number: int, message: Any) -> dict[str, Any]:
+    where = f"messages[{number}]"
+    if not isinstance(message, dict):
+        raise RequestRejected(f'{where}: not an object such as {{"role": "user", "content": "…"}}', where)
+    if not isinstance(message.get("role"), str):
+        raise RequestRejected(f"{where}.role: missing, or not a text", f"{where}.role")
+    return message
+
+
 def _check_contents(messages: Any) -> None:
     """Check contents for a server with OpenAI's interface, which accepts more than texts.
 
@@ -214,10 +231,10 @@ def _check_contents(messages: Any) -> None:
     include their data pass.
 
     Raises:
-        RequestRejected: a content is not of a form that includes its data.
+        RequestRejected: a message is not an object with a role, or a content does not include its data.
     """
     for number, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, dict) else None
+        content = _require_role(number, message).get("content")
         where = f"messages[{number}].content"
         if isinstance(content, list):
             for i, part in enumerate(content):
@@ -258,6 +275,27 @@ def _check_tools(tools: Sequence[Any]) -> None:
             raise RequestRejected(f"{where}: only tools of type function or custom are passed on", where)
 
 
+def _check_numbers(name: str, value: Any) -> None:
+    """Check all numbers of a value, at any depth.
+
+    Raises:
+        RequestRejected: a number that no 64 bits hold.
+    """
+    level = [value]
+    while level:
+        for v in level:
+            if isinstance(v, float) and not math.isfinite(v):
+                raise RequestRejected(f"{name}: a number is too large (above 1.8e308)", name)
+            if isinstance(v, int) and v not in _WHOLE_NUMBERS:
+                raise RequestRejected(f"{name}: a whole number has more than 64 bits", name)
+        level = [
+            inner
+            for v in level
+            if isinstance(v, dict | list)
+            for inner in (v.values() if isinstance(v, dict) else v)
+        ]
+
+
 def _check_type(name: str, value: Any, row: Mapping[str, Any]) -> None:
     fits = any(
         isinstance(value, _TYPES[t]) and (t == "boolean" or not isinstance(value, bool)) for t in row["type"]
@@ -268,8 +306,6 @@ def _check_type(name: str, value: Any, row: Mapping[str, Any]) -> None:
         )
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
-    if not math.isfinite(value):
-        raise RequestRejected(f"{name}: {value} is not a number to work with", name)
     low, above, high = (row.get(k) for k in ("minimum", "above", "maximum"))
     fits = (
         (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)

@@ -105,7 +105,7 @@ async def _serve_gateway(
     options: GatewayOptions, gateway_spec: spec.GatewaySpec, keys: Keys, app: Any
 ) -> int:
     import uvicorn
-    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from enginix.gateway.auth_middleware import AuthMiddleware
     from enginix.gateway.connections import limited_protocol, raise_file_limit
@@ -122,7 +122,10 @@ async def _serve_gateway(
     server = uvicorn.Server(
         uvicorn.Config(
             auth_middleware,
-            http=limited_protocol(AutoHTTPProtocol, raise_file_limit()),
+            # uvicorn's other one, httptools, takes headers and addresses without end.
+            http=limited_protocol(H11Protocol, raise_file_limit()),
+            # A connection that becomes a websocket leaves the limits' protocol without its end.
+            ws="none",
             # Connections that are not accepted yet, as many as the system allows.
             backlog=4096,
             log_config=None,

@@ -16,8 +16,7 @@ class StopText:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        self._words = tuple(words)
-        self._longest = max(map(len, self._words), default=0)
+        self._words = [_StopWord(word) for word in words]
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
@@ -25,14 +24,12 @@ class StopText:
         if not self._words:
             return piece, False
         text = self._held + piece
-        ends = [
-            (position + len(word), position) for word in self._words if (position := text.find(word)) >= 0
-        ]
-        if ends:
-            _, start = min(ends)
-            self._held = ""
-            return text[:start], True
-        keep = self._overlap(text)
+        for position in range(len(self._held), len(text)):
+            sizes = [word.size for word in self._words if word.follow(text[position])]
+            if sizes:
+                self._held = ""
+                return text[: position + 1 - max(sizes)], True
+        keep = max(word.matched for word in self._words)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
 
@@ -41,10 +38,27 @@ class StopText:
         held_text, self._held = self._held, ""
         return held_text
 
-    def _overlap(self, text: str) -> int:
-        """Return the length of the longest end of the text that begins a word."""
-        for size in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[-size:]
-            if any(len(word) > size and word.startswith(end) for word in self._words):
-                return size
-        return 0
+
+class _StopWord:
+    """One text, searched for in constant time a character: Knuth, Morris and Pratt's algorithm.
+
+    Attributes:
+        matched: characters of the word that the text so far ends with.
+    """
+
+    def __init__(self, word: str) -> None:
+        self._word, self.size, self.matched = word, len(word), 0
+        # Of each beginning of the word: the longest shorter one that it ends with.
+        self._borders = [0]
+        for character in word[1:]:
+            self._borders.append(self._extend(self._borders[-1], character))
+
+    def follow(self, character: str) -> bool:
+        """Take the next character of the text; tell whether the word is complete."""
+        self.matched = self._extend(self.matched, character)
+        return self.matched == self.size
+
+    def _extend(self, matched: int, character: str) -> int:
+        while matched and self._word[matched] != character:
+            matched = self._borders[matched - 1]
+        return matched + 1 if self._word[matched] == character else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
+from enginix.bench_record import StoredSpeed, read_bench_record
 from enginix.errors import ManifestError, ModelError
 from enginix.files import sha256_file
 from enginix.hub.model_metadata import FILES, extract_model_metadata
@@ -38,9 +39,12 @@ class Artefact:
         size: bytes on disk, links followed.
         origin: the Hugging Face model that it was made from; None where unknown.
         measured: figures of the gates; None where no gate was run.
-        speed: tokens a second, from the given file; None where not measured.
+        speed: tokens a second, from the given file or the measurement; None where not measured.
+        bench: the measurement beside it (``enginix bench --engine``); None without one.
+        bench_refusal: why the measurement beside it is not shown; None where nothing is wrong.
         made: what making it took, by the run log beside it; None without one, as of a build of Nix.
         doubts: contradictions in its own statements.
+        warning: that its runtime is not verified by enginix; None for one of the table.
     """
 
     name: str
@@ -53,8 +57,11 @@ class Artefact:
     origin: ModelOrigin | None
     measured: GateFigures | None
     speed: float | None = None
+    bench: StoredSpeed | None = None
+    bench_refusal: str | None = None
     made: ArtefactRun | None = None
     doubts: tuple[str, ...] = ()
+    warning: str | None = None
 
 
 def read_artefact(path: Path) -> Artefact:
@@ -96,6 +103,7 @@ def read_artefact(path: Path) -> Artefact:
         )
     weights = None if weights_directory is None else measure_stored_weights(weights_directory)
     figures = gate_figures.read_gate_figures(path / gate_figures.FILE)
+    record = read_bench_record(path)
     claimed_model = artefact_manifest.model if artefact_manifest is not None else {}
     quantization = accept_short_text(claimed_model.get("quantization")) or facts.get("quantization")
     dtype = accept_short_text(claimed_model.get("dtype")) or facts.get("dtype")
@@ -111,7 +119,11 @@ def read_artefact(path: Path) -> Artefact:
         weights=weights,
         origin=_find_origin(path, artefact_manifest),
         measured=figures,
+        speed=record.rate if isinstance(record, StoredSpeed) else None,
+        bench=record if isinstance(record, StoredSpeed) else None,
+        bench_refusal=record if isinstance(record, str) else None,
         made=read_run_log(path),
+        warning=None if artefact_manifest is None else _read_warning(artefact_manifest),
     )
     return replace(artefact, doubts=tuple(_list_doubts(artefact, artefact_manifest, facts)))
 
@@ -169,6 +181,11 @@ def _describe_artefact(path: Path, artefact_manifest: Manifest | None) -> str:
 def _read_target(artefact_manifest: Manifest | None) -> str | None:
     target = {} if artefact_manifest is None else artefact_manifest.target
     return accept_short_text(target.get("name")) or accept_short_text(target.get("gpu"))
+
+
+def _read_warning(artefact_manifest: Manifest) -> str | None:
+    text = manifest.explain_unverified(artefact_manifest)
+    return None if text is None else make_printable(text)
 
 
 def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin | None:

@@ -35,7 +35,7 @@ class ArtefactComparison:
     """A comparison of artefacts.
 
     Attributes:
-        notes: reasons why figures of two rows cannot be compared.
+        notes: reasons why figures of two rows cannot be compared, and runtimes that are not verified.
         speed_on: the machine that speeds were measured on; None without speeds.
     """
 
@@ -69,8 +69,34 @@ def compare_artefacts(
             raise UsageError(
                 f"a speed of {strange[0]!r}, which is not compared", fix=f"the names are: {names}"
             )
-        named = tuple(replace(a, speed=speeds.rates.get(a.name)) for a in named)
-    return ArtefactComparison(named, tuple(_list_notes(named)), None if speeds is None else speeds.on)
+        # One setting for all: what was measured in another is left out.
+        named = tuple(
+            replace(a, speed=speeds.rates.get(a.name), bench=None, bench_refusal=None) for a in named
+        )
+    notes = (*_list_notes(named), *_list_speed_notes(named))
+    return ArtefactComparison(named, notes, _describe_setting(named) if speeds is None else speeds.on)
+
+
+def _describe_setting(artefacts: Sequence[Artefact]) -> str | None:
+    """Return the machine and load of all measurements; None where they differ or none is there."""
+    settings = {f"{a.bench.machine}: {a.bench.load}" for a in artefacts if a.bench is not None}
+    return settings.pop() if len(settings) == 1 else None
+
+
+def _list_speed_notes(artefacts: Sequence[Artefact]) -> list[str]:
+    notes = [f"The speed of {a.name} is not shown: {a.bench_refusal}." for a in artefacts if a.bench_refusal]
+    for differ, groups in (
+        ("on different machines", _group_by_key(artefacts, lambda a: a.bench.machine if a.bench else None)),
+        ("with different loads", _group_by_key(artefacts, lambda a: a.bench.load if a.bench else None)),
+    ):
+        if len(groups) > 1:
+            described = _join_groups(groups)
+            notes.append(f"They were measured {differ}, so their speeds cannot be compared: {described}.")
+    engines = [a for a in artefacts if a.what.endswith("engine") and not a.bench_refusal]
+    holes = ", ".join(a.name for a in engines if a.bench is None)
+    if holes and any(a.bench is not None for a in engines):
+        notes.append(f"No speed was measured of {holes}: enginix bench URL --engine DIR does.")
+    return notes
 
 
 def _fill_baseline(artefact: Artefact, artefacts: Sequence[Artefact]) -> Artefact:
@@ -112,6 +138,7 @@ def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
             "They were asked different questions, so their figures cannot be compared: "
             f"{_join_groups(short_materials)}."
         )
+    notes += [f"{a.name}: {a.warning}." for a in artefacts if a.warning is not None]
     for artefact in artefacts:
         figures = artefact.measured
         reference = None if figures is None else figures.reference
@@ -203,6 +230,10 @@ def _show_speed(a: Artefact) -> CellText:
     return NOTHING if a.speed is None else (f"{a.speed:,.4g}" if a.speed < 1000 else f"{a.speed:,.0f}", "")
 
 
+def _show_latency(seconds: float | None) -> CellText:
+    return NOTHING if seconds is None else (f"{1000 * seconds:,.4g} ms", "")
+
+
 def _show_gates(a: Artefact) -> CellText:
     m = a.measured
     if m is None:
@@ -227,6 +258,17 @@ COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
     ("questions", _show_task, True),
     ("tokens/s", _show_speed, True),
 )
+# Shown where an artefact was measured by enginix bench.
+BENCH_COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
+    ("first token", lambda a: _show_latency(a.bench.first_token if a.bench else None), True),
+    ("between tokens", lambda a: _show_latency(a.bench.between_tokens if a.bench else None), True),
+)
+
+
+def _choose_columns(
+    artefacts: Sequence[Artefact],
+) -> tuple[tuple[str, Callable[[Artefact], CellText], bool], ...]:
+    return COLUMNS + (BENCH_COLUMNS if any(a.bench is not None for a in artefacts) else ())
 
 
 def list_build_rows(artefacts: Sequence[Artefact]) -> list[list[str]]:
@@ -291,11 +333,12 @@ def render_comparison_text(comparison: ArtefactComparison, width: int | None = N
     Args:
         width: columns of the terminal; where the table is wider, an artefact is a column, not a row.
     """
-    rows = [[head for head, _, _ in COLUMNS]]
+    columns = _choose_columns(comparison.artefacts)
+    rows = [[head for head, _, _ in columns]]
     for a in comparison.artefacts:
-        cells = [value(a) for _, value, _ in COLUMNS]
+        cells = [value(a) for _, value, _ in columns]
         rows.append([headline + (f" ({detail})" if detail else "") for headline, detail in cells])
-    lines = _align_columns(rows, [right for _, _, right in COLUMNS])
+    lines = _align_columns(rows, [right for _, _, right in columns])
     if width is not None and max(map(len, lines)) > width:
         lines = _stack_columns(rows, width)
     if builds := list_build_rows(comparison.artefacts):
@@ -303,7 +346,7 @@ def render_comparison_text(comparison: ArtefactComparison, width: int | None = N
     lines += [f"note: {note}" for note in comparison.notes]
     lines += [f"doubt: {a.name}: {doubt}" for a in comparison.artefacts for doubt in a.doubts]
     if comparison.speed_on is not None:
-        lines.append(f"tokens/s: measured on {comparison.speed_on}")
+        lines.append(f"speed: measured on {comparison.speed_on}")
     return "\n".join(lines)
 
 
@@ -322,11 +365,12 @@ def _render_cell(head: str, cell: CellText, right: bool) -> str:
 
 
 def _render_comparison_table(artefacts: Sequence[Artefact]) -> str:
+    columns = _choose_columns(artefacts)
     head = "".join(
         f'<th class="number">{escape(name)}</th>' if right else f"<th>{escape(name)}</th>"
-        for name, _, right in COLUMNS
+        for name, _, right in columns
     )
-    rows = ("".join(_render_cell(name, value(a), right) for name, value, right in COLUMNS) for a in artefacts)
+    rows = ("".join(_render_cell(name, value(a), right) for name, value, right in columns) for a in artefacts)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     table = f'<table class="wide"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll">{table}</div>'
@@ -394,13 +438,13 @@ def render_comparison_page(comparison: ArtefactComparison) -> str:
     artefacts = comparison.artefacts
     origins = list(_group_by_origin(artefacts))
     about = f"{len(artefacts)} artefacts" + (f" of {origins[0]}" if len(origins) == 1 else "")
-    speed = "" if comparison.speed_on is None else f" Tokens a second: measured on {comparison.speed_on}."
+    speed = "" if comparison.speed_on is None else f" Speed: measured on {comparison.speed_on}."
     legend = (
         "Bits a weight: on disk, scales included, over the whole model, and over the matrices of the layers. "
         "Perplexity, same token (as the reference's most likely) and mean KL (nats) are of the gates' text, "
         "the reference being the model before quantization; below the ratio its 95% interval. Greedy: share "
         "of the tokens of greedy answers, where an engine gives no distributions. "
-        f"“{UNMEASURED}”: no gate gave this figure.{speed}"
+        f"“{UNMEASURED}”: no gate or measurement gave this figure.{speed}"
     )
     parts = [
         STYLE,

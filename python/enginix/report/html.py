@@ -7,6 +7,7 @@ from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
+from enginix.bench_record import StoredSpeed
 from enginix.report import svg
 from enginix.tables import load_table
 
@@ -179,12 +180,30 @@ def _render_sections(evidence: Mapping[str, Any]) -> list[str]:
     return [*render_rows(_FIGURE_SECTIONS), *layers, *render_rows(_ANSWER_SECTIONS)]
 
 
-def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
+def _render_speed(speed: StoredSpeed) -> str:
+    figures = (
+        ("tokens a second", speed.rate, 1, ""),
+        ("to the first token", speed.first_token, 1000, " ms"),
+        ("between tokens", speed.between_tokens, 1000, " ms"),
+    )
+    rows = [
+        [
+            f"<td>{name}</td>",
+            f"<td>{'not measured' if value is None else f'{scale * value:,.4g}{unit}'}</td>",
+        ]
+        for name, value, scale, unit in figures
+    ]
+    where = f"<p class='soft'>Measured on {escape(speed.machine)}: {escape(speed.load)}.</p>"
+    return "<h2>Speed</h2>" + _render_table(["figure", "mean"], rows) + where
+
+
+def render_gate_report(name: str, evidence: Mapping[str, Any], speed: StoredSpeed | None = None) -> str:
     """Render the page of one engine.
 
     Args:
         name: the engine's.
         evidence: the content of its ``gates.json``.
+        speed: the measurement beside the engine, where one was made.
     """
     gates: Mapping[str, Any] = evidence.get("gates", {})
     failed = sorted(g for g, detail in gates.items() if not detail.get("passed"))
@@ -201,9 +220,13 @@ def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
         passed = "its gate" if len(gates) == 1 else f"all {len(gates)} gates"
         css_class, verdict, why = "good", f"Accepted: {passed} passed", ""
     parts = [f'<div class="verdict {css_class}"><b>{escape(verdict)}</b><div>{escape(why)}</div></div>']
+    if "warning" in evidence:
+        parts.append(f"<p class='fail'>Warning: {escape(str(evidence['warning']))}.</p>")
     if gates:
         parts.append(_render_gates(gates))
     parts += _render_sections(evidence)
+    if speed is not None:
+        parts.append(_render_speed(speed))
     if "bounds" in evidence:
         bounds = evidence["bounds"]
         parts.append(

@@ -10,7 +10,8 @@ from typing import Any
 
 from enginix import console
 from enginix.errors import UsageError
-from enginix.runtime.unlisted import KEYS, NOT_VERIFIED, make_unlisted_row, read_description
+from enginix.manifest import NOT_VERIFIED
+from enginix.runtime.unlisted import KEYS, make_unlisted_row, read_description
 from enginix.tables import load_table
 from enginix.wording import list_known
 
@@ -113,6 +114,26 @@ def find_runtime(name: str | Mapping[str, Any], kind: str | None = None, pin: Pa
         environment={**row.get("environment", {}), **(_read_pin_environment(pin, name) if pin else {})},
         row=row,
     )
+
+
+def require_triton(runtime: Runtime, where: str) -> str:
+    """Return the directory of the tritonserver in a runtime's image.
+
+    Raises:
+        UsageError: the image has none; with the way without Triton, and the runtimes with it. mkTritonRepo
+            and mkTritonServer refuse the same (nix/check/runtime.nix).
+    """
+    directory = runtime.row.get("paths", {}).get("triton")
+    if directory is None:
+        rows = load_table("runtimes")["runtimes"]
+        with_triton = [name for name in list_runtimes() if rows[name].get("paths", {}).get("triton")]
+        raise UsageError(
+            f"the image of runtime {runtime.id} has no Triton",
+            where=where,
+            fix="serve the engine by trtllm-serve, which has OpenAI's interface: enginix runner ENGINE "
+            f"--rootfs ROOT; or build it for a runtime of Triton's images: {', '.join(with_triton)}",
+        )
+    return str(directory)
 
 
 def _find_row(name: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

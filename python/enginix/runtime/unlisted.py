@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.manifest import NOT_VERIFIED
 from enginix.tables import load_table
 from enginix.wording import list_known, suggest_name
 
@@ -30,12 +31,13 @@ VERSIONS = (
     "transformers",
     "tritonServer",
 )
-NOT_VERIFIED = "not verified by enginix"
 SUFFIX = "-unverified"
 _NUMBER = r"(0|[1-9][0-9]*)"
 _RELEASE = re.compile(
     rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:(a|b|rc){_NUMBER})?(?:\.(?:post|dev)[0-9]+)*", re.ASCII
 )
+# A word of a tag that begins with a release, as v1.3.0rc20 and trtllm1.3.0rc20.
+_TAG_WORD = re.compile(rf"[A-Za-z]*({_RELEASE.pattern})(?:[A-Za-z].*)?", re.ASCII)
 _IMAGE = re.compile(
     r"[a-z0-9]+(?:[.-][a-z0-9]+)*(?::[0-9]+)?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)+"
     r"(?::([A-Za-z0-9_][A-Za-z0-9_.-]*))?(?:@sha256:[0-9a-f]{64})?",
@@ -88,9 +90,12 @@ def make_unlisted_row(description: Mapping[str, Any]) -> tuple[str, dict[str, An
     tag = _parse_image(image)
     checked = _check_versions({} if versions is None else versions)
     version = checked["tensorrtLlm"]
-    if tag is not None and _RELEASE.fullmatch(tag) and tag != version:
+    named = _list_tag_versions(tag or "")
+    if named and version not in named:
         raise _refuse(
-            f"the image's tag says {tag}, versions.tensorrtLlm {version}", "make them the same version"
+            f"the image's tag says {named[0]}, versions.tensorrtLlm {version}",
+            "make them the same version; or, where the tag's is another software's, name the image by its "
+            "digest in place of the tag: NAME@sha256:…",
         )
     if base["enginePath"] and not has_engine_path(version):
         after = sorted(name for name in imaged if not rows[name]["enginePath"])
@@ -146,6 +151,11 @@ def _parse_image(image: Any) -> str | None:
             "pass a registry, a name and a tag or digest: nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2",
         )
     return match[1]
+
+
+def _list_tag_versions(tag: str) -> list[str]:
+    """Return the releases in a tag's words, of the form of TensorRT-LLM's: N.N.N, N.N.NrcN."""
+    return [match[1] for word in re.split("[-_]", tag) if (match := _TAG_WORD.fullmatch(word)) is not None]
 
 
 def _check_versions(versions: Any) -> dict[str, str]:

@@ -23,6 +23,7 @@ from typing import Any
 from enginix import process
 from enginix.errors import MachineError, UsageError
 from enginix.files import find_user_cache, new_directory, sha256_file
+from enginix.optional_libraries import format_tritonserver_command, is_in_nix_store
 from enginix.tables import load_table
 
 STUB = "triton_python_backend_stub"
@@ -85,7 +86,9 @@ def download_wheel(directory: Path) -> Path:
     by_hand = f"get {row['file']} from a Python package index elsewhere, and pass it as --wheel FILE"
     if find_spec("pip") is None:
         raise MachineError(
-            f"this Python has no pip to fetch {pinned_release} with", where=sys.executable, fix=by_hand
+            f"this Python has no pip to fetch {pinned_release} with",
+            where=sys.executable,
+            fix=f"{format_tritonserver_command()}\n       or {by_hand}" if is_in_nix_store() else by_hand,
         )
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{pinned_release} --hash=sha256:{row['sha256']}\n")

@@ -15,7 +15,7 @@ from typing import Any
 from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, find_triton_support, is_portable
 from enginix.manifest import Manifest
-from enginix.optional_libraries import format_install_command
+from enginix.optional_libraries import format_install_command, format_tritonserver_command
 from enginix.process import build_environment
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
@@ -88,7 +88,7 @@ def find_tritonserver(
             raise MachineError(
                 "no tritonserver is named, and none was made for this Python",
                 where="--tritonserver",
-                fix="enginix tritonserver -o ./tritonserver, or pass --tritonserver DIR "
+                fix=f"{format_tritonserver_command()}\n       or --tritonserver DIR of another "
                 "(docs/reference/triton.md)",
             )
         directory = default_directory
@@ -110,14 +110,12 @@ def find_in_image(rootfs: Path, runtime: str | Mapping[str, Any]) -> TritonServe
         runtime: its name, or what a repository's manifest says of it.
 
     Raises:
-        MachineError: the image has no tritonserver.
-        UsageError: the runtime is unknown.
+        MachineError: the image lacks parts of it.
+        UsageError: the runtime is unknown, or its image has no tritonserver.
     """
     stack = runtimes.find_runtime(runtime)
     row, runtime = stack.row, stack.id
-    inside = row.get("paths", {}).get("triton")
-    if inside is None:
-        raise MachineError(f"runtime {runtime} has no image with a tritonserver", where=str(rootfs))
+    inside = runtimes.require_triton(stack, str(rootfs))
     rootfs = Path(os.path.abspath(rootfs))
     outside = Path(f"{rootfs}{inside}")
     _check_parts(outside)
@@ -222,7 +220,8 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
         raise MachineError(
             f"lacks {', '.join(missing)}, which the repository's models import",
             where=str(python),
-            fix=f"{format_install_command('serve')}, or --python of an environment that has them"
+            fix=f"{format_install_command('serve', 'serve', str(python))}\n"
+            "       or --python of an environment that has them"
             if is_portable(kind)
             else "--python of the runtime's image",
         )

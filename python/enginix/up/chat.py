@@ -11,12 +11,28 @@ from typing import Any
 from enginix.errors import MachineError, UsageError
 
 TIMEOUT = 600.0  # seconds without a byte
+# Status → what mends it, where the status alone tells.
+_FIXES = {
+    401: "pass the endpoint's key: --key-file FILE",
+    403: "pass a key that may use this model: --key-file FILE",
+    404: "pass the address up to its /v1, such as http://127.0.0.1:4000/v1, and a model that it serves",
+}
 
 
 class EndpointError(MachineError):
-    """The endpoint cannot be reached, or refused the request."""
+    """The endpoint cannot be reached, or refused the request.
+
+    Attributes:
+        status: of its answer; None where it gave none.
+    """
 
     kind = "endpoint"
+
+    def __init__(
+        self, what: str, *, where: str | None = None, fix: str | None = None, status: int | None = None
+    ) -> None:
+        self.status = status
+        super().__init__(what, where=where, fix=fix)
 
 
 def list_models(url: str, key: str | None = None) -> list[str]:
@@ -97,7 +113,9 @@ def _open(url: str, body: Mapping[str, Any] | None, key: str | None) -> Any:
             message = _read_message(json.loads(text))
         except ValueError:
             message = text[:200]
-        raise EndpointError(f"status {e.code}: {message}", where=url) from e
+        raise EndpointError(
+            f"status {e.code}: {message}", where=url, fix=_FIXES.get(e.code), status=e.code
+        ) from e
     except (urllib.error.URLError, OSError) as e:
         reason = getattr(e, "reason", e)
         raise EndpointError(f"not reached: {reason}", where=url, fix="start it: enginix up MODEL") from e

@@ -174,7 +174,7 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
 
 def _format_engine_arguments(request: UpRequest) -> str:
     given = dict(zip(request.build_options[::2], request.build_options[1::2], strict=True))
-    words = [f'kind = "{request.kind}";', "inherit model" + (" quantized;" if request.format else ";")]
+    words = [f'kind = "{request.kind}";', "inherit quantized;" if request.format else "inherit model;"]
     # Kind reference has neither target nor runtime.
     target, runtime = (
         (None, None) if request.kind == DEFAULT_KIND else (given.get("--target"), given.get("--runtime"))

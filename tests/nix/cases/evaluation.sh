@@ -64,7 +64,31 @@ test_a_runtime_without_triton_has_no_triton_server() {
   ! with_lib eval "(($of) \"trtllm-1.4.0rc1\").drvPath" && says 'the image of runtime trtllm-1.4.0rc1 has no Triton' &&
     says 'mkServe { engine = …; }' && says 'trtllm-1.1.0, trtllm-1.2.1' &&
     ! with_lib eval "(($of) (e.mkRuntime { $described })).drvPath" && says 'versions.tritonServer' &&
-    with_lib eval "(($of) (e.mkRuntime { $described versions.tritonServer = \"2.76.0\"; })).tritonVersion" && says '2.76.0'
+    with_lib eval "(($of) (e.mkRuntime { $described versions.tritonServer = \"2.76.0\"; })).tritonVersion" && says '2.76.0' &&
+    with_lib eval "(($of) (e.mkRuntime { $described versions.tritonServer = \"2.76.0\"; })).meta.description" &&
+    says 'Triton Inference Server for tiny-qwen3; runtime trtllm-1.2.2-unverified is not verified by enginix' &&
+    ! with_lib eval '(e.mkTritonRepo { engine = e.mkEngine { kind = "llmapi"; model = e.catalogue.tiny-qwen3.model; runtime = "trtllm-1.4.0rc1"; }; }).drvPath' &&
+    says 'mkTritonRepo: the image of runtime trtllm-1.4.0rc1 has no Triton'
+}
+
+test_a_runner_wants_the_engine_path() {
+  ! with_lib eval '(e.mkRunner { model = e.catalogue.tiny-qwen3.model; runtime = "trtllm-1.4.0rc1"; }).drvPath' &&
+    says 'mkRunner: runtime "trtllm-1.4.0rc1" has no engine path' && says 'runtime = "trtllm-1.1.0" or "trtllm-1.2.1"' &&
+    with_lib eval '(e.mkRunner { model = e.catalogue.tiny-qwen3.model; runtime = "trtllm-1.3.0rc20"; }).drvPath'
+}
+
+test_a_model_and_its_quantized_form_exclude_each_other() {
+  local model='e.catalogue.tiny-qwen3.model'
+  ! with_lib eval "(e.mkEngine { kind = \"llmapi\"; model = $model; quantized = e.mkQuantized { model = $model; format = \"int4_wo\"; }; }).drvPath" &&
+    says 'pass model or quantized, not both'
+}
+
+# Names of stages evaluate no engine, and hold none that throws for want of Triton.
+test_a_pinned_model_without_triton_has_a_server_all_the_same() {
+  mkdir -p "$tmp/pins" && cp tests/models/tiny-qwen3.lock.json "$tmp/pins/own.lock.json" || return 1
+  echo '{"kind": "llmapi", "runtime": "trtllm-1.4.0rc1"}' >"$tmp/pins/own.engine.json"
+  with_lib eval "builtins.attrNames (e.mkPinned { directory = /. + \"$tmp/pins\"; })" && says '"own-serve"' && ! grep -q triton "$out" &&
+    with_lib eval "(e.mkPinned { directory = /. + \"$tmp/pins\"; }).own-serve.drvPath"
 }
 
 # Loudly unverified: at evaluation, in the id, in the request, and in the manifest of what is built with it.

@@ -155,7 +155,7 @@ test_nixos_unit_waits_for_readiness() {
 repository() { # kind of the engine, arguments of mkTritonRepo, what to take of it
   with_lib eval "(e.mkTritonRepo ({
     engine = {
-      kind = \"$1\"; modelName = \"m\"; runtime = \"trtllm-1.2.1\"; outPath = \"/nix/store/x-m-engine\";
+      kind = \"$1\"; modelName = \"m\"; runtime = \"trtllm-1.2.1\"; runtimePackage = e.mkRuntime { id = \"trtllm-1.2.1\"; }; outPath = \"/nix/store/x-m-engine\";
       request.limits.maxBatchSize = 16;
     };
   } // $2)).${3:-flags}" --raw

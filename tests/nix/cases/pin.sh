@@ -30,15 +30,15 @@ test_pin_then_the_engine_evaluates() {
   }
   # As a user types it; then the same program without evaluating the flake each time.
   local program=("$nix" run .#pin --)
-  pin qwen3-32b-nvfp4 --revision main && says 'nix build .#qwen3-32b-nvfp4-engine' || result=1
+  pin qwen3-32b-nvfp4 --revision main && says "nix build $mine#qwen3-32b-nvfp4-engine" || result=1
   program=("$("$nix" eval --raw .#apps.x86_64-linux.pin.program 2>/dev/null)")
   # The catalogue's commits are not this hub's: the branch is.
   for name in qwen3-32b-fp8 llama-3_1-8b-fp8 phi-4-nvfp4; do
-    pin "$name" --revision main && says "nix build .#$name-engine" && [ -s "$mine/$name.lock.json" ] || result=1
+    pin "$name" --revision main && says "nix build $mine#$name-engine" && [ -s "$mine/$name.lock.json" ] || result=1
   done
   [ -s "$mine/trtllm-1.2.1.pin.json" ] || result=1
   # Any other, of both kinds; its name has no dots.
-  pin acme/Small-1.5 && says 'nix build .#small-1_5-engine' || result=1
+  pin acme/Small-1.5 && says "nix build $mine#small-1_5-engine" || result=1
   # A name that is wrong costs nothing, and names the nearest.
   ! pin qwen3-32b-nvfp && says 'did you mean qwen3-32b-nvfp4?' || result=1
   ! pin acme/Small-1.5 --kind tensorrt && says 'needs a --target' || result=1

@@ -180,3 +180,19 @@ test_up_prints_an_expression_that_evaluates() {
 test_up_app_has_its_servers() {
   quietly "$nix" eval --raw "$root#apps.x86_64-linux.up.program" && says '/bin/up'
 }
+
+# What doctor tells a user of the flake to run, for each extra of the Python package.
+test_packages_that_doctor_names() {
+  local packages
+  packages=$(PYTHONPATH=python "$(tests/hostpkgs/environments.sh dev)/bin/python" -c \
+    'from enginix.optional_libraries import EXTRAS
+for extra in EXTRAS.values():
+    print(extra.package, *extra.commands)') || return 1
+  local package command
+  while read -r package command; do
+    for command in $command; do
+      quietly "$nix" run "path:$root#$package" -- "$command" --help && says "usage: enginix $command" || return 1
+    done
+  done <<<"$packages"
+  quietly "$nix" build "path:$root#tritonserver" --out-link "$tmp/of-doctor" && [ -x "$tmp/of-doctor/bin/tritonserver" ]
+}

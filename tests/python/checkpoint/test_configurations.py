@@ -63,7 +63,10 @@ def test_defaults_are_those_of_the_configuration_class(name: str) -> None:
 def test_model_types_are_those_of_the_causal_language_models(name: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
-    assert ROWS[name]["modelTypes"] == [kind for kind, loaded in NAMES.items() if loaded == name]
+    listed, loading = ROWS[name]["modelTypes"], {kind for kind, loaded in NAMES.items() if loaded == name}
+    # Releases differ: code_llama is in 4.57, 5.0 and 5.24, not in 5.14.
+    assert loading and loading <= set(listed)
+    assert {NAMES.get(kind, name) for kind in listed} == {name}
     sizes = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
     assert sizes | {"max_position_embeddings"} <= ROWS[name]["defaults"].keys()
 

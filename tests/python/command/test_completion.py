@@ -79,18 +79,6 @@ def test_every_option_of_every_command_is_offered() -> None:
                 assert option in scripts[0] and f"'{option}[" in scripts[1] and flag in scripts[2], name
 
 
-@pytest.mark.parametrize("stage", cli.NEXT)
-def test_the_next_command_is_one(stage: str) -> None:
-    args = argparse.Namespace(output=Path("a b.lock.json"), model=Path("the model"))
-    line = cli.suggest_next(stage, args)
-    assert line is not None
-    program, command, *words = shlex.split(line)
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}").add_arguments(parser)
-    parser.parse_args(words)
-    assert program == "enginix" and cli.suggest_next("verify", args) is None
-
-
 def test_colour_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal:
         def isatty(self) -> bool:

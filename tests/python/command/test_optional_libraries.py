@@ -80,7 +80,7 @@ sys.meta_path.insert(0, Blocker)
 from enginix import optional_libraries
 from enginix.cli import main
 # The Python of the tests may be in the Nix store, where nothing can be installed; users of pip have another.
-optional_libraries._in_nix_store = lambda: False
+optional_libraries.is_in_nix_store = lambda *_: False
 optional_libraries.find_spec = lambda _: True
 sys.exit(main(sys.argv[2:]))
 """
@@ -191,7 +191,7 @@ def test_a_library_of_core(library: str, inputs: Path, tmp_path: Path) -> None:
 
 
 def test_a_library_that_nobody_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optional_libraries, "_in_nix_store", lambda: False)
+    monkeypatch.setattr(optional_libraries, "is_in_nix_store", lambda *_: False)
     monkeypatch.setattr(optional_libraries, "find_spec", lambda _: True)
     missing = optional_libraries.missing_library(ModuleNotFoundError("no", name="yarl.deep"), "gateway")
     assert missing is not None and missing.exit_code == 5 and "install yarl" in str(missing.fix)
@@ -216,7 +216,10 @@ def test_a_package_that_leaves_a_stage_out() -> None:
             "{python} -m pip install '/src dir/python[serve]'",
         ),
         ({"_find_install_source": lambda: None}, "{python} -m pip install "),
-        ({"_in_nix_store": lambda: True}, "this enginix is in the Nix store"),
+        (
+            {"is_in_nix_store": lambda _: True},
+            f"run it from the flake: nix run {ROOT}#enginix -- serve",
+        ),
         (
             {"_find_install_source": lambda: "/s", "find_spec": lambda _: None},
             "uv pip install --python {python} '/s[serve]'",
@@ -226,10 +229,12 @@ def test_a_package_that_leaves_a_stage_out() -> None:
 def test_the_command_that_installs(
     patches: dict[str, object], start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = {"_in_nix_store": lambda: False, "find_spec": lambda _: True}
+    ours = {"is_in_nix_store": lambda _: False, "find_spec": lambda _: True}
     for name, value in {**ours, **patches}.items():
         monkeypatch.setattr(optional_libraries, name, value)
-    assert optional_libraries.format_install_command("serve").startswith(start.format(python=sys.executable))
+    assert optional_libraries.format_install_command("serve", "serve").startswith(
+        start.format(python=sys.executable)
+    )
 
 
 def test_the_gateway_process_whose_litellm_needs_more(inputs: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,36 @@ def test_what_is_there_is_kept_and_a_failure_writes_nothing(
         for runtime in ("", ',"runtime":"trtllm-1.2.1"'):
             engine.write_text(f'{{"kind":"tensorrt","target":"h200"{runtime}}}')
             assert main(words) == 5 and sorted(tmp_path.iterdir()) == before
+
+
+def test_next_lines_work_from_where_the_user_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pinned_images: list[tuple[object, ...]],
+) -> None:
+    def pin(*words: str) -> list[str]:
+        assert main(["pin", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line.removeprefix("next: ") for line in lines if line.startswith("next: ")]
+
+    flake = tmp_path / "a flake"
+    flake.mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Hub({"nvidia/Big-NVFP4": MODEL, "acme/Small": MODEL}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        # Without git there is nothing to add.
+        assert pin("small", "--directory", str(flake)) == [f"nix build '{flake}'#small-engine"]
+        subprocess.run(["git", "init", "-q", str(flake)], check=True)
+        (flake / "small.lock.json").unlink()
+        add, _ = pin("small", "--directory", str(flake))
+        subprocess.run(["bash", "-c", add], check=True)
+        words = ["git", "-C", str(flake), "diff", "--cached", "--name-only"]
+        staged = subprocess.run(words, capture_output=True, check=True)
+        assert staged.stdout == b"small.lock.json\n"
+        monkeypatch.chdir(flake)
+        # Nothing can be built before the image is pinned.
+        [add, again] = pin("big-nvfp4", "--no-runtime")
+        subprocess.run(["bash", "-c", add], check=True)
+        assert again == "enginix pin big-nvfp4"
+        assert pin(*again.split()[2:])[-1] == "nix build .#big-nvfp4-engine"

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from enginix import optional_libraries
 from enginix.cli import main
 from enginix.diagnosis import machine_checks
 from enginix.diagnosis.machine_checks import CheckResult, run_checks
+from enginix.optional_libraries import EXTRAS
 from hub import Hub
+
+ROOT = Path(__file__).parents[3]
 
 
 def _find(results: list[CheckResult], name: str) -> CheckResult:
@@ -76,3 +80,31 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert main(["doctor", "--offline"]) == 1
     printed = capsys.readouterr().out
     assert "failed  disk of the cache" in printed and "fix: set XDG_CACHE_HOME" in printed
+
+
+@pytest.mark.parametrize("is_nix", [True, False])
+def test_fixes_fit_how_enginix_was_installed(monkeypatch: pytest.MonkeyPatch, is_nix: bool) -> None:
+    """A package of the flake names another one that has the libraries, never itself; pip's names pip."""
+    for module in (machine_checks, optional_libraries):
+        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setattr(optional_libraries, "is_in_nix_store", lambda *_: is_nix)
+    results = run_checks(ask_hub=False)
+    for name, extra in EXTRAS.items():
+        fix = str(_find(results, f"extra {name}").fix)
+        if is_nix:
+            assert fix.endswith(f"nix run {ROOT}#{extra.package} -- {extra.commands[0]}")
+        else:
+            assert "nix run" not in fix and f"python[{name}]" in fix
+    fix = str(_find(results, "tritonserver").fix)
+    assert fix.startswith(f"nix build {ROOT}#tritonserver" if is_nix else "enginix tritonserver -o")
+
+
+def test_words_of_a_fix_stay_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "nix run github:enginix/enginix#enginix-edgellm -- edgellm-export"
+    result = CheckResult("extra edgellm", "absent", "onnx missing", "edgellm-export", command)
+    monkeypatch.setattr(machine_checks, "run_checks", lambda **_: [result])
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["doctor", "--offline"]) == 0
+    assert set(command.split()) <= set(capsys.readouterr().out.split())

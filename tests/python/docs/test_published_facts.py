@@ -70,9 +70,9 @@ def test_newer_releases_and_bounds_are_told() -> None:
         "safetensors": {"stable": None, "any": "9"},
     }
     lines = [finding.line() for finding in facts.compare_tables({**RECORD, "newest": newest})]
-    assert sum("tensorrt-llm: newest row 1.4.0rc1, published 1." in line for line in lines) == 2
+    assert sum("tensorrt-llm: newest row 1.4.0rc1, pip finds 1." in line for line in lines) == 2
     assert any("huggingface-hub: <3,>=1.30 excludes 3.0" in line for line in lines)
-    assert any("core.in huggingface-hub: pinned" in line and "published 3.0" in line for line in lines)
+    assert any("core.in huggingface-hub: pinned" in line and "pip finds 3.0" in line for line in lines)
     assert not any("safetensors" in line for line in lines)
 
 
@@ -154,6 +154,7 @@ def test_what_cannot_be_read_is_told_and_nothing_is_recorded(
     assert facts.main() == HubError.exit_code
     said = capsys.readouterr()
     assert said.out.count("not read     ") == len(facts.WATCHED) + 1 and "0 contradict" in said.out
+    assert facts.SCOPE in said.out
     assert "not written" in said.err and facts.RECORD.read_bytes() == before
 
 

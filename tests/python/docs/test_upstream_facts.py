@@ -29,6 +29,88 @@ KINDS = (ROOT / "docs/explanation/kinds.md").read_text()
 EDGELLM = (ROOT / "docs/reference/edgellm.md").read_text()
 
 
+KINDS_PAGE, EDGELLM_PAGE = "docs/explanation/kinds.md", "docs/reference/edgellm.md"
+LATER = ("1.3.0rc27", "1.3.0rc28", "1.3.0rc29", "1.4.0rc0", "1.4.0rc1")
+IMAGE_2607 = ("runtimes", "trtllm-1.2.1", "images", "26.07", "hashes")
+# The survey's sixteen corrections: for each where users meet what is so, as a pattern of a file's text or as
+# the value of a table's field.
+CORRECTIONS: dict[int, tuple[tuple[Any, ...], ...]] = {
+    1: (
+        (KINDS_PAGE, r"1\.2\.1 is the last stable release that has it,\s+and 1\.3\.0rc20"),
+        ("kinds", ("kinds", "tensorrt", "future"), r"1\.2\.1 is the last stable .* 1\.3\.0rc20 the last"),
+        ("runtimes", ("runtimes", "trtllm-1.3.0rc20", "enginePath"), "^True$"),
+    ),
+    2: (
+        *(("runtimes", ("runtimes", f"trtllm-{v}", "transformers"), r"^==5\.5\.4$") for v in LATER),
+        *(("runtimes", ("runtimes", f"trtllm-{v}", "sources", "torch"), "^package$") for v in LATER),
+        ("runtimes", ("runtimes", "trtllm-1.3.0rc29", "torch"), r">=2\.14\.0a0,<=2\.14\.0"),
+        ("runtimes", ("runtimes", "trtllm-1.3.0rc29", "nccl"), r"==2\.30\.7"),
+        ("runtimes", ("runtimes", "trtllm-1.4.0rc1", "nccl"), r">=2\.30\.7,<=2\.31\.2"),
+    ),
+    3: (
+        ("runtimes", ("runtimes", "trtllm-1.3.0rc26", "source"), r"AutoDeploy is deprecated .* 1\.3\.0rc21"),
+        (KINDS_PAGE, r"AutoDeploy\*\*.* is deprecated since 1\.3\.0rc21"),
+    ),
+    4: tuple(
+        ("runtimes", ("runtimes", f"trtllm-{v}", "source"), r"BuildConfig is gone since 1\.3\.0rc21")
+        for v in ("1.3.0rc26", *LATER)
+    ),
+    5: (
+        ("llm_args", ("read",), r"\['trtllm-1\.1\.0', 'trtllm-1\.2\.1'\]"),
+        ("docs/reference/runtimes.md", r"`trtllm-1\.3\.0rc26` \| llmapi .* not read"),
+    ),
+    6: (
+        (EDGELLM_PAGE, r"0\.11\.1, 2026-10-28 \| 0\.12\.0, 2026-11-13"),
+        (EDGELLM_PAGE, "`trtedge`"),
+        ("kinds", ("kinds", "edgellm", "future"), r"0\.12\.0, November 2026, and 0\.11\.0 pinned"),
+    ),
+    7: ((KINDS_PAGE, r"SM 89 is built, and SM 90 is not: NVIDIA left its attention kernels out"),),
+    8: (
+        (KINDS_PAGE, r"itself is at 11\.4 or later"),
+        (KINDS_PAGE, r"layers of its own for attention, KV cache\s+updates, rotary embedding and experts"),
+        (KINDS_PAGE, "version-compatible engines of 10"),
+        ("runtimes", ("runtimes", "edgellm-0.11.0", "tensorrts"), r"10\.16\.0\.72.*11\.0\.0\.114"),
+    ),
+    9: tuple(
+        ("gpus", ("gpus",), pattern) for pattern in ("'sm': 107", "'sm': 110", "'sm': 87.*?'memoryGB': [1-9]")
+    ),
+    10: ((KINDS_PAGE, r"Triton's images 25\.12 to 26\.02 and 26\.03 to\s+26\.07, do not change"),),
+    11: (
+        (KINDS_PAGE, r"`export_tensorrt_llm_checkpoint` in 0\.48 and removes it in 0\.49"),
+        (KINDS_PAGE, "living writer of the format"),
+        ("tests/matrix/matrix.py", r"nvidia-modelopt>=0\.48"),
+    ),
+    12: (
+        ("python/pyproject.toml", r"huggingface_hub>=1\.30,<3"),
+        ("tests/matrix/matrix.py", "huggingface_hub<3"),
+        ("python/enginix/hub/session.py", "httpx2"),
+    ),
+    13: ((KINDS_PAGE, r"TensorRT 10\.14\.1\.48, and neither TensorRT-LLM nor Triton.*?refuses Xet"),),
+    14: (
+        ("runtimes", (*IMAGE_2607, "x86_64-linux", "hash"), "^None$"),
+        ("runtimes", IMAGE_2607, "No hash of its tree is known"),
+    ),
+    15: ((KINDS_PAGE, r"Dynamo 1\.6\.1 .*?\*\*AITune\*\* 0\.6\.0"),),
+    16: (
+        ("build_options", ("removed", "pagedKvCache", "since"), r"^1\.1\.0$"),
+        ("build_options", ("removed", "pagedKvCache", "deprecated"), "^True$"),
+    ),
+}
+
+
+@pytest.mark.parametrize("number", range(1, 17))
+def test_every_correction_is_shown_mended(number: int) -> None:
+    for place, *path, pattern in CORRECTIONS[number]:
+        if path:
+            value: Any = load_table(place)
+            for key in path[0]:
+                value = value[key]
+            text = str(value)
+        else:
+            text = (ROOT / place).read_text()
+        assert re.search(pattern, text, re.DOTALL), (number, place, path, pattern)
+
+
 def list_texts() -> dict[str, str]:
     listed = subprocess.run(
         ["git", "ls-files", "README.md", "docs", "python/enginix/data", "nix"],

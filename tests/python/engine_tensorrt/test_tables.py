@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -208,13 +209,68 @@ def test_every_runtime_is_whole() -> None:
             assert found.row["defaultImage"] in found.row["images"], name
 
 
-def test_every_field_of_a_runtime_has_its_source_or_is_null() -> None:
-    table = load_table("runtimes")
+def list_unsourced_runtime_fields(table: dict[str, Any]) -> list[str]:
+    """Return fields that have a value and no known source, or a source and no value."""
+    fields = []
     for name, row in table["runtimes"].items():
         values = set(row) - {"source", "sources", "imageNote", "details", "defaultImage"}
         known = {field for field in values if row[field] not in (None, [])}
-        assert set(row["sources"]) == known, name
-        assert set(row["sources"].values()) <= set(table["sources"]), name
+        sourced = {field for field, source in row["sources"].items() if source in table["sources"]}
+        fields += [f"{name}.{field}" for field in known ^ sourced]
+        for tag, image in row.get("images", {}).items():
+            hashes = image["hashes"].items()
+            fields += [f"{name}.images.{tag}.{system}" for system, h in hashes if not h.get("source")]
+    return fields
+
+
+def list_unsourced_formats(table: dict[str, Any]) -> list[str]:
+    """Return number formats without a source, of their bits, or of what Edge-LLM takes."""
+    rows = {**table["algorithms"], **{f"cache {name}": row for name, row in table["kvCache"].items()}}
+    support = load_table("engine_support")["sources"]
+    known = {*table["sources"], *support}
+    fields = [name for name, row in rows.items() if not row["sources"] or not set(row["sources"]) <= known]
+    for name, row in rows.items():
+        if (row.get("bitsPer128") or row.get("bits")) is not None and not row["bitsSource"]:
+            fields.append(f"{name}.bits")
+        if isinstance(row.get("edgellm"), dict) and not row["edgellm"].get("source"):
+            fields.append(f"{name}.edgellm")
+    return fields
+
+
+def list_unsourced_gpus(table: dict[str, Any]) -> list[str]:
+    return [name for name, row in table["gpus"].items() if not str(row.get("source") or "").strip()]
+
+
+def test_every_field_of_a_runtime_has_its_source_or_is_null() -> None:
+    assert list_unsourced_runtime_fields(load_table("runtimes")) == []
+
+
+def test_every_format_and_gpu_has_its_source() -> None:
+    assert list_unsourced_formats(load_table("number_formats")) == []
+    assert list_unsourced_gpus(load_table("gpus")) == []
+
+
+def test_a_missing_source_is_found() -> None:
+    """Each row loses a source, and each time that one is named."""
+    table = load_table("runtimes")
+    for name, row in table["runtimes"].items():
+        for field in row["sources"]:
+            changed = copy.deepcopy(table)
+            del changed["runtimes"][name]["sources"][field]
+            assert list_unsourced_runtime_fields(changed) == [f"{name}.{field}"]
+            changed["runtimes"][name]["sources"][field] = "hearsay"
+            assert list_unsourced_runtime_fields(changed) == [f"{name}.{field}"]
+    formats = load_table("number_formats")
+    for part, prefix in (("algorithms", ""), ("kvCache", "cache ")):
+        for name in formats[part]:
+            for lost in ([], ["hearsay"]):
+                changed = copy.deepcopy(formats)
+                changed[part][name]["sources"] = lost
+                assert list_unsourced_formats(changed) == [f"{prefix}{name}"]
+    gpus = load_table("gpus")
+    for name in gpus["gpus"]:
+        without = {key: value for key, value in gpus["gpus"][name].items() if key != "source"}
+        assert list_unsourced_gpus({"gpus": {**gpus["gpus"], name: without}}) == [name]
 
 
 def test_arguments_of_the_llm_class() -> None:

@@ -194,7 +194,14 @@ DESCRIPTIONS = [
     {**_OLD, "versions": {"tensorrtLlm": "1.3.0rc20"}},
     {**_OLD, "versions": {"tensorrtLlm": "1.3.0a1.dev20260101"}},
     {**_LIKE, "versions": {"tensorrtLlm": "1.4.0rc2"}, "image": "a.b/c:latest"},
-]
+    *(
+        {**_LIKE, "versions": _NEW, "image": f"a.b/c:{tag}"}
+        for tag in (
+            "v1.4.0rc2", "1.4.0rc2-foo", "foo-1.4.0rc2", "trtllm1.4.0rc2_x86", "cuda13.1.0-1.4.0rc2",
+            "1.4.0rc2foo", "26.12-trtllm-python-py3", "1.3", "1.3.0.4", "rc20", "2026.11.30.1",
+        )
+    ),
+]  # fmt: skip
 WRONG_DESCRIPTIONS = [
     {**_LIKE, "like": "trtllm-1.4.0", "versions": _NEW},
     {**_LIKE, "like": "edgellm-0.11.0", "versions": _NEW},
@@ -218,7 +225,15 @@ WRONG_DESCRIPTIONS = [
         {**_OLD, "versions": {"tensorrtLlm": v}}
         for v in ("1.3.0rc21", "1.3.0", "1.3.1rc1", "2.0.0", "1.10.0")
     ),
-]
+    # The tag contradicts the version, with anything before and after it.
+    *(
+        {**_LIKE, "versions": _NEW, "image": f"a.b/c:{tag}"}
+        for tag in (
+            "1.3.0rc20", "1.3.0rc20-foo", "foo-1.3.0rc20", "v1.3.0rc20", "trtllm1.3.0rc20", "1.3.0rc20foo",
+            "1.4.0rc20-x", "1.4.0", "1.4.0rc2.dev1", "x_1.2.0_y", "1.4.0rc20@sha256:" + "0" * 64,
+        )
+    ),
+]  # fmt: skip
 
 
 def test_runtimes_that_the_table_does_not_have(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from enginix import manifest
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.cli import main
-from enginix.evaluation.reference_answers.reference_asker import read_questions
+from enginix.evaluation.judgement import suite
+from enginix.evaluation.reference_answers import answers as kept_answers
+from enginix.evaluation.reference_answers.exact_answers import read_questions
 
 
 def enginix(*words: object) -> int:
@@ -133,11 +135,69 @@ def test_users_own_questions(engine: Path, model: Path, tmp_path: Path) -> None:
     path.write_text('{"question": "What is two plus two?", "answer": "4"}\n')
     words = ("gate", engine, "--reference", model, "--gates", '{"task": {}}', "--questions", path)
     assert enginix(*words) == 0
-    path.write_text('{"question": "What is two plus two?", "answer": "5"}\n')
-    assert enginix(*words) == 1, "the reference does not know it: nothing is known"
     for text in ("", "[1]\n", "{}\n", "x\n", '{"question": "\\ud800", "answer": "4"}\n'):
         path.write_text(text)
-        assert enginix(*words) == 1
+        assert enginix(*words) == 3
+
+
+def _refuse_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the test where a gate is run, or the model is asked anything but the user's questions."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("questions that cannot judge cost work")
+
+    for module, name in ((suite, "compare_model"), (suite, "run_gates"), (kept_answers, "score_texts")):
+        monkeypatch.setattr(module, name, fail)
+
+
+@pytest.mark.parametrize("how", ["gate", "build", "reference"])
+def test_questions_that_the_model_cannot_answer_are_refused_first(
+    how: str,
+    engine: Path,
+    model: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _refuse_long_work(monkeypatch)
+    path, out = tmp_path / "questions.jsonl", tmp_path / "out"
+    path.write_text('{"question": "What is two plus two?", "answer": "5"}\n')
+    words = {
+        "gate": ("gate", engine, "--reference", model),
+        "build": ("build", checkpoint, "--kind", "reference", "--model", model, "--reference", model),
+        "reference": ("reference", model),
+    }[how]
+    assert enginix(*words, "--questions", path, "-o", out) == 3
+    error = capsys.readouterr().err
+    assert "the model answers none of the 1" in error and "What is two plus two?" in error
+    assert "fix: pass questions of which the model answers some" in error and not out.exists()
+
+
+def test_kept_answers_to_other_questions_are_refused_first(
+    engine: Path,
+    model: Path,
+    answers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _refuse_long_work(monkeypatch)
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "What is two plus two?", "answer": "4"}\n')
+    words = ("gate", engine, "--model", model, "--reference", answers, "--questions", path)
+    assert enginix(*words) == 1
+    assert "answers are to other questions" in capsys.readouterr().err
+
+
+def test_a_question_that_is_too_long(
+    engine: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "two plus two " * 3000, "answer": "4"}) + "\n")
+    assert enginix("gate", engine, "--reference", model, "--questions", path) == 3
+    error = capsys.readouterr().err
+    assert "question 1 is " in error and "fix: shorten it" in error
 
 
 def test_questions_are_divided_by_newlines_alone(tmp_path: Path) -> None:

@@ -371,6 +371,21 @@ def test_damaged_answers_pass_no_gate(
     assert told["passed"] is False and failing(told) == gates, told["gates"]
 
 
+@pytest.mark.parametrize("wanted", [None, {}])
+def test_evidence_says_that_the_runtime_is_not_verified(
+    wanted: Any, healthy: Path, engine: Path, model: Path, answers: Path, questions: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(engine, tmp_path / "other"))
+    described = {"like": "trtllm-1.2.1", "image": "a.b/c:1.2.2", "versions": {"tensorrtLlm": "1.2.2"}}
+    made = manifest.read_manifest(other, "engine")
+    runtime = {**made.runtime, "id": "trtllm-1.2.2-unverified", "verified": False, **described}
+    replace(made, runtime=runtime).write(other)
+    for directory, told in ((other, True), (engine, False)):
+        case = judge_answers.AnswerGateInputs(directory, healthy, model, answers, wanted, questions)
+        evidence = judge_answers.judge_engine_answers(case)[1]
+        assert ("is not verified by enginix" in evidence.get("warning", "")) is told
+
+
 @pytest.mark.parametrize(
     ("wanted", "says_so"),
     [

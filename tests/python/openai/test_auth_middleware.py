@@ -223,6 +223,24 @@ def test_without_the_key_nothing(middleware: MiddlewareClient, headers: Any) -> 
     assert middleware.app.bodies == []
 
 
+def test_a_body_of_two_lengths_is_refused(middleware: MiddlewareClient) -> None:
+    """What follows may be another's request: a proxy in front may have read another end."""
+    key = (b"authorization", f"Bearer {KEY}".encode())
+    framing = ((b"content-length", b"4"), (b"transfer-encoding", b"chunked"))
+    status, body, headers = middleware.run(CHAT, headers=(key, *framing))
+    assert status == 400 and "Transfer-Encoding" in body["error"]["message"]
+    assert headers[b"connection"] == b"close" and middleware.app.bodies == []
+    for one in framing:
+        assert middleware.run(CHAT, headers=(key, one))[0] == 200
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_json_is_utf_8(middleware: MiddlewareClient, encoding: str) -> None:
+    status, body, _ = middleware.run(json.dumps(CHAT).encode(encoding))
+    assert status == 400 and "not JSON" in body["error"]["message"]
+    assert middleware.run(json.dumps(CHAT).encode("utf-8-sig"))[0] == 200
+
+
 # A shared machine may take any time for the files that each example makes.
 @settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))

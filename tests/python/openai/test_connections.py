@@ -167,3 +167,31 @@ def test_idle_connections_hinder_nobody(
             assert httpx.get(f"{gateway.url}/health/ready", timeout=120).status_code == 200
         assert "does not answer" not in gateway.log.read_text()
     standin.shutdown()
+
+
+UPGRADE = (
+    b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.mark.slow
+def test_upgrades_take_no_places(start_gateway: Callable[..., Any]) -> None:
+    """Requests for a websocket are answered as others are, and end as connections do."""
+    import httpx
+
+    standin = StandIn()
+    server = {"kind": "triton", "url": standin.url, "model": "ensemble"}
+    wrap = ("bash", "-c", 'ulimit -n 256; exec "$@"', "-")
+    with start_gateway({"models": {"tiny": [server]}}, wrap=wrap) as gateway:
+        statuses: set[bytes] = set()
+        for _ in range(400):
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+                connection.sendall(UPGRADE)
+                statuses.add(connection.recv(64)[:12])
+        # Until the header's time of those has passed.
+        time.sleep(connections.HEADER_SECONDS + 2)
+        for _ in range(20):
+            assert httpx.get(f"{gateway.url}/health/live", timeout=10).status_code == 200
+        assert statuses == {b"HTTP/1.1 401"}
+    standin.shutdown()

@@ -1,10 +1,14 @@
-"""The dashboard's queries by a real Prometheus; requests and tokens of the gateway's panels under load."""
+"""The dashboard's panels under load, by a real Prometheus, compared with what happened."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+import selectors
 import shutil
+import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -17,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from enginix.errors import MachineError
 from enginix.ports import reserve_ports
 from faults.setting import Served
 from openai_standin import StandIn
@@ -38,6 +43,10 @@ class Prometheus:
         answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=60).json()
         assert answer["status"] == "success", answer
         return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
+
+
+# Panels of software that does not run here; their names are of its source.
+ELSEWHERE = re.compile(r"(GPU|TensorRT-LLM:|trtllm-serve:)")
 
 
 def panel(title: str) -> list[str]:
@@ -62,18 +71,37 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gateway(start_gateway: Callable[..., Any], tiny: Served, standin: StandIn) -> Iterator[Any]:
+def paced() -> Iterator[StandIn]:
+    """A stand-in whose tokens come at times of its own, far longer than a busy machine's delays."""
+    server = StandIn()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def direct(triton: Callable[..., Any]) -> Iterator[Served]:
+    """A server that no gateway asks."""
+    with triton() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    start_gateway: Callable[..., Any], tiny: Served, standin: StandIn, paced: StandIn
+) -> Iterator[Any]:
     server = {"kind": "triton", "url": tiny.client.url, "model": "ensemble"}
     other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "mine"}
+    slow = {"kind": "triton", "url": paced.url, "model": "ensemble"}
     alice = {"keyFile": "alice", "models": ["tiny"]}
-    description = {"models": {"tiny": [server], "other": [other]}, "clients": {"alice": alice}}
+    models = {"tiny": [server], "other": [other], "paced": [slow]}
+    description = {"models": models, "clients": {"alice": alice}}
     with start_gateway({**description, "metricsKeyFile": "monitor"}) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
 def prometheus(
-    program: Path, gateway: Any, tiny: Served, tmp_path_factory: pytest.TempPathFactory
+    program: Path, gateway: Any, tiny: Served, direct: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     """Prometheus with the jobs of nix/nixos/monitoring.nix."""
     directory = tmp_path_factory.mktemp("scrapes")
@@ -82,7 +110,10 @@ def prometheus(
     jobs = [
         {
             "job_name": "enginix",
-            "static_configs": [{"targets": [f"127.0.0.1:{tiny.metrics}"], "labels": {"server": "tiny"}}],
+            "static_configs": [
+                {"targets": [f"127.0.0.1:{served.metrics}"], "labels": {"server": name}}
+                for name, served in (("tiny", tiny), ("direct", direct))
+            ],
         },
         {
             "job_name": "enginix-gateway",
@@ -102,7 +133,7 @@ def prometheus(
         deadline = time.monotonic() + 120
         while True:
             try:
-                if sum(value for _, value in running.query("up")) == 2:
+                if sum(value for _, value in running.query("up")) == 3:
                     break
             except (httpx.HTTPError, ValueError):
                 pass
@@ -177,7 +208,7 @@ def load(gateway: Any, prometheus: Prometheus, tiny: Served) -> Load:
                 rows = prometheus.query(panel(f"Gateway: {title}")[0])
                 setattr(load, name, max(getattr(load, name), sum(value for _, value in rows)))
             rows = prometheus.query(panel("Requests under way")[0])
-            for row, value in rows:
+            for row, value in (r for r in rows if r[0]["server"] == "tiny"):
                 state = row["state"]
                 prometheus.stored[state] = max(prometheus.stored.get(state, 0), value)
             time.sleep(0.5)
@@ -222,7 +253,7 @@ def test_the_gateways_requests(prometheus: Prometheus, load: Load) -> None:
     for title in ("Gateway: running", "Gateway: waiting for a first token"):
         assert sum(value for _, value in prometheus.query(panel(title)[0])) == 0
     answering, servers = map(prometheus.query, panel("Gateway: servers that answer"))
-    assert [v for _, v in answering] == [v for _, v in servers] == [1, 1]
+    assert [v for _, v in answering] == [v for _, v in servers] == [1, 1, 1]
 
 
 def test_the_gateways_tokens(prometheus: Prometheus, load: Load) -> None:
@@ -231,6 +262,116 @@ def test_the_gateways_tokens(prometheus: Prometheus, load: Load) -> None:
     rows = prometheus.query(panel("Gateway: tokens out")[0])
     assert amount(rows, model="tiny") == pytest.approx(load.completion_tokens, rel=NEARLY)
     assert amount(rows, model="other") == pytest.approx(3, rel=NEARLY)
+
+
+def test_the_gateways_times(prometheus: Prometheus, gateway: Any, paced: StandIn) -> None:
+    """Means lie between what the server took and what the clients saw; quantiles in the right bucket."""
+    paced.pauses, paced.pieces = (0.75, 0.35), list("abcdefgh")
+
+    def stream(_: int) -> list[float]:
+        begin = time.monotonic()
+        chunks = client.completions.create(model="paced", prompt="x", stream=True)
+        return [time.monotonic() - begin for c in chunks if c.choices and c.choices[0].text]
+
+    client = gateway.client()
+    with ThreadPoolExecutor(6) as pool:
+        seen = list(pool.map(stream, range(6)))
+    time.sleep(5)
+    for title, of, bounds in (
+        ("time to the first token", lambda t: t[0], (0.5, 1.0)),
+        ("time between tokens", lambda t: (t[-1] - t[0]) / (len(t) - 1), (0.25, 0.5)),
+        ("time of an answer", lambda t: t[-1], (2.5, 5.0)),
+    ):
+        mean, median, most = (
+            next(v for row, v in prometheus.query(q) if row["model"] == "paced")
+            for q in panel(f"Gateway: {title}")
+        )
+        served, clients = (statistics.mean(map(of, times)) for times in (paced.paced, seen))
+        # Of the first token's delay a part may be made good until the last.
+        assert 0.9 * served <= mean <= 1.1 * clients, (title, served, mean, clients)
+        assert bounds[0] <= median <= bounds[1] and median <= most < math.inf, (title, median, most)
+
+
+def stream_directly(port: int, number: int, tokens: int) -> list[tuple[float, float]]:
+    """Ask so many streams at once with as little work as possible; return first and last times of each."""
+    selector = selectors.DefaultSelector()
+    times: dict[Any, list[float]] = {}
+    for n in range(number):
+        question = {"text_input": f"{PROMPT} {n}", "max_tokens": tokens, "end_id": -1, "stream": True}
+        body = json.dumps(question).encode()
+        head = "POST /v2/models/ensemble/generate_stream HTTP/1.1\r\nHost: x\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        connection = socket.create_connection(("127.0.0.1", port), timeout=300)
+        times[connection] = [time.monotonic()]
+        connection.sendall(head.encode() + body)
+        selector.register(connection, selectors.EVENT_READ)
+    running = set(times)
+    while running:
+        for key, _ in selector.select(300):
+            connection = key.fileobj
+            assert isinstance(connection, socket.socket)
+            raw = connection.recv(1 << 16)
+            assert raw, "the stream broke off"
+            if b"data: " in raw:
+                times[connection].append(time.monotonic())
+            if b'"finish_reason":"length"' in raw:
+                selector.unregister(connection)
+                running.discard(connection)
+                connection.close()
+    return [(seen[1] - seen[0], seen[-1] - seen[0]) for seen in times.values()]
+
+
+def test_the_servers_panels(prometheus: Prometheus, direct: Served) -> None:
+    """72 streams at once, of which the batch holds 64, and 5 refused requests, at a server of its own."""
+
+    def rows(title: str, number: int = 0) -> list[tuple[dict[str, str], float]]:
+        return [r for r in prometheus.query(panel(title)[number]) if r[0]["server"] == "direct"]
+
+    [(_, before)] = rows("Triton: requests handed to tensorrt_llm")
+    streams, tokens = 72, 64
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(stream_directly, int(direct.client.url.rsplit(":", 1)[1]), streams, tokens)
+        most: dict[str, float] = {}
+        while not asked.done():
+            for row, value in rows("Requests under way"):
+                most[row["state"]] = max(most.get(row["state"], 0), value)
+            time.sleep(0.2)
+        seen = asked.result()
+    for _ in range(5):
+        with pytest.raises(MachineError, match="the engine"):
+            direct.client.generate("ensemble", {"text_input": "word " * 3000, "max_tokens": 5})
+    time.sleep(5)
+    assert amount(rows("Answers")) == pytest.approx(streams, rel=NEARLY)
+    assert amount(rows("Failures"), outcome="refused") == pytest.approx(5, rel=NEARLY)
+    assert amount(rows("Failures"), outcome="full") == amount(rows("Failures"), outcome="failed") == 0
+    assert 8 <= most["running"] <= 64
+    assert sum(v for _, v in rows("Requests under way")) == 0
+    assert amount(rows("Tokens", 1)) == pytest.approx(streams * tokens, rel=NEARLY)
+    times = []
+    for title, clients in (
+        ("Time to the first token", [first for first, _ in seen]),
+        ("Time between tokens", [(last - first) / (tokens - 1) for first, last in seen]),
+        ("Time of an answer", [last for _, last in seen]),
+    ):
+        [(_, microseconds)] = rows(title)
+        times.append(microseconds / 1e6)
+        mean = statistics.mean(clients)
+        # Clients see what the server saw, and the way.
+        assert 0.5 * mean <= times[-1] <= 1.1 * mean, (title, times[-1], mean)
+    assert times[0] + (tokens - 1) * times[1] == pytest.approx(times[2], rel=0.1)
+    [(_, waited)] = rows("Waiting for a place")
+    # Eight of 72 waited until others had ended, which is most of an answer's time.
+    assert 0.2 * 8 / 72 * times[2] < waited / 1e6 < times[0]
+    # Of Triton's own counts none is of the ensemble's requests.
+    assert before == rows("Triton: requests handed to tensorrt_llm")[0][1] == 0
+
+
+def test_every_panel_is_compared_or_runs_elsewhere() -> None:
+    source = Path(__file__).read_text()
+    for found in PANELS:
+        title = found["title"]
+        if not ELSEWHERE.match(title):
+            assert f'"{title}"' in source or f'"{title.removeprefix("Gateway: ")}"' in source, title
 
 
 def test_names_of_metrics_are_known_to_prometheus(

@@ -203,7 +203,10 @@ def test_connections_are_used_again(client: Any, standin: StandIn) -> None:
 
 def test_another_server_gets_everything_and_its_own_key(client: Any, standin: StandIn) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    more = {"n": 2, "tools": tools, "logprobs": True, "top_logprobs": 2, "presence_penalty": 0.5, "seed": 3}
+    # LiteLLM would drop the fifth and sixth.
+    stop = ["a", "b", "c", "d", "e", "f"]
+    more: dict[str, Any] = {"stop": stop, "presence_penalty": 0.5, "seed": 3}
+    more |= {"n": 2, "tools": tools, "logprobs": True, "top_logprobs": 2}
     client.chat.completions.create(
         model="other",
         messages=SAID,

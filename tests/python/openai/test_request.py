@@ -183,6 +183,7 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
         ("seed", {"seed": -1}),
         ("stop", {"stop": ["a", 1]}),
         ("stop", {"stop": ""}),
+        ("stop", {"stop": ["a", "b" * 1025]}),
         ("max_tokens", {"max_tokens": 0}),
         ("max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}),
         ("stream_options", {"stream_options": {"include_usage": True}}),
@@ -202,8 +203,39 @@ def test_refused_by_name(param: str, more: dict[str, Any]) -> None:
 
 def test_a_server_of_openais_interface_gets_what_triton_does_not_serve() -> None:
     check_openai_request(
-        "chat", {**CHAT, "n": 4, "tools": [{}], "logprobs": True, "messages": [{"image": 1}]}, is_triton=False
+        "chat",
+        {**CHAT, "n": 4, "tools": [{}], "logprobs": True, "messages": [{"role": "x", "image": 1}]},
+        is_triton=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("param", "more"),
+    [
+        # LiteLLM would make a text of the first, and 3e29 of the second.
+        ("logit_bias", {"logit_bias": {"1": float("inf")}}),
+        ("chat_template_kwargs", {"chat_template_kwargs": {"x": [{"y": 3 * 10**29}]}}),
+        ("tools", {"tools": [{"function": {"parameters": {"x": -(2**63) - 1}}}]}),
+        ("seed", {"seed": 10**4000}),
+        ("temperature", {"temperature": 10**400}),
+        ("n", {"n": 10**9}),
+        ("top_logprobs", {"logprobs": True, "top_logprobs": 10**6}),
+        ("messages[0]", {"messages": [None]}),
+        ("messages[1].role", {"messages": [{"role": "user", "content": "x"}, {"content": "x"}]}),
+        ("messages[0].role", {"messages": [{"role": ["user"], "content": "x"}]}),
+    ],
+)
+def test_what_no_server_gets(param: str, more: dict[str, Any]) -> None:
+    for is_triton in (False, True):
+        with pytest.raises(RequestRejected) as refused:
+            check_openai_request("chat", {**CHAT, **more}, is_triton=is_triton)
+        if not is_triton:
+            assert refused.value.param == param
+
+
+def test_numbers_of_64_bits_are_passed_on() -> None:
+    numbers = {"x": [-(2**63), 2**64 - 1, 1.7e308, -0.0, True]}
+    check_openai_request("chat", {**CHAT, "chat_template_kwargs": numbers}, is_triton=True)
 
 
 def test_parts_of_a_message_are_one_text() -> None:

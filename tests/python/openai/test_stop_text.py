@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from enginix.gateway.request import MAX_STOP_CHARACTERS, MAX_STOP_WORDS
 from enginix.gateway.stop_text import StopText
 
 
@@ -55,3 +58,12 @@ def test_what_may_become_a_word_is_held_back_and_no_more() -> None:
     assert stop.push("cure") == ("Obscure", False)
     assert stop.push(" O") == (" ", False)
     assert stop.flush() == "O"
+
+
+def test_many_long_words_take_no_time() -> None:
+    """As many and as long as one request may have, on a text that begins all of them over and over."""
+    words = ["a" * (MAX_STOP_CHARACTERS - 1) + chr(ord("b") + i) for i in range(MAX_STOP_WORDS)]
+    begin = time.process_time()
+    assert shown(words, ["a" * 5] * 400) == ("a" * 2000, False)
+    # Trying all beginnings anew with each piece took minutes.
+    assert time.process_time() - begin < 5

@@ -101,7 +101,10 @@ def test_classes_with_windows_of_their_own_are_listed() -> None:
     }
     # Windows that reach beyond the class's own context are windows of a longer one.
     beyond = {"Exaone4ForCausalLM", "ExaoneMoeForCausalLM", "Olmo3ForCausalLM"}
-    assert sliding | beyond == {*table["slidingByDefault"]["architectures"]}
+    listed = {*table["slidingByDefault"]["architectures"]}
+    # An older transformers lacks some of these classes: `make matrix` runs this with 4.57.
+    there = {*configurations()}
+    assert sliding | beyond & there == listed & there and sliding
 
 
 def test_a_lock_does_not_guess() -> None:

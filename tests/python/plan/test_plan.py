@@ -210,6 +210,22 @@ def test_offline_plans_of_the_catalogue(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["plan", str(TINY), "--target", "l40s", "--offline"]) == 2
 
 
+@pytest.mark.parametrize("kind", ["tensorrt", "llmapi", "reference"])
+def test_offline_counts_a_build_as_files_do(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The GPU of a build holds weights and workspace; a kind that is not compiled needs none."""
+    plans = []
+    for source in ([str(TINY)], [f"{TINY}.lock.json", "--offline"]):
+        assert main(["plan", *source, "--target", "h200", "--kind", kind, "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    for plan in plans:
+        needed = plan["memory"]["weights"] + plan["memory"]["workspace"] if kind == "tensorrt" else 0
+        assert plan["build"]["gpuMemory"] == needed
+    files, lock = (plan["build"] for plan in plans)
+    assert {name for name, size in files.items() if size} == {name for name, size in lock.items() if size}
+    # From the lock alone weights are a lower bound.
+    assert 0.8 * files["hostMemory"] <= lock["hostMemory"] <= files["hostMemory"]
+
+
 def test_offline_a_format_that_the_gpu_lacks_is_an_obstacle_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

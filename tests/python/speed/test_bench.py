@@ -33,11 +33,16 @@ class Written:
 
 @dataclass
 class RecordingServer:
-    """A stand-in of an OpenAI endpoint that answers in steps of a fixed time, and writes down when."""
+    """A stand-in of an OpenAI endpoint that answers in steps of a fixed time, and writes down when.
+
+    Attributes:
+        refuse: status and message of every completion; None answers.
+    """
 
     url: str = ""
     step: float = 0.01
     fail_every: int = 0
+    refuse: tuple[int, str] | None = None
     prompts: dict[str, Written] = field(default_factory=dict)
     running: int = 0
     most_running: int = 0
@@ -67,6 +72,14 @@ def serve_recorded(**options: Any) -> Iterator[RecordingServer]:
                 recording.most_running = max(recording.most_running, recording.running)
                 fails = recording.fail_every and len(recording.prompts) % recording.fail_every == 0
             try:
+                if recording.refuse is not None:
+                    status, message = recording.refuse
+                    body = json.dumps({"error": {"message": message}}).encode()
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+                    return
                 if fails:
                     self.send_error(503)
                     return
@@ -223,3 +236,89 @@ def test_a_measurement_of_failures_alone() -> None:
     assert measured["failed"] == 1 and measured["figures"]["requestSeconds"] is None
     with pytest.raises(UsageError, match="no answered request"):
         compare_measurements(measured, measured)
+
+
+@pytest.mark.parametrize(
+    ("status", "model", "fix"),
+    [
+        (404, "other", "--model tiny"),
+        (400, "other", "--model tiny"),
+        (404, "tiny", "completions, up to its /v1"),
+        (400, "tiny", "--input-words (now 128), --output-tokens (now 64)"),
+        (413, "tiny", "--input-words"),
+        (401, "tiny", "--key-file FILE"),
+        (429, "tiny", "--concurrency (now 1), --rate"),
+        (500, "tiny", "enginix chat --url http://"),
+    ],
+)
+@pytest.mark.parametrize("warmup", ["0", "1"])
+def test_a_refused_load_names_what_mends_it(
+    status: int, model: str, fix: str, warmup: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_recorded(refuse=(status, "no such thing")) as server:
+        words = ["bench", server.url, "--model", model, "--requests", "2", "--warmup", warmup]
+        assert main(words) == (1 if warmup == "0" else 5)
+    told = capsys.readouterr()
+    assert f"status {status}: no such thing" in told.out + told.err
+    assert fix in (told.out + told.err).split("fix: ")[1]
+
+
+def test_a_measurement_beside_its_engine_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from enginix.manifest import Manifest
+
+    for name in ("fast", "slow", "unmeasured", "rebuilt"):
+        (tmp_path / name).mkdir()
+        Manifest("engine", name, kind="tensorrt").write(tmp_path / name)
+    words = ["--requests", "4", "--warmup", "0", "--output-tokens", "4", "--input-words", "3"]
+    for name, step in (("fast", 0.005), ("slow", 0.05), ("rebuilt", 0.001)):
+        with serve_recorded(step=step) as server:
+            assert main(["bench", server.url, *words, "--engine", str(tmp_path / name)]) == 0
+    stored = json.loads((tmp_path / "fast.bench.json").read_text())
+    assert stored["engine"]["name"] == "fast" and stored["mix"]["requests"] == 4 and stored["enginix"]
+    Manifest("engine", "rebuilt", kind="tensorrt", options={"other": 1}).write(tmp_path / "rebuilt")
+    capsys.readouterr()
+    engines = [str(tmp_path / name) for name in ("fast", "slow", "unmeasured", "rebuilt")]
+    page = tmp_path / "page.html"
+    assert main(["compare", *engines, "-o", str(page), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in told["artefacts"]}
+    assert rows["fast"]["speed"] == stored["outputTokensPerSecond"] > rows["slow"]["speed"] > 0
+    assert rows["fast"]["bench"]["firstToken"] == stored["figures"]["firstTokenSeconds"]["mean"]
+    assert rows["unmeasured"]["speed"] is None and rows["rebuilt"]["speed"] is None
+    assert "4 requests, 1 at the same time, 3 words in, 4 tokens out" in told["speedOn"]
+    assert any("rebuilt is not shown: rebuilt.bench.json measured another build" in n for n in told["notes"])
+    assert any("No speed was measured of unmeasured" in note for note in told["notes"])
+    assert "first token" in page.read_text() and "4 requests" in page.read_text()
+    # Another load is another question.
+    with serve_recorded(step=0.001) as server:
+        more = [*words, "--concurrency", "2", "--engine", str(tmp_path / "unmeasured")]
+        assert main(["bench", server.url, *more]) == 0
+    assert main(["compare", *engines, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["speedOn"] is None and any("with different loads" in note for note in told["notes"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', '{"version": 1, "engine": {}}'])
+def test_a_damaged_measurement_is_named(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from enginix.manifest import Manifest
+
+    (tmp_path / "engine").mkdir()
+    Manifest("engine", "engine", kind="tensorrt").write(tmp_path / "engine")
+    (tmp_path / "engine.bench.json").write_text(text)
+    assert main(["compare", str(tmp_path / "engine"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "The speed of engine is not shown: engine.bench.json" in told["notes"][0]
+
+
+def test_a_measurement_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused before a load is run: nothing listens there."""
+    kept = tmp_path / "kept.json"
+    kept.write_text("kept")
+    words = ["bench", "http://127.0.0.1:9/v1", "--model", "tiny", "-o"]
+    assert main([*words, str(kept)]) == 2 and kept.read_text() == "kept"
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words, str(tmp_path)]) == 5 and main([*words, str(tmp_path / "none/file")]) == 5

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     tokens = sum(len(p.tokens) for p in material.passages)
     console.print_result(
         {"answers": str(args.output), "material": material.sha256, "tokens": tokens},
-        f"{args.output}: {tokens} tokens of text, {len(material.questions)} questions answered",
+        f"{args.output}: {tokens} tokens of text, {len(material.questions)} questions asked",
         as_json=args.json,
     )
     return 0

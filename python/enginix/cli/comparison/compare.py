@@ -4,7 +4,8 @@
 
 shows of engines of every kind, checkpoints, and models: size on disk, bits a weight, format, perplexity with
 its interval, agreement, KL divergence and questions answered as the gates found them (gates.json), and tokens
-a second where --speed names a file of them: {"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123}}.
+a second, as enginix bench --engine measured it (DIR.bench.json beside the engine), or as a file says that
+--speed names: {"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123}}.
 A missing figure is "not measured". Below are seconds and memory of the builds that have a run log beside them
 (DIR.run.json). Exit code 1: an artefact contradicts itself; the line says where.
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
-from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
+from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from enginix.report.kinds import KindRow
@@ -56,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
         return _compare_kinds(args)
     if args.target is not None:
         raise UsageError("--target is for the kinds of one model", fix="leave it out, or pass one model")
-    from enginix.files import write_text
+    from enginix.files import require_absent_file, write_text
     from enginix.report import comparison, gate_figures
     from enginix.report.artefacts import read_artefact
 
-    if args.output is not None and args.output.is_dir():
-        raise MachineError("is a directory", where=str(args.output), fix="pass a file to -o")
+    if args.output is not None:
+        require_absent_file(args.output)
     speeds = None if args.speed is None else gate_figures.read_speeds(args.speed)
     artefact_comparison = comparison.compare_artefacts(
         [read_artefact(path) for path in args.artefacts], speeds

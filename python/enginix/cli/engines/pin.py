@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,32 @@ def run(args: argparse.Namespace) -> int:
             # Last: it takes longest, and the next run goes on here.
             write(pin_file.name, dump_json(pin_image(model.runtime, None, args.system)))
     files = [os.path.relpath(path, args.directory) for path in written]
-    steps = [f"git add {' '.join(files)}"] if files else []
-    steps += [f"nix build .#{model.name}-engine"]
+    is_pinned = pin_file is None or pin_file.exists()
+    steps = _list_next_steps(args, files, None if not is_pinned else f"{model.name}-engine")
     console.print_result(
         {"name": model.name, "repo": model.repo, "written": files, "next": steps},
         "\n".join(f"next: {step}" for step in steps),
         as_json=args.json,
     )
     return EXIT_OK
+
+
+def _list_next_steps(args: argparse.Namespace, files: list[str], package: str | None) -> list[str]:
+    """Return the commands that follow, as they work from this directory.
+
+    Args:
+        package: what can be built now; None while the runtime's image is not pinned.
+    """
+    directory = Path(os.path.realpath(args.directory))
+    is_here = directory == Path(os.path.realpath("."))
+    is_in_git = any((parent / ".git").exists() for parent in (directory, *directory.parents))
+    # A flake in a git repository sees what git tracks; any other sees every file.
+    place = [] if is_here else ["-C", str(directory)]
+    steps = [shlex.join(["git", *place, "add", *files])] if files and is_in_git else []
+    if package is None:
+        where = [] if is_here else ["--directory", str(directory)]
+        return [*steps, shlex.join(["enginix", "pin", args.model, *where])]
+    return [*steps, f"nix build {shlex.quote('.' if is_here else str(directory))}#{package}"]
 
 
 def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> PinnedModel:

@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             f"gate {outcome.gate}: {'passed' if outcome.passed else 'FAILED'}, {outcome.summary}"
         )
     if args.output is not None:
-        evidence.write_evidence_directory(args.output, name, gate_evidence)
+        evidence.write_evidence_directory(args.output, args.engine, name, gate_evidence)
     if not outcomes:
         console.print_message("note: not gated")
     else:

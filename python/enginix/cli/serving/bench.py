@@ -2,6 +2,7 @@
 
   enginix bench http://127.0.0.1:4000/v1                           one request at a time
   enginix bench URL --concurrency 8 --requests 64 -o after.json    kept, with its samples
+  enginix bench URL --engine ./engine                              kept beside the engine, for enginix compare
   enginix bench URL --rate 2 --concurrency 32                      two requests a second, by the clock
   enginix bench --compare before.json after.json                   gate speed: exit 1 where it is slower
 
@@ -35,8 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=2, metavar="N", help="requests beforehand (2)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts (0)")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the endpoint's key")
-    parser.add_argument("--engine", type=Path, metavar="DIR", help="engine that is served, for the result")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the measurement")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        metavar="DIR",
+        help="engine that is served: the measurement is kept as DIR.bench.json, which compare reads",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the measurement there")
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="measurements, in place of URL"
     )
@@ -51,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.url is None:
         raise UsageError("pass URL, or --compare BEFORE AFTER", fix="enginix bench http://127.0.0.1:4000/v1")
-    from enginix.bench.load import RequestMix, run_load
+    from enginix.bench.load import RequestMix, explain_refusal, run_load
     from enginix.bench.measurement import describe_measurement
     from enginix.files import dump_json, write_text
     from enginix.gateway.keys import read_key
@@ -67,41 +73,80 @@ def run(args: argparse.Namespace) -> int:
         args.seed,
     )
     mix.check()
+    output = _choose_output(args)
+    setting = None if args.engine is None else _describe_engine(args.engine)
     key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
     url = args.url.rstrip("/")
     model = choose_model(url, args.model, key)
     with track_step(model, mix.requests, "requests") as progress:
         records = run_load(url, model, mix, key, progress.advance_to)
-    measured = describe_measurement(records, mix, _describe_setting(url, model, args.engine))
-    if args.output is not None:
-        write_text(args.output, dump_json(measured))
+    measured = describe_measurement(records, mix, _describe_setting(url, model, setting))
+    if output is not None:
+        write_text(output, dump_json(measured))
+        console.print_message(f"measurement: {output}")
     shown = {name: value for name, value in measured.items() if name != "samples"}
-    console.print_result(shown, _format_measurement(measured), as_json=args.json)
+    text = _format_measurement(measured)
+    if (status := next((r.status for r in records if r.error is not None), 0)) != 0:
+        text += f"\nfix: {explain_refusal(url, model, mix, key, status)}"
+    console.print_result(shown, text, as_json=args.json)
     return EXIT_CHECK_FAILED if measured["failed"] else EXIT_OK
 
 
-def _describe_setting(url: str, model: str, engine: Path | None) -> dict[str, Any]:
+def _choose_output(args: argparse.Namespace) -> Path | None:
+    """Return where the measurement is kept, before a load is run for it.
+
+    Raises:
+        UsageError: a file is there already.
+    """
+    from enginix.bench_record import find_bench_record
+    from enginix.files import require_absent_file
+
+    output: Path | None = args.output
+    if output is None and args.engine is not None:
+        beside = find_bench_record(args.engine)
+        # A store is not written to.
+        output = beside if os.access(beside.parent, os.W_OK) and not _is_store(beside.parent) else None
+        if output is None:
+            console.print_message(f"note: {beside.parent} keeps no measurement; -o FILE does")
+    if output is not None:
+        require_absent_file(output)
+    return output
+
+
+def _is_store(directory: Path) -> bool:
+    return directory == Path(os.environ.get("NIX_STORE") or "/nix/store")
+
+
+def _describe_engine(engine: Path) -> dict[str, Any]:
+    from enginix.manifest import read_manifest
+    from enginix.run_log import read_manifest_digest
+
+    manifest = read_manifest(engine, "engine")
+    return {
+        "name": manifest.name,
+        "kind": manifest.kind,
+        "runtime": manifest.runtime.get("id"),
+        "manifest": read_manifest_digest(engine),
+    }
+
+
+def _describe_setting(url: str, model: str, engine: dict[str, Any] | None) -> dict[str, Any]:
     """Return where and of what a measurement is: a figure says nothing without them."""
     from enginix.credentials import redact_secrets
     from enginix.machine.driver import find_driver
     from enginix.machine.target import probe_machine
-    from enginix.manifest import read_manifest
 
     try:
         machine = probe_machine(find_driver(None))
         gpus, gpu_driver = [gpu.name for gpu in machine.gpus], machine.driver
     except MachineError:
         gpus, gpu_driver = [], None
-    served = None
-    if engine is not None:
-        manifest = read_manifest(engine, "engine")
-        served = {"name": manifest.name, "kind": manifest.kind, "runtime": manifest.runtime.get("id")}
     return {
         "enginix": __version__,
         "url": redact_secrets(url),
         "model": model,
         "client": {"gpus": gpus, "driver": gpu_driver, "cpus": os.cpu_count()},
-        "engine": served,
+        "engine": engine,
     }
 
 

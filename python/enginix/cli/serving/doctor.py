@@ -35,9 +35,16 @@ def run(args: argparse.Namespace) -> int:
         if result.fix is not None:
             indent = " " * (width + 10)
             lines.append(f"{indent}needed for: {result.needed_for}")
-            lines += textwrap.wrap(
-                f"fix: {result.fix}", columns, initial_indent=indent, subsequent_indent=f"{indent}     "
-            )
+            for number, line in enumerate(result.fix.splitlines()):
+                lines += textwrap.wrap(
+                    line.strip() if number else f"fix: {line}",
+                    columns,
+                    initial_indent=f"{indent}     " if number else indent,
+                    subsequent_indent=f"{indent}     ",
+                    # A command is pasted: its words stay whole.
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
     failed = sum(result.status == "failed" for result in results)
     console.print_result(
         {"ok": not failed, "checks": [result.as_json() for result in results]},

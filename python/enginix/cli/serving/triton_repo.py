@@ -175,14 +175,21 @@ def run(args: argparse.Namespace) -> int:
         rootfs=args.rootfs,
     )
     seconds = time.monotonic() - start
-    if manifest.read_manifest(args.engine, "engine").model.get(END_TOKENS_KEY) == []:
+    engine_manifest = manifest.read_manifest(args.engine, "engine")
+    if engine_manifest.model.get(END_TOKENS_KEY) == []:
         console.print_message(
             "note: the model names no end token (eos_token_id): an answer ends at its max_tokens, at stop "
             "words, or at the end_id of its request"
         )
     console.print_result(
-        {"output": str(args.output), "options": options, "seconds": round(seconds, 3)},
-        f"Triton repository {args.output}: {_describe_sizes(options)}{seconds:.1f} s",
+        {
+            "output": str(args.output),
+            "options": options,
+            "seconds": round(seconds, 3),
+            "warning": (unverified := manifest.explain_unverified(engine_manifest)),
+        },
+        f"Triton repository {args.output}: {_describe_sizes(options)}{seconds:.1f} s"
+        + (f"\nwarning: {unverified}" if unverified else ""),
         as_json=args.json,
     )
     return 0

@@ -131,9 +131,12 @@ def _check_options(args: argparse.Namespace) -> None:
 
         find_target(args.target)
     if args.runtime is not None and needed:
-        from enginix.runtime.table import find_runtime
+        from enginix.runtime.table import find_runtime, require_triton
 
-        find_runtime(args.runtime, args.kind)
+        runtime = find_runtime(args.runtime, args.kind)
+        # The Nix expression has mkServe, which needs no Triton.
+        if not args.print_nix:
+            require_triton(runtime, "enginix up")
     for option in ("calibration", "rootfs", "tritonserver", "gateway_python"):
         path = getattr(args, option)
         if path is not None and not path.exists():

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from enginix.errors import UsageError
+    from enginix.manifest import explain_unverified
     from enginix.trust.chain import verify_chain
     from enginix.trust.signatures import require_signature
     from enginix.trust.statement import require_same_statement
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     checked = verify_chain(args.artefact, args.sources, full=args.full, in_store=args.signers is not None)
     require_same_statement(args.artefact, args.signature.parent if args.signature else args.artefact)
     lines = [c.text() for c in checked]
+    unverified = {text for c in checked if (text := explain_unverified(c.manifest)) is not None}
+    lines += [f"warning: {text}" for text in sorted(unverified)]
     if signer is not None:
         lines.append(f"signed by {signer}")
     console.print_result(
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
                     "name": c.manifest.name,
                     "files": c.checked,
                     "inStore": c.is_stored,
+                    "warning": explain_unverified(c.manifest),
                 }
                 for c in checked
             ],

@@ -142,14 +142,17 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
     """
     engine_manifest = manifest.read_manifest(case.engine, "engine")
     gate_bounds = resolve_requested_bounds(engine_manifest, case.requested_gates)
+    unverified = manifest.explain_unverified(engine_manifest)
+    warning = {} if unverified is None else {"warning": unverified}
     if not gate_bounds:
-        return (), {"format": FORMAT, "passed": None, "gates": {}}
+        return (), {"format": FORMAT, "passed": None, "gates": {}, **warning}
     material, tokenizer = load_model_material(case.model, case.questions)
     question_set = convert_material(case.model, material, tokenizer)
     answers = kept_answers.read_reference_answers(case.reference)
     kept_answers.require_same_material(answers, material)
     evidence: dict[str, Any] = {
         "format": FORMAT,
+        **warning,
         "kind": engine_manifest.kind,
         "material": material.describe(),
         "reference": answers.model,

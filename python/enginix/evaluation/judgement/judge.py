@@ -18,8 +18,13 @@ from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers import material as materials
+from enginix.evaluation.reference_answers.exact_answers import (
+    count_answered,
+    read_questions,
+    require_answered,
+)
 from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
-from enginix.evaluation.reference_answers.reference_asker import ask_model, read_questions
+from enginix.evaluation.reference_answers.reference_asker import ask_model
 from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
 from enginix.model import ModelConfig
 from enginix.model.end_tokens import read_end_tokens
@@ -83,6 +88,7 @@ def judge_checkpoint(
 
     Raises:
         GateError: the reference is missing or has no answers; without it no gate passes.
+        QuestionsError: the user's own questions are unreadable, or the reference answers none of them.
         UsageError: a gate or bound that does not exist.
         CheckpointError: the checkpoint cannot be read.
         MachineError: no such device, which is not a gate's failure.
@@ -107,10 +113,11 @@ def judge_checkpoint(
         case.checkpoint,
         find_compared_models(case, is_answers=is_answers),
     )
-    outcomes = suite.compare_model(compared, gate_bounds)
     evidence: dict[str, Any] = {"format": FORMAT}
     asking = set(gate_bounds) - {suite.LOGITS, *suite.COMPARED}
+    # First: questions that cannot judge are refused before any gate is run.
     reference = _read_reference(case, config, tokenizer, is_answers=is_answers) if asking else None
+    outcomes = suite.compare_model(compared, gate_bounds)
     if suite.LOGITS in gate_bounds:
         gate_outcomes, gate_evidence = _judge_logits(
             case, gate_bounds[suite.LOGITS].get("tolerance"), load, config, tokenizer, reference
@@ -175,7 +182,10 @@ def _read_reference(
     material = materials.load_material(
         tokenizer, config.vocab_size, config.context, questions=read_questions(case.questions)
     )
-    return GateReference(kept_answers.read_reference_answers(case.reference), material)
+    answers = kept_answers.read_reference_answers(case.reference)
+    kept_answers.require_same_material(answers, material)
+    require_answered(case.questions, material.questions, answers.replies, answers.ends, tokenizer)
+    return GateReference(answers, material)
 
 
 def find_compared_models(case: CheckpointGateInputs, *, is_answers: bool) -> dict[str, Path]:
@@ -200,7 +210,7 @@ def explain_missing_context(
     """Return why the gate ``context`` cannot judge an engine of this model; None if it can."""
     if not material.recalls:
         return "no text with a planted fact fits the model"
-    found = kept_answers.answers_any_question(material.recalls, answers.recalls, answers.ends, tokenizer)
+    found = count_answered(material.recalls, answers.recalls, answers.ends, tokenizer)
     return None if found else "the reference finds none of the planted facts"
 
 
@@ -208,7 +218,7 @@ def explain_missing_task(
     answers: kept_answers.ReferenceAnswers, material: materials.Material, tokenizer: hf.TransformersTokenizer
 ) -> str | None:
     """Return why the gate ``task`` cannot judge an engine of this model; None if it can."""
-    found = kept_answers.answers_any_question(material.questions, answers.replies, answers.ends, tokenizer)
+    found = count_answered(material.questions, answers.replies, answers.ends, tokenizer)
     return None if found else "the reference answers none of the questions"
 
 
@@ -257,7 +267,6 @@ def _find_logits(
     if not (case.reference / kept_answers.FILE).is_file():
         return None
     known = reference or _read_reference(case, config, tokenizer, is_answers=True)
-    kept_answers.require_same_material(known.answers, known.material)
     return kept_answers.read_logits(case.reference, len(prompts.prompts)), str(known.answers.dtype)
 
 

@@ -15,13 +15,8 @@ import torch
 
 from enginix.errors import GateError
 from enginix.evaluation.judgement.outcome import GateOutcome
-from enginix.evaluation.reference_answers.answers import (
-    ANSWERED,
-    CONTINUED,
-    Passage,
-    ReferenceAnswers,
-    contains_answer,
-)
+from enginix.evaluation.reference_answers.answers import ANSWERED, CONTINUED, Passage, ReferenceAnswers
+from enginix.evaluation.reference_answers.exact_answers import contains_answer
 from enginix.evaluation.reference_answers.material import GateQuestion, GateTokenizer, Material
 from enginix.evaluation.reference_answers.subject import Subject
 

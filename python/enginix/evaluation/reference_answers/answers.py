@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from enginix.errors import GateError
+from enginix.evaluation.reference_answers.exact_answers import count_answered
 from enginix.evaluation.reference_answers.material import (
     GateQuestion,
     GateTokenizer,
@@ -217,27 +216,6 @@ class _SideStream:
             torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
 
-def contains_answer(reply: str, answer: str) -> bool:
-    """Return whether ``reply`` contains ``answer`` as a separate word."""
-    reply, answer = (unicodedata.normalize("NFKC", text).casefold() for text in (reply, answer))
-    if not answer.isascii():  # scripts without spaces
-        return answer in reply
-    return re.search(rf"(?<![\w.]){re.escape(answer)}(?!\w)", reply) is not None
-
-
-def answers_any_question(
-    questions: Sequence[GateQuestion],
-    replies: Sequence[Sequence[int]],
-    ends: frozenset[int],
-    tokenizer: GateTokenizer,
-) -> bool:
-    """Return whether one of the replies is right."""
-    return any(
-        contains_answer(tokenizer.decode([t for t in reply if t not in ends]), question.answer)
-        for question, reply in zip(questions, replies, strict=True)
-    )
-
-
 def _ask_recalls(
     subject: Subject, questions: Sequence[GateQuestion], ends: frozenset[int], tokenizer: GateTokenizer
 ) -> tuple[tuple[int, ...], ...]:
@@ -248,7 +226,7 @@ def _ask_recalls(
     replies: list[tuple[int, ...]] = []
     for asked in (questions[:RECALLS_TRIED], questions[RECALLS_TRIED:]):
         replies += map(tuple, subject.generate([q.tokens for q in asked], ANSWERED, ends))
-        if not answers_any_question(questions[: len(replies)], replies, ends, tokenizer):
+        if not count_answered(questions[: len(replies)], replies, ends, tokenizer):
             break
     return (*replies, *[()] * (len(questions) - len(replies)))
 
@@ -259,19 +237,22 @@ def ask_reference(
     ends: frozenset[int],
     model: dict[str, Any],
     tokenizer: GateTokenizer,
+    check_replies: Callable[[Sequence[Sequence[int]]], None] = lambda _: None,
 ) -> ReferenceAnswers:
     """Ask the reference all questions.
 
     Args:
         tokenizer: the model's.
+        check_replies: called with the replies to the questions, before the longer work; may raise.
 
     Raises:
         GateError: the reference gives no finite answers.
     """
     texts = [p.tokens for p in material.passages]
+    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
+    check_replies(replies)
     passages = tuple(score_texts(subject, texts)[0])
     continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)
-    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
     positions = [position for octave in sample_positions(len(material.long)) for position in octave]
     return ReferenceAnswers(
         model,

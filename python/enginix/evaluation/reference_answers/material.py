@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from enginix.errors import GateError
+from enginix.errors import GateError, QuestionsError
 from enginix.evaluation.reference_answers import recall
 from enginix.evaluation.reference_answers.prompts import Prompt, tokenize_prompts
 from enginix.files import sha256_json
@@ -78,9 +78,10 @@ def load_material(
 
     Args:
         text: in the form of ``data/questions/gate_text.json``.
-        questions: objects with ``question`` and ``answer``.
+        questions: the user's own, as :func:`exact_answers.read_questions` returns them.
 
     Raises:
+        QuestionsError: one of the user's own is longer than the model takes.
         GateError: no questions or texts, or a tokenizer that is not the model's.
     """
     content = load_table("gate_text") if text is None else text
@@ -90,11 +91,13 @@ def load_material(
     passages = tokenize_prompts(tokenizer.encode, vocab_size, max_length, rows).prompts
     parsed_questions = []
     for number, row in enumerate(question_rows, 1):
-        if not (
-            isinstance(row.get("question"), str) and isinstance(row.get("answer"), str) and row["answer"]
-        ):
-            raise GateError(f"question {number} is {row!r}", fix='{"question": "…", "answer": "…"} a line')
         tokens = tuple(tokenizer.encode_question(row["question"]))
+        if questions is not None and len(tokens) >= max_length:
+            raise QuestionsError(
+                f"question {number} is {len(tokens)} tokens; the model takes {max_length} with the answer",
+                where="--questions",
+                fix="shorten it",
+            )
         if not tokens or max(tokens) >= vocab_size or len(tokens) >= max_length:
             raise GateError(
                 f"question {row['question']!r} is {len(tokens)} tokens, not all of which the model accepts",

@@ -15,8 +15,8 @@ from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions,
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers import material as materials
 from enginix.evaluation.reference_answers.answers import ANSWERED, CONTINUED, KEPT
+from enginix.evaluation.reference_answers.exact_answers import read_questions
 from enginix.evaluation.reference_answers.material import Material
-from enginix.evaluation.reference_answers.reference_asker import read_questions
 from enginix.model.attention_window import read_context
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_model_context

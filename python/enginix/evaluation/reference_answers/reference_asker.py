@@ -6,16 +6,16 @@ must not rebuild (nix/mk-reference-answers.nix).
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from enginix.errors import GateError
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers import material as materials
 from enginix.evaluation.reference_answers.answers import ReferenceAnswers
+from enginix.evaluation.reference_answers.exact_answers import read_questions, require_answered
 from enginix.evaluation.reference_answers.material import Material
 from enginix.evaluation.reference_answers.subject import TransformersSubject, require_finite_logits
 from enginix.model.end_tokens import read_end_tokens
@@ -24,34 +24,13 @@ from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.progress import track_step
 
 
-def read_questions(path: Path | None) -> list[dict[str, str]] | None:
-    """Read the user's own questions; ``None`` without a file.
-
-    Raises:
-        GateError: unreadable, empty, or not an object a line.
-    """
-    if path is None:
-        return None
-    try:
-        # JSON may contain characters that splitlines takes for the end of a line, for instance U+2028.
-        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-        json.dumps(rows, ensure_ascii=False).encode()  # raises for half a surrogate pair
-    except (OSError, ValueError, RecursionError) as e:
-        raise GateError(f"unreadable questions: {e}", where=str(path), fix="one JSON object a line") from e
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise GateError(
-            "no questions", where=str(path), fix='{"question": "…", "answer": "…"}, one object a line'
-        )
-    return rows
-
-
 def keep_reference_answers(
     model: Path, directory: Path, device: str = "cpu", questions: Path | None = None
 ) -> Material:
     """Ask a Hugging Face model all questions, and write its answers into ``directory``.
 
     Raises:
-        GateError: the model cannot be run, or gives answers that are not finite.
+        QuestionsError, GateError: as :func:`ask_model`.
     """
     answers, material, subject = ask_model(model, device, questions)
     kept_answers.write_reference_answers(answers, directory)
@@ -75,15 +54,20 @@ def ask_model(
     """Ask a Hugging Face model all questions; return its answers, the questions, and the model itself.
 
     Raises:
+        QuestionsError: ``questions`` cannot be read, or the model answers none of them.
         GateError: the model cannot be run, or gives answers that are not finite.
     """
+    own_questions = read_questions(questions)
     tokenizer = hf.TransformersTokenizer(model)
     subject = TransformersSubject(model, device)
     material = materials.load_material(
-        tokenizer, subject.vocab_size, subject.max_length, questions=read_questions(questions)
+        tokenizer, subject.vocab_size, subject.max_length, questions=own_questions
     )
-    named = identify_model(model)["model"]
+    named, ends = identify_model(model)["model"], frozenset(read_end_tokens(model))
+
+    def check_replies(replies: Sequence[Sequence[int]]) -> None:
+        require_answered(questions, material.questions, replies, ends, tokenizer)
+
     with track_step("asking the model"):
-        ends = frozenset(read_end_tokens(model))
-        answers = kept_answers.ask_reference(subject, material, ends, named, tokenizer)
+        answers = kept_answers.ask_reference(subject, material, ends, named, tokenizer, check_replies)
     return replace(answers, dtype=hf.read_stored_dtype(model)), material, subject

@@ -17,6 +17,7 @@ from enginix.evaluation.engine_protocol import engine_questions
 from enginix.evaluation.judgement import judge, run
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import question_builder, reference_asker
+from enginix.evaluation.reference_answers.exact_answers import require_answered
 from enginix.files import require_absent
 from enginix.integrity import require_unchanged
 from enginix.kinds.registry import find_kind
@@ -54,11 +55,16 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-gate-")))
         reference, answers_directory = args.reference, args.said
         if rows and answers_directory is None:
-            answers_directory = _ask_engine(args, engine_manifest, model, work)
+            _require_runtime(args, engine_manifest)
+        # The reference before the engine: questions that cannot judge are refused before its GPU works.
+        if rows and ready:
+            _check_reference_answers(args.reference, model, args.questions)
         if rows and not ready:
             reference = work / "reference"
             reference.mkdir()
             reference_asker.keep_reference_answers(model, reference, args.device, args.questions)
+        if rows and answers_directory is None:
+            answers_directory = _ask_engine(args, engine_manifest, model, work)
         case = judge_answers.AnswerGateInputs(
             args.engine, answers_directory or work, model, reference, requested_gates, args.questions
         )
@@ -68,7 +74,7 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
                 f"gate {outcome.gate}: {'passed' if outcome.passed else 'FAILED'}, {outcome.summary}"
             )
         if args.output is not None and not args.gated_engine:
-            evidence.write_evidence_directory(args.output, engine_manifest.name, gate_evidence)
+            evidence.write_evidence_directory(args.output, args.engine, engine_manifest.name, gate_evidence)
         if outcomes:
             run.require_gates_passed(outcomes)
         # After the gates, which tell what a change does.
@@ -92,8 +98,15 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
     return 0
 
 
+def _check_reference_answers(directory: Path, model: Path, questions: Path | None) -> None:
+    """Refuse answers to other questions, and own questions of which the reference answers none."""
+    material, tokenizer = question_builder.load_model_material(model, questions)
+    answers = kept_answers.read_reference_answers(directory)
+    kept_answers.require_same_material(answers, material)
+    require_answered(questions, material.questions, answers.replies, answers.ends, tokenizer)
+
+
 def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path, work: Path) -> Path:
-    _require_runtime(args, engine_manifest)
     engine_questions.write_engine_questions(
         question_builder.build_engine_questions(model, args.questions), work
     )

@@ -7,13 +7,13 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.kinds.planning.planner import (
-    BuildNeeds,
     KindPlanner,
     LockSizes,
     MemoryPlan,
     PlanCertainty,
     PlanRequest,
     check_plan_request,
+    estimate_build_needs,
     find_format_obstacles,
     find_kv_certainty,
     find_model_obstacles,
@@ -75,9 +75,7 @@ def plan_from_lock(
         limits=limits,
         memory=memory,
         certainty=PlanCertainty("lower bound", find_kv_certainty(metadata.get("architecture"), windows)),
-        build=BuildNeeds(
-            sum(files.values()), total, total, 4 * memory.weights, memory.weights, memory.weights
-        ),
+        build=estimate_build_needs(request.kind, sum(files.values()), total, memory, limits),
         obstacles=(
             *_find_model_obstacles(metadata, sizes, request.kind),
             *find_format_obstacles(sizes, gpu, request.kind),

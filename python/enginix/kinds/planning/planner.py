@@ -266,7 +266,9 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
         certainty=PlanCertainty(
             "exact" if exact else "estimate", find_kv_certainty(description.architecture, windows)
         ),
-        build=_estimate_build(description, request.kind, memory, limits, ranks),
+        build=estimate_build_needs(
+            request.kind, description.size, 0 if ranks is None else ranks.files, memory, limits
+        ),
         obstacles=tuple(obstacles),
         changes=tuple(useful_changes),
         notes=tuple(notes),
@@ -522,16 +524,20 @@ def _list_plan_notes(
     return notes
 
 
-def _estimate_build(
-    description: ModelDescription, kind: str, memory: RankMemory, limits: PlanLimits, ranks: RankSizes | None
+def estimate_build_needs(
+    kind: str, model: int, checkpoint: int, memory: RankMemory, limits: PlanLimits
 ) -> BuildNeeds:
-    """Estimate the needs of a build; docs/reference/memory-plan.md has the source of each formula."""
-    checkpoint = ranks.files if ranks and find_kind(kind).built_from == "checkpoint" else 0
+    """Estimate the needs of a build; docs/reference/memory-plan.md has the source of each formula.
+
+    Args:
+        model, checkpoint: bytes of their files; of a kind that takes no checkpoint it counts for nothing.
+    """
+    checkpoint = checkpoint if find_kind(kind).built_from == "checkpoint" else 0
     if not find_kind(kind).is_compiled:
-        return BuildNeeds(description.size, checkpoint, 0, 0, 0, 0)
+        return BuildNeeds(model, checkpoint, 0, 0, 0, 0)
     world = limits.tensor_parallel * limits.pipeline_parallel
     return BuildNeeds(
-        model=description.size,
+        model=model,
         checkpoint=checkpoint,
         engine=memory.weights * world,
         host_memory=4 * memory.weights,

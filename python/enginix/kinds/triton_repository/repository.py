@@ -27,6 +27,7 @@ from enginix.kinds.registry import explain_unserved, get_kind, list_triton_kinds
 from enginix.kinds.tensorrt import tensorrt_models
 from enginix.kinds.triton_repository.validate import validate_repository
 from enginix.manifest import Manifest
+from enginix.runtime.table import find_runtime, require_triton
 from enginix.triton import config
 from enginix.triton.options import RepositoryOptions
 from enginix.triton.repository_content import ContentModule
@@ -73,6 +74,8 @@ def build_triton_repository(
             where=str(directory),
             fix=f"build the engine with --kind {' or '.join(list_triton_kinds())}",
         )
+    if kind.runs_in_image and engine_manifest.runtime.get("id") is not None:
+        require_triton(find_runtime(engine_manifest.runtime), str(directory))
     if not kind.runs_in_image and models != tensorrt_models.NvidiaModelOptions():
         raise UsageError(
             f"options of NVIDIA's models for an engine of kind {kind.name}",

@@ -40,7 +40,7 @@ __all__ = ["add_arguments", "run"]
 
 def run(args: argparse.Namespace) -> int:
     """Start the server, or print or check its launch."""
-    from enginix import ports
+    from enginix import manifest, ports
     from enginix.cli.serving.serve import request
     from enginix.serve import launch
 
@@ -66,10 +66,11 @@ def run(args: argparse.Namespace) -> int:
                 "ranks": repository.ranks,
                 "ports": numbers,
                 "ok": True,
+                "warning": (unverified := manifest.explain_unverified(repository.manifest)),
             },
             f"{repository.manifest.name}: repository, runtime {server.runtime} "
             f"(tritonserver {server.version}), Python, GPU, open files, shared memory, ports "
-            f"{', '.join(map(str, numbers))}: fine",
+            f"{', '.join(map(str, numbers))}: fine" + (f"; warning: {unverified}" if unverified else ""),
             as_json=args.json,
         )
         return 0

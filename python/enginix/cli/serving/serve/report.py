@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from enginix import console
+from enginix.manifest import Manifest, explain_unverified
 from enginix.serve.ask import ServerAnswer
 from enginix.serve.ask import ask_server as answered
 from enginix.serve.client import TritonClient
@@ -40,7 +41,9 @@ def ask_and_print(args: argparse.Namespace, client: TritonClient) -> ServerAnswe
     return answer
 
 
-def describe_server(spec: LaunchSpec, seconds: float, answer: ServerAnswer | None) -> dict[str, Any]:
+def describe_server(
+    spec: LaunchSpec, repository: Manifest, seconds: float, answer: ServerAnswer | None
+) -> dict[str, Any]:
     """Return a running server's description for --json."""
     server_status: dict[str, Any] = {
         "ready": True,
@@ -49,6 +52,7 @@ def describe_server(spec: LaunchSpec, seconds: float, answer: ServerAnswer | Non
         "httpPort": spec.endpoints.http,
         "grpcPort": spec.endpoints.grpc,
         "metricsPort": spec.endpoints.metrics,
+        "warning": explain_unverified(repository),
     }
     if answer is not None:
         server_status["answer"] = {

@@ -11,6 +11,7 @@ from types import FrameType
 from enginix import console
 from enginix.cli.serving.serve import report
 from enginix.kinds.registry import DEFAULT_KIND
+from enginix.manifest import explain_unverified
 from enginix.notify import notify_systemd
 from enginix.ports import explain_open_address, reachable_address
 from enginix.serve import hosts
@@ -65,10 +66,13 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                     f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "
                     f"(gRPC {spec.endpoints.grpc or 'off'}, metrics {spec.endpoints.metrics or 'off'})"
                 )
+                if (unverified := explain_unverified(repository.manifest)) is not None:
+                    console.print_message(f"warning: {unverified}")
                 console.print_message(f"try: {report.format_curl(client)}")
                 answer = report.ask_and_print(args, client) if args.ask is not None else None
                 if args.json:
-                    console.print_result(report.describe_server(spec, seconds, answer), "", as_json=True)
+                    described = report.describe_server(spec, repository.manifest, seconds, answer)
+                    console.print_result(described, "", as_json=True)
                 if not args.exit_after_ask:
                     quiet = args.ask is not None and not args.verbose
                     status = server.wait(client.live)
