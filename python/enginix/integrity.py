@@ -113,8 +113,8 @@ def check_artefact(directory: Path, *, full: bool = False, in_store: bool = Fals
     # Before anything is read: an added file may be of any size.
     differences = compare_files(expected, _list_sizes(directory, expected))
     if not differences:
-        found = digest_directory(directory, leave_out=UNLISTED_FILES, full=full)
-        differences = compare_files(expected, found)
+        content = digest_directory(directory, leave_out=UNLISTED_FILES, full=full)
+        differences = compare_files(expected, content)
     if differences:
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise ManifestError(
