@@ -27,7 +27,18 @@ rec {
     function: type: lock:
     let
       where = if builtins.isPath lock || builtins.isString lock then toString lock else "lock";
-      pinned = check.lock.parse where (if builtins.isAttrs lock then lock else lib.importJSON lock);
+      isFile = builtins.isPath lock || builtins.isString lock && lib.hasPrefix "/" lock;
+      pinned = check.lock.parse where (
+        if builtins.isAttrs lock then
+          lock
+        else if isFile then
+          lib.importJSON lock
+        else
+          throw (
+            "${function}: lock is ${check.arguments.describe lock}, not the file that "
+            + "`enginix lock` wrote, nor its content."
+          )
+      );
       functionFor = {
         model = "mkHfModel";
         dataset = "mkHfDataset";

@@ -71,7 +71,7 @@ let
       ...
     }:
     let
-      title = if name != null then name else titleOf repo;
+      title = if name != null then name else titleOf (check.lock.repo function repo);
       model = pkgs.stdenvNoCC.mkDerivation (
         fetcher
         // {
@@ -111,9 +111,9 @@ in
 if args ? lock && (args ? repo || args ? revision || args ? hash) then
   throw "${function}: pass either lock, or repo with revision and hash; a lock holds all three."
 else if args ? lock then
-  fromLock args
+  fromLock (check.arguments.whole function fromLock args)
 else if args ? repo && args ? revision && args ? hash then
-  fromHash args
+  fromHash (check.arguments.whole function fromHash args)
 else
   throw ''
     ${function}: nothing pins the model. Do one of these:

@@ -12,7 +12,12 @@ let
       directory,
     }:
     let
-      pinned = import ./catalogue/pinned.nix scope directory;
+      isAbsolute = builtins.isString directory && lib.hasPrefix "/" directory;
+      pinned =
+        if builtins.isPath directory || directory ? outPath || isAbsolute then
+          import ./catalogue/pinned.nix scope directory
+        else
+          throw "${function}: directory is ${check.arguments.describe directory}, not a path.";
       models = builtins.mapAttrs stagesOf (pinned.ofCatalogue // pinned.others);
     in
     if models == { } then

@@ -20,9 +20,7 @@ let
 
   formatOf =
     name:
-    if !builtins.isString name then
-      throw "${function}: format is ${check.arguments.describe name}, not a name."
-    else if table.refused ? ${name} then
+    if table.refused ? ${name} then
       throw (
         "${function}: format ${name}: ${table.refused.${name}.why}. Use "
         + "${table.refused.${name}.instead}."

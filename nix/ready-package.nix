@@ -5,6 +5,7 @@ let
     "cli/serving"
     "data/machine"
     "kinds/registry"
+    "machine"
     "model"
     "rollout"
     "serve"

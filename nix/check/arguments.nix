@@ -1,4 +1,54 @@
 { lib, names, ... }:
+let
+  text = {
+    fits = builtins.isString;
+    is = "a text";
+  };
+  set = {
+    fits = builtins.isAttrs;
+    is = "a set such as { name = …; }";
+  };
+  # A directory that is there already stands for a derivation.
+  artefact = {
+    fits =
+      value:
+      builtins.isAttrs value
+      || builtins.isPath value
+      || builtins.isString value && lib.hasPrefix "/" value;
+    is = "an output of this library's functions";
+  };
+  # Arguments that have one shape in every function.
+  shapes =
+    lib.genAttrs [
+      "converter"
+      "device"
+      "dtype"
+      "format"
+      "host"
+      "isolation"
+      "kvCache"
+      "name"
+      "profile"
+      "revision"
+      "strategy"
+      "variant"
+    ] (_: text)
+    // lib.genAttrs [
+      "clients"
+      "environment"
+      "exportOptions"
+      "flags"
+      "limits"
+      "llmArgs"
+      "lora"
+      "parameters"
+      "plugins"
+      "routing"
+      "servers"
+      "speculative"
+    ] (_: set)
+    // lib.genAttrs [ "checkpoint" "model" "quantized" "server" "tokenizer" ] (_: artefact);
+in
 rec {
   # A value for an error, whatever its type.
   # describe :: a -> string
@@ -33,18 +83,30 @@ rec {
     else
       throw "${function}: ${names.unknown "argument" (builtins.head strange) known}";
 
-  # Rejects a set that lacks an argument without a default.
+  # Rejects a set that lacks an argument without a default, or has one of another shape; null is
+  # right for an argument with a default.
   # whole :: string -> (set -> a) -> set -> set
   whole =
     function: build: args:
     let
       optional = builtins.functionArgs build;
       missing = builtins.filter (n: !optional.${n} && !(args ? ${n})) (builtins.attrNames optional);
+      isWrong =
+        n:
+        shapes ? ${n}
+        && !(shapes.${n}.fits args.${n})
+        && !(args.${n} == null && optional.${n} or false);
+      wrong = builtins.filter isWrong (builtins.attrNames args);
+      first = builtins.head wrong;
     in
-    if missing == [ ] then
-      args
+    if missing != [ ] then
+      throw "${function}: the argument ${builtins.head missing} is missing."
+    else if wrong != [ ] then
+      throw (
+        "${function}: ${first} is ${describe args.${first}}, but it must be ${shapes.${first}.is}."
+      )
     else
-      throw "${function}: the argument ${builtins.head missing} is missing.";
+      args;
 
   # Calls a function of an attribute set; its pattern is the list of its arguments.
   # call :: string -> (set -> a) -> set -> a

@@ -182,9 +182,13 @@ in
         m.variant
       else
         throw "${function}: variant = \"${m.variant}\", but ${name} has none; leave it out."
-    else if m.quantization or null != null then
+    else if
+      m.quantization or null != null && !builtins.elem m.quantization (row.formats or [ ])
+    then
       throw (
-        "${function}: converter = \"enginix\" converts ${name} unquantized only; this model is "
+        "${function}: converter = \"enginix\" converts ${name} "
+        + lib.concatStringsSep "" (map (format: "in ${format}, ") (row.formats or [ ]))
+        + "unquantized only; this model is "
         + "${m.quantization}. Pass the unquantized model, or serve it with the llmapi kind."
       )
     else if m.parallel.pipelineParallel > 1 && row ? pipeline then

@@ -6,7 +6,7 @@
 # docs/reference/memory-plan.md says what is exact.
 { lib, plan, ... }:
 let
-  inherit (plan) memoryOf;
+  inherit (plan) requireMemory;
   table = lib.importJSON ../../python/enginix/data/edgellm/edgellm.json;
   arithmetic = import ./memory.nix { inherit lib; };
   inherit (arithmetic)
@@ -148,7 +148,7 @@ rec {
   fits =
     function: model: gpu: limits:
     let
-      estimate = plan model ({ memory = memoryOf gpu; } // gpu) limits;
+      estimate = plan model (requireMemory function model gpu) limits;
       reasons = {
         weights = "the weights alone take ${gib estimate.weights}";
         workspace =

@@ -127,7 +127,8 @@ in
     else
       ranks;
 
-  # A target as a GPU's name, or { gpu; count; driver; }.
+  # A target as a GPU's name, or { gpu; memoryGB; count; driver; }. memoryGB is for a part whose
+  # memory the table does not know, or that has another.
   # target :: string -> string|set -> { gpu; count; driver; }
   target =
     function: value:
@@ -137,31 +138,57 @@ in
           gpu ? null,
           sm ? null,
           memoryGB ? null,
+          unlisted ? false,
           count ? null,
           driver ? null,
         }:
         let
           checked = {
             gpu =
-              if gpu != null && sm == null && memoryGB == null then
-                (gpus.find function gpu).name
+              if gpu != null && sm == null && !unlisted then
+                named gpu memoryGB
               else if gpu == null && sm != null then
-                gpus.unnamed function sm memoryGB
+                gpus.unnamed function sm memoryGB unlisted
               else
                 throw "${function}: target has either gpu, or sm and memoryGB.";
             driver =
-              if driver == null || builtins.isString driver then
+              if
+                driver == null
+                || builtins.isString driver && builtins.match "[0-9]+([.][0-9]+)*" driver != null
+              then
                 driver
               else
                 throw (
-                  "${function}: target.driver is ${arguments.describe driver}, not a version such "
-                  + "as \"590.48.01\"."
+                  "${function}: target.driver is ${arguments.describe driver}, not a version "
+                  + "such as \"580.95.05\", as nvidia-smi prints it."
                 );
             count =
               if count == null then null else arguments.atLeast function "target.count" 1 count;
           };
         in
         builtins.deepSeq checked checked;
+      named =
+        name: memoryGB:
+        let
+          found = gpus.find function name;
+          ambiguity = gpus.ambiguity name;
+          noted =
+            if ambiguity == null then
+              found.name
+            else
+              lib.warn "${function}: ${ambiguity}" found.name;
+        in
+        if memoryGB == null then
+          noted
+        else if !builtins.isInt memoryGB || memoryGB < 1 then
+          throw (
+            "${function}: target.memoryGB is ${arguments.describe memoryGB}, not a number of "
+            + "gigabytes such as 16."
+          )
+        else if found.part == "other" then
+          throw "${function}: target \"${found.name}\" says its memory itself; leave memoryGB out."
+        else
+          (gpus.find function "${found.name}-${toString memoryGB}gb").name;
     in
     if builtins.isString value then
       build { gpu = value; }

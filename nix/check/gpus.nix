@@ -10,50 +10,34 @@
 let
   table = lib.importJSON ../../python/enginix/data/machine/gpus.json;
 
-  # Words that people and drivers write, and that tell no part from another.
-  noise = [
-    ""
-    "blackwell"
-    "core"
-    "desktop"
-    "dgx"
-    "edition"
-    "geforce"
-    "generation"
-    "gpu"
-    "hbm2"
-    "hbm2e"
-    "hbm3"
-    "hbm3e"
-    "hgx"
-    "nvidia"
-    "nvl36"
-    "nvl72"
-    "pcie"
-    "server"
-    "sxm"
-    "sxm2"
-    "sxm3"
-    "sxm4"
-    "sxm5"
-    "sxm6"
-    "tensor"
-    "tesla"
-    "workstation"
-  ];
-  separators = [ "_" "-" "(" ")" "," "/" "®" "™" ];
+  inherit (table.names) noise separators;
 
-  # "rtx2080ti" -> [ "rtx" "2080" "ti" ].
+  isNoise = word: builtins.elem word noise;
+
+  # A word and what is glued to it: "rtx2080ti" -> [ "rtx" "2080" "ti" ], "80g" -> [ "80gb" ].
   splitWord =
     word:
     let
-      glued = builtins.match "(rtx|gtx)([0-9].*)" word;
-      number = builtins.match "([0-9]{4})(ti|super|d)" word;
+      size = builtins.match "([0-9]+)(g|gib)" word;
+      glued = builtins.match "(rtx|gtx)(pro|a?[0-9])(.*)" word;
+      number = builtins.match "(a?[0-9]{4})(ti|super|ada|laptop|d)(.*)" word;
+      board = builtins.match "([a-z]+[0-9]+)(sxm[0-9]?|pcie|nvl)" word;
+      rest = builtins.match "(super|laptop|gpu)(.+)" word;
+      part = builtins.elemAt;
+      ending = text: if text == "" then [ ] else splitWord text;
     in
-    if glued != null then
-      [ (builtins.head glued) ] ++ splitWord (builtins.elemAt glued 1)
+    if size != null then
+      [ "${part size 0}gb" ]
+    else if glued != null && part glued 1 == "pro" then
+      [ (part glued 0) "pro" ] ++ ending (part glued 2)
+    else if glued != null then
+      [ (part glued 0) ] ++ splitWord "${part glued 1}${part glued 2}"
     else if number != null then
-      number
+      [ (part number 0) (part number 1) ] ++ ending (part number 2)
+    else if board != null then
+      board
+    else if rest != null then
+      [ (part rest 0) ] ++ splitWord (part rest 1)
     else
       [ word ];
 
@@ -65,12 +49,12 @@ let
       afterNumber =
         words != [ ] && builtins.match "[0-9]+" (builtins.elemAt words last) != null;
     in
-    if (word == "gb" || word == "gib") && afterNumber then
+    if builtins.elem word [ "gb" "gib" "g" ] && afterNumber then
       builtins.genList (builtins.elemAt words) last ++ [ "${builtins.elemAt words last}gb" ]
-    else if builtins.elem word noise then
+    else if isNoise word then
       words
     else
-      words ++ splitWord word;
+      words ++ builtins.filter (w: !isNoise w) (splitWord word);
 
   # "NVIDIA GeForce RTX 4090" as the table writes it: "rtx-4090".
   normalize =
@@ -97,27 +81,105 @@ let
     else
       null;
 
-  # "sm89-16gb" -> [ "89" "-16gb" "16" ]; null for a name of another form.
-  parseUnnamed = builtins.match "sm([1-9][0-9][0-9]?)(-([1-9][0-9]*)gb)?";
+  # "sm89-16gb" -> [ "89" "-16gb" "16" null ]; null for a name of another form.
+  parseUnnamed = builtins.match "sm([1-9][0-9]{1,2})(-([1-9][0-9]{0,5})gb)?(-unlisted)?";
 
   describe =
-    function: name: sm: memoryGB:
+    function: name: sm: memoryGB: isListed:
     let
+      known = table.sms.known;
+      lower = builtins.filter (k: k < sm) known;
+      higher = builtins.filter (k: k > sm) known;
+      nearest =
+        lib.optional (lower != [ ]) (builtins.elemAt lower (builtins.length lower - 1))
+        ++ lib.optional (higher != [ ]) (builtins.head higher);
       reached = builtins.filter (row: row.least <= sm) table.formatsBySm.rows;
       least = (builtins.head table.formatsBySm.rows).least;
     in
-    if reached == [ ] then
-      throw "${function}: target \"${name}\": SM ${toString sm} is before SM ${toString least}."
+    if isListed && !builtins.elem sm known then
+      throw (
+        "${function}: target \"${name}\": no GPU with SM ${toString sm} is known; nearest: "
+        + "${lib.concatMapStringsSep ", " toString nearest}. Write one of these; for a GPU that "
+        + "enginix does not know yet \"${name}-unlisted\", or "
+        + "{ sm = ${toString sm}; memoryGB = …; unlisted = true; }."
+      )
+    else if reached == [ ] then
+      throw (
+        "${function}: target \"${name}\": SM ${toString sm} is before SM ${toString least}. Use a "
+        + "newer GPU, or kind = \"reference\", which runs on a CPU."
+      )
     else
       {
         inherit name sm memoryGB;
         product = "a GPU of SM ${toString sm}";
         part = "other";
         inherit (builtins.elemAt reached (builtins.length reached - 1)) formats;
+      }
+      // (if isListed then { } else { unlisted = true; });
+
+  # The rows that a name without a memory stands for: "a100" has two; [ ] for other names.
+  sizesOf =
+    plain:
+    let
+      rows = table.gpus;
+      known = findKnown plain;
+      isSize =
+        prefix: n:
+        lib.hasPrefix "${prefix}-" n
+        && builtins.match "[0-9]+gb" (lib.removePrefix "${prefix}-" n) != null;
+      sizes = builtins.filter (n: n == known || isSize plain n || isSize "rtx-${plain}" n) (
+        builtins.attrNames rows
+      );
+    in
+    if builtins.length sizes > 1 then sizes else [ ];
+
+  # The row with the least memory of a name that stands for several. What fits the smaller fits the
+  # larger, too; an engine runs on both.
+  findSmallest =
+    plain:
+    let
+      sizes = sizesOf plain;
+      less = a: b: table.gpus.${a}.memoryGB < table.gpus.${b}.memoryGB;
+    in
+    if sizes == [ ] then null else builtins.head (builtins.sort less sizes);
+
+  findPart =
+    plain:
+    let
+      known = findKnown plain;
+    in
+    if known != null then known else findSmallest plain;
+
+  # A part's name with another memory, or a slice of a GPU, named by its memory: of MIG
+  # ("a100-40gb-mig-1g.5gb") or of a vGPU ("a10-12q", "a100-4-20c").
+  sizedPatterns = [
+    "(.+)-mig-[1-9]g[.]([1-9][0-9]{0,5})gb"
+    "(.+)-mig-[1-9]g[.]([1-9][0-9]{0,5})gb[.-]me"
+    "(.+)-([1-9][0-9]{0,5})gb"
+    "(.+)-[1-7]-([1-9][0-9]{0,2})[abcq]"
+    "(.+)-([1-9][0-9]{0,2})[abcq]"
+  ];
+
+  # A row with the memory that a name says.
+  resize =
+    known: gigabytes:
+    let
+      row = table.gpus.${known};
+      own = builtins.match "(.+)-[0-9]+gb" known;
+      base = if own == null then known else builtins.head own;
+    in
+    if row.memoryGB == gigabytes then
+      row // { name = known; }
+    else
+      removeAttrs row [ "memoryMiB" ]
+      // {
+        name = "${base}-${toString gigabytes}gb";
+        memoryGB = gigabytes;
       };
 in
 rec {
-  # A GPU of the table, or what a name such as "sm89-16gb" says; `name` is the table's.
+  # A GPU of the table, or what a name such as "sm89-16gb" says; `name` is the table's, or the
+  # part's with its memory.
   # find :: string -> string -> { name; sm; memoryGB; formats; … }
   find =
     function: name:
@@ -126,41 +188,25 @@ rec {
       rows = table.gpus;
       known = findKnown plain;
       unnamed = parseUnnamed plain;
-      sizesOf =
-        part:
-        builtins.filter (
-          n:
-          lib.hasPrefix "${part}-" n
-          && builtins.match "[0-9]+gb" (lib.removePrefix "${part}-" n) != null
-        ) (builtins.attrNames rows);
-      sizes = sizesOf plain ++ sizesOf "rtx-${plain}";
-      sized = builtins.match "(.+)-([1-9][0-9]*)gb" plain;
-      part = if sized == null then null else findKnown (builtins.head sized);
-      gigabytes = builtins.fromJSON (builtins.elemAt sized 1);
+      smallest = findSmallest plain;
+      sized = builtins.filter (m: m != null && findPart (builtins.head m) != null) (
+        map (pattern: builtins.match pattern plain) sizedPatterns
+      );
       near = names.nearest plain (builtins.attrNames rows);
+      number = i: matched: builtins.fromJSON (builtins.elemAt matched i);
     in
     if !builtins.isString name then
       throw "${function}: target = ${arguments.describe name} is not a GPU's name, such as \"l4\"."
     else if known != null then
       rows.${known} // { name = known; }
     else if unnamed != null then
-      describe function plain (builtins.fromJSON (builtins.head unnamed)) (
-        let
-          size = builtins.elemAt unnamed 2;
-        in
-        if size == null then null else builtins.fromJSON size
-      )
-    else if sizes != [ ] then
-      # What fits the smaller fits the larger, too; an engine runs on both.
-      find function (
-        builtins.head (builtins.sort (a: b: rows.${a}.memoryGB < rows.${b}.memoryGB) sizes)
-      )
-    else if part != null && rows.${part}.memoryGB == gigabytes then
-      rows.${part} // { name = part; }
-    else if part != null then
-      # The part's SM, with the memory that the name says.
-      describe function "sm${toString rows.${part}.sm}-${toString gigabytes}gb" rows.${part}.sm
-        gigabytes
+      describe function plain (number 0 unnamed) (
+        if builtins.elemAt unnamed 2 == null then null else number 2 unnamed
+      ) (builtins.elemAt unnamed 3 == null)
+    else if smallest != null then
+      rows.${smallest} // { name = smallest; }
+    else if sized != [ ] then
+      resize (findPart (builtins.head (builtins.head sized))) (number 1 (builtins.head sized))
     else
       throw (
         "${function}: unknown target \"${name}\"."
@@ -169,10 +215,25 @@ rec {
         + "target = { sm = 89; memoryGB = 16; }."
       );
 
+  # Which of several sizes of memory a name was taken for; null for a name that says it.
+  # ambiguity :: string -> string|null
+  ambiguity =
+    name:
+    let
+      plain = normalize name;
+      taken = findPart plain;
+      others = builtins.filter (n: n != taken) (sizesOf plain);
+    in
+    if sizesOf plain == [ ] then
+      null
+    else
+      "target \"${name}\" was taken for ${taken}; "
+      + "say ${lib.concatStringsSep " or " others} for the other memory.";
+
   # The name of a GPU that the table does not have.
-  # unnamed :: string -> int -> int -> string
+  # unnamed :: string -> int -> int -> bool -> string
   unnamed =
-    function: sm: memoryGB:
+    function: sm: memoryGB: unlisted:
     if !builtins.isInt sm || sm < 10 || sm > 999 then
       throw "${function}: target.sm = ${arguments.describe sm} is not an SM such as 89."
     else if !builtins.isInt memoryGB || memoryGB < 1 then
@@ -181,5 +242,7 @@ rec {
         + "gigabytes such as 16."
       )
     else
-      "sm${toString sm}-${toString memoryGB}gb";
+      (find function (
+        "sm${toString sm}-${toString memoryGB}gb" + lib.optionalString unlisted "-unlisted"
+      )).name;
 }

@@ -1,4 +1,4 @@
-{ lib, ... }:
+{ lib, arguments, ... }:
 let
   table = lib.importJSON ../../python/enginix/data/conversion/lock.json;
   letters = builtins.attrNames table.letters;
@@ -96,7 +96,7 @@ rec {
       name
     else
       throw (
-        "${function}: repo = ${builtins.toJSON name} is not a Hub repository name "
+        "${function}: repo = ${arguments.describe name} is not a Hub repository name "
         + "(owner/name)."
       );
 

@@ -120,6 +120,25 @@ rec {
     else
       null;
 
+  # A GPU with the bytes of its memory; refuses a GPU of unknown memory, without which nothing could
+  # be checked, where the model's facts suffice for a plan.
+  # requireMemory :: string -> facts -> { name; sm; memoryGB; … } -> { memory; … }
+  requireMemory =
+    function: facts: gpu:
+    let
+      sized = { memory = memoryOf gpu; } // gpu;
+      isPlannable = arithmetic.isComplete (arithmetic.written facts) (gpu // { memory = 0; });
+      isNamed = gpu.part or "other" != "other";
+      way = if isNamed then "gpu = \"${gpu.name}\"" else "sm = ${toString gpu.sm}";
+    in
+    if sized.memory == null && isPlannable then
+      throw (
+        "${function}: the memory of target \"${gpu.name}\" is not known, so nothing says whether "
+        + "the model fits. Pass it in gigabytes: target = { ${way}; memoryGB = 16; }."
+      )
+    else
+      sized;
+
   # Bytes of the weights that a lock's files list: those named model*.safetensors, as transformers
   # reads them; without such a file, every safetensors file beside config.json.
   # weightBytes :: { path = { size; … }; } -> int
@@ -177,7 +196,7 @@ rec {
   fits =
     function: model: gpu: limits:
     let
-      estimate = plan model ({ memory = memoryOf gpu; } // gpu) limits;
+      estimate = plan model (requireMemory function model gpu) limits;
       reasons = {
         weights = "the weights of one rank alone take ${gib estimate.weights}";
         workspace =

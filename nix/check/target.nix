@@ -1,6 +1,11 @@
 # Quantization × GPU × architecture on TensorRT-LLM's engine path: data/models/number_formats.json
 # and data/runtime/engine_support.json, a source a row.
-{ lib, names, ... }:
+{
+  lib,
+  names,
+  kindSupport,
+  ...
+}:
 let
   support = lib.importJSON ../../python/enginix/data/runtime/engine_support.json;
   formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
@@ -24,6 +29,22 @@ let
   # SMs.
   lacksNothing =
     row: gpu: builtins.all (f: builtins.elem f (gpu.formats or row.needs)) (row.needs or [ ]);
+
+  # Kernels of the PyTorch backend for a format that a GPU has no hardware for; null for none.
+  fallbackOf =
+    name: gpu:
+    let
+      row = formats.fallbacks.${name} or null;
+    in
+    if
+      row == null
+      || gpu.sm < row.least
+      || gpu.sm >= row.below
+      || lacksNothing (algorithms.${name}) gpu && takes algorithms.${name} gpu.sm
+    then
+      null
+    else
+      row;
 
   first = list: if list == [ ] then null else builtins.head list;
 
@@ -74,15 +95,17 @@ let
   engineArchitectures = builtins.attrNames support.architectures.engine;
 in
 rec {
-  # A quantization against a GPU's SM.
+  # A quantization of an engine of kind tensorrt, against a GPU.
   # quantization :: string -> string|null -> { name; sm; … } -> string|null
-  quantization = quantizationBy {
-    format = format: ''quantization = "${format}"'';
-    artefacts = "Engines";
-  };
+  quantization =
+    function: algorithm: gpu:
+    quantizationBy {
+      format = format: ''quantization = "${format}"'';
+      artefacts = "Engines";
+    } function algorithm (kindSupport.require function "tensorrt" gpu null);
 
-  # The same, for a caller with words of its own: format says one as its argument; artefacts are
-  # what it makes.
+  # A quantization against a GPU's formats, for a caller with words of its own, which may not know
+  # the kind: format says one as its argument; artefacts are what it makes.
   # quantizationBy :: { format; artefacts; } -> string -> string|null -> { … } -> string|null
   quantizationBy =
     words: function: algorithm: gpu:
@@ -102,11 +125,8 @@ rec {
         ) "; or serve the model as it is with kind = \"llmapi\""
         + "."
       )
-    else if gpu.sm < support.engineSm.least then
-      throw (
-        ''${function}: TensorRT-LLM needs SM ${toString support.engineSm.least} or ''
-        + ''later; target "${gpu.name}" is SM ${toString gpu.sm}.''
-      )
+    else if kindSupport.running gpu == [ "reference" ] then
+      kindSupport.require function "llmapi" gpu null
     else if !takes row gpu.sm || !lacksNothing row gpu then
       throw (
         "${function}: ${reason name row gpu} ${ways words.format row name gpu} "
@@ -114,6 +134,41 @@ rec {
       )
     else
       algorithm;
+
+  # What a runtime of kind llmapi must have where a GPU lacks a format's hardware: TensorRT-LLM's
+  # version, and the type of the model's other tensors (null for unknown).
+  # fallback :: string -> string|null -> { name; sm; … } -> { id; tensorrtLlm; … }
+  #   -> string|null -> string|null
+  fallback =
+    function: algorithm: gpu: runtime: dtype:
+    let
+      name = known algorithm;
+      row = fallbackOf name gpu;
+      reached = builtins.filter (sm: sm <= gpu.sm) (
+        map builtins.fromJSON (builtins.attrNames row.since)
+      );
+      least = builtins.head (builtins.sort (a: b: a > b) reached);
+      first = row.since.${toString least};
+      needs =
+        "SM ${toString gpu.sm} has no hardware for ${name}: ${row.kernels} kernels compute it in "
+        + "${row.dtype}, from TensorRT-LLM ${first} on (read in its source, not run)";
+    in
+    if row == null then
+      algorithm
+    else if
+      runtime.tensorrtLlm or null == null || !kindSupport.isAtLeast runtime.tensorrtLlm first
+    then
+      throw (
+        "${function}: ${needs}. Runtime ${runtime.id} has another: use runtime = "
+        + "\"trtllm-${first}\" or a later one, or a GPU with ${name}."
+      )
+    else if dtype != null && dtype != row.dtype then
+      throw (
+        "${function}: ${needs}. The model is in ${dtype}: use one in ${row.dtype}, or a GPU with "
+        + "${name}."
+      )
+    else
+      lib.warn "${function}: ${needs}." algorithm;
 
   # A quantization of a backend that compiles nothing ahead: refused where the backend does not take
   # it, or the GPU does not execute it (python/enginix/model/number_formats.py, runs_on_gpu). What
@@ -133,7 +188,7 @@ rec {
         "${function}: TensorRT-LLM's PyTorch backend does not take ${name}: ${row.why}. "
         + "Instead: ${row.instead}."
       )
-    else if executes gpu then
+    else if executes gpu || fallbackOf name gpu != null then
       algorithm
     else if lacksNothing row gpu then
       throw (

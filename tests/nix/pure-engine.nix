@@ -39,7 +39,10 @@ let
   # The table again, by hand, for every GPU: what the issue asks for.
   rule =
     algorithm: sm:
-    if builtins.elem algorithm [ "FP8" ] then
+    # No code for Turing and older, Jetson, and Rubin.
+    if !builtins.elem sm [ 80 86 89 90 100 103 120 121 ] then
+      false
+    else if builtins.elem algorithm [ "FP8" ] then
       sm >= 89
     else if algorithm == "NVFP4" then
       sm >= 100
@@ -63,10 +66,7 @@ in
       builtins.attrValues formats.algorithms
       ++ builtins.attrValues formats.kvCache
       ++ support.warnings
-      ++ [
-        support.architectures
-        support.engineSm
-      ]
+      ++ [ support.architectures ]
     );
     expected = [ ];
   };
@@ -120,10 +120,12 @@ in
   };
   testComputesRefuses = {
     expr = map fails [
-      (check.target.computes "e" "NVFP4" (gpu "h200"))
+      (check.target.computes "e" "NVFP4" (gpu "a100-80gb"))
       (check.target.computes "e" "FP8" (gpu "a100-80gb"))
+      # By Marlin kernels (check.target.fallback).
+      (check.target.computes "e" "NVFP4" (gpu "h200"))
     ];
-    expected = [ true true ];
+    expected = [ true true false ];
   };
   # A format that a part lacks is refused, whatever its SM says.
   testFormatThatTheGpuLacks = {
@@ -558,10 +560,22 @@ in
     let
       build = { a, b ? a }: a + b;
       of = check.arguments.whole "f" build;
+      # Of one shape in every function; null where there is a default.
+      shaped = check.arguments.whole "f" ({ model, name ? "n", limits ? { } }: model + name + limits);
+      taken = args: (shaped args) == args;
+      m = { type = "derivation"; };
     in
     {
-      expr = [ (of { a = 1; }) (fails (of { })) (fails (of { b = 1; })) (fails (of 3)) (check.arguments.call "f" build { a = 1; }) ];
-      expected = [ { a = 1; } true true true 2 ];
+      expr = [
+        (of { a = 1; })
+        (fails (of { }))
+        (fails (of { b = 1; }))
+        (fails (of 3))
+        (check.arguments.call "f" build { a = 1; })
+        (map taken [ { model = m; } { model = /a; } { model = "/nix/store/a"; name = null; limits = null; } ])
+        (map (args: fails (shaped args)) [ { model = null; } { model = 3; } { model = "a"; } { model = m; name = 3; } { model = m; limits = [ ]; } ])
+      ];
+      expected = [ { a = 1; } true true true 2 [ true true true ] [ true true true true true ] ];
     };
   testOutput =
     let

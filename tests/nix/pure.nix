@@ -641,8 +641,162 @@ in
     };
   };
   testGpuWithoutAName = {
-    expr = check.gpus.unnamed "f" 120 12;
+    expr = check.gpus.unnamed "f" 120 12 false;
     expected = "sm120-12gb";
+  };
+  testGpuWithItsMemory = {
+    expr = map (target: (check.engine.target "f" target).gpu) [
+      {
+        gpu = "a16";
+        memoryGB = 16;
+      }
+      {
+        gpu = "h200";
+        memoryGB = 141;
+      }
+      {
+        sm = 130;
+        memoryGB = 64;
+        unlisted = true;
+      }
+    ];
+    expected = [
+      "a16-16gb"
+      "h200"
+      "sm130-64gb-unlisted"
+    ];
+  };
+  testGpuThatDoesNotExist = {
+    expr = map (target: fails (builtins.deepSeq (check.engine.target "f" target) null)) [
+      {
+        sm = 95;
+        memoryGB = 16;
+      }
+      {
+        sm = 999;
+        memoryGB = 16;
+      }
+      {
+        gpu = "sm89-16gb";
+        memoryGB = 16;
+      }
+      {
+        gpu = "h200";
+        driver = "banana";
+      }
+      {
+        gpu = "h200";
+        driver = "580.95.05";
+      }
+    ];
+    expected = [
+      true
+      true
+      true
+      true
+      false
+    ];
+  };
+  testNameOfTwoMemories = {
+    expr = map (name: check.gpus.ambiguity name) [
+      "A100"
+      "a100-80gb"
+    ];
+    expected = [
+      "target \"A100\" was taken for a100-40gb; say a100-80gb for the other memory."
+      null
+    ];
+  };
+  testKindsOfAGpu = {
+    expr = map (name: check.kindSupport.running (check.gpus.find "f" name)) [
+      "t4"
+      "jetson-t5000"
+      "gb200"
+      "rtx-4090"
+      "vr200"
+    ];
+    expected = [
+      [ "reference" ]
+      [
+        "edgellm"
+        "reference"
+      ]
+      [
+        "tensorrt"
+        "llmapi"
+        "reference"
+      ]
+      [
+        "tensorrt"
+        "llmapi"
+        "rtx"
+        "reference"
+      ]
+      [
+        "llmapi"
+        "reference"
+      ]
+    ];
+  };
+  testKindIsExplained = {
+    expr = check.kindSupport.explain "tensorrt" (check.gpus.find "f" "vr200") null;
+    expected =
+      "kind tensorrt runs on SM 80, 86, 89, 90, 100, 103, 120, 121; target \"vr200\" is SM 107. "
+      + "Use kind \"llmapi\" or \"reference\", or another GPU.";
+  };
+  testKindIsRequired = {
+    expr = map (version: fails (check.kindSupport.require "f" "llmapi" (check.gpus.find "f" "vr200") version)) [
+      "1.3.0rc29"
+      "1.4.0rc0"
+    ];
+    expected = [
+      true
+      false
+    ];
+  };
+  testReleasesInOrder = {
+    expr = map (version: check.kindSupport.isAtLeast version "1.3.0rc20") [
+      "1.2.1"
+      "1.3.0rc9"
+      "1.3.0rc20"
+      "1.3.0"
+      "1.10.0rc1"
+    ];
+    expected = [
+      false
+      false
+      true
+      true
+      true
+    ];
+  };
+  testMemoryIsRequired = {
+    expr =
+      let
+        facts = {
+          layers = 1;
+          heads = 1;
+          kvHeads = 1;
+          headSize = 1;
+          hiddenSize = 1;
+          intermediateSize = 1;
+          vocabulary = 1;
+          context = 1;
+          dtype = "bfloat16";
+          weightBytes = 1;
+        };
+        a16 = check.gpus.find "f" "a16";
+      in
+      [
+        (fails (check.plan.requireMemory "f" facts a16))
+        (fails (check.plan.requireMemory "f" { } a16))
+        (check.plan.requireMemory "f" facts (check.gpus.find "f" "a16-16gb")).memory
+      ];
+    expected = [
+      true
+      false
+      16000000000
+    ];
   };
   testGpuIsNamedOnce = {
     expr = map (target: fails (builtins.deepSeq (check.engine.target "f" target) null)) [

@@ -24,15 +24,12 @@ let
     );
   describe = s: "SM ${lib.concatMapStringsSep ", " toString (smsOf s)} on ${s}";
   supported = lib.concatMapStringsSep ", and for " describe (builtins.sort (a: b: a > b) systems);
-  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later
-  # (docs/explanation/kinds.md).
-  otherKind =
-    sm:
-    if sm >= 80 && sm < 103 then
-      ''serve the same model by TensorRT-LLM's engine: kind = "tensorrt"; ''
-      + ''or without a compiled plan: kind = "llmapi"''
-    else
-      ''serve the same model by TensorRT-LLM's PyTorch backend: kind = "llmapi"'';
+  # The kinds that do fit.
+  otherKinds =
+    gpu:
+    lib.concatMapStringsSep " or " (kind: ''kind = "${kind}"'') (
+      builtins.filter (kind: kind != "edgellm") (check.kindSupport.running gpu)
+    );
 in
 rec {
   inherit data;
@@ -52,20 +49,25 @@ rec {
         "\n  - build it for ${other.system}: "
         + "the functions of legacyPackages.${other.system} (${other.distribution})";
       lacking =
-        "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
-        + "(target \"${gpu.name}\") on ${if own == null then system else own}; "
-        + "its wheels have them for ${supported}.";
+        if otherSystems != [ ] then
+          "TensorRT Edge-LLM ${data.version} has its payload for SM ${toString gpu.sm} (target "
+          + "\"${gpu.name}\") on ${other.system} alone, and this is evaluated for ${system}."
+        else
+          "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
+          + "(target \"${gpu.name}\")${lib.optionalString (own != null) " on ${own}"}; "
+          + "its wheels have them for ${supported}.";
       override = "(mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }";
-      ownPlugin =
-        "build Edge-LLM's plugin for this GPU from its sources, "
-        + "and pass a runtime that carries it: ${override}";
+      # SM 90 has no attention kernels in Edge-LLM's sources either.
+      ownPlugin = lib.optionalString (otherSystems == [ ] && builtins.elem gpu.sm data.sourceSms.sms) (
+        "\n  - build Edge-LLM's plugin for this GPU from its sources, "
+        + "and pass a runtime that carries it: ${override}"
+      );
     in
     if matching == [ ] then
       throw ''
         ${function}: ${lacking}
         Do one of these:${lib.optionalString (otherSystems != [ ]) onOther}
-          - ${otherKind gpu.sm}
-          - ${ownPlugin}''
+          - serve the same model by another kind: ${otherKinds gpu}${ownPlugin}''
     else
       matching;
 

@@ -41,7 +41,12 @@ let
   facts = model.model or { };
   targetSpec = if target == null then null else check.engine.target function target;
   gpu =
-    if targetSpec == null then null else check.gpus.find function targetSpec.gpu;
+    if targetSpec == null then
+      null
+    else
+      check.kindSupport.require "${name}-engine" "llmapi" (
+        check.gpus.find function targetSpec.gpu
+      ) (row.tensorrtLlm or null);
   id = check.runtime.idOf function runtime;
   stack = check.runtime.packageOf function mkRuntime runtime;
   row = check.engine.runtime function (check.runtime.rows runtime) "llmapi" { } id;
@@ -83,7 +88,9 @@ let
       if gpu == null then
         null
       else
-        check.target.computes "${name}-engine" (model.quantization or null) gpu
+        check.target.fallback "${name}-engine" (
+          check.target.computes "${name}-engine" (model.quantization or null) gpu
+        ) gpu row (facts.dtype or null)
     )
     (check.engine.driver "${name}-engine" row (
       if targetSpec == null then null else targetSpec.driver

@@ -4,6 +4,7 @@
 let
   data = lib.importJSON ../../../python/enginix/data/rtx/rtx.json;
   formats = data.formats.taken;
+  inherit (data.formats) refused;
   among = lib.concatMapStringsSep ", " toString;
   gib = bytes: toString ((bytes + 1073741823) / 1073741824);
 in
@@ -32,8 +33,10 @@ rec {
       name
     else
       throw (
-        "${function}: ${name} is not taken by kind rtx; taken are "
-        + "${among (builtins.attrNames formats)}. Use kind = \"llmapi\" or \"tensorrt\"."
+        "${function}: ${name} is not taken by kind rtx"
+        + lib.optionalString (refused ? ${name}) " (${refused.${name}})"
+        + "; taken are ${among (builtins.attrNames formats)}. Use kind = \"llmapi\" or "
+        + "\"tensorrt\"."
       );
 
   # kvCache :: string -> string|null -> null
@@ -84,6 +87,16 @@ rec {
     function: format: requested:
     let
       able = formats.${format};
+      othersFor =
+        sm:
+        lib.concatStringsSep " or " (
+          builtins.filter (kind: kind != "rtx") (
+            check.kindSupport.running {
+              name = "SM ${toString sm}";
+              inherit sm;
+            }
+          )
+        );
       smOf =
         target:
         if builtins.isInt target then
@@ -105,8 +118,8 @@ rec {
         else
           throw (
             "${function}: targets: ${toString target} is SM ${toString sm}, and TensorRT for RTX "
-            + "takes ${format} for SM ${among able} alone. Leave it out, or use kind = \"llmapi\" "
-            + "or \"tensorrt\" for that GPU."
+            + "takes ${format} for SM ${among able} alone. Leave it out, or use another kind for "
+            + "that GPU: ${othersFor sm}."
           );
       sms = map checked requested;
     in

@@ -47,12 +47,9 @@ _SCALE_ROUNDING, _FOLDED_ROUNDING = 2**-9, 2**-7
 # Block scales below float8's normal numbers are this far off at most, in units of the matrix's scale.
 _BLOCK_ROUNDING = 6 * 2**-10
 
-# Matrix → the norm before it, in the checkpoint and in the model: pre-quant scales are folded into it.
-_NORM_BEFORE = {
-    "qkv": ("input_layernorm", "input_layernorm"),
-    "fc": ("post_layernorm", "post_attention_layernorm"),
-    "gate": ("post_layernorm", "post_attention_layernorm"),
-}
+# Matrix → the norm before it, the first that its layer has: pre-quant scales are folded into it.
+_MLP_NORMS = ("mlp_layernorm", "pre_feedforward_layernorm", "post_layernorm", "input_layernorm")
+_NORMS_BEFORE = {"qkv": ("input_layernorm",), "fc": _MLP_NORMS, "gate": _MLP_NORMS}
 
 # Half a step of rounding to the checkpoint's dtype, relative; the absolute part covers float16's subnormals.
 _ROUNDING = {"bfloat16": (2**-8, 2**-134), "float16": (2**-11, 2**-25), "float32": (0.0, 0.0)}
@@ -81,11 +78,18 @@ def _map_source_tensor(source: SourceTensors, module: str, leaf: str) -> Array:
     return map_tensor(source.weights.tensors[source.name(module, leaf)])
 
 
-def dequantize_source_rows(source: SourceTensors, module: str, rows: slice) -> Array:
-    """Return output rows of a model's matrix as float32, dequantized, pre-quant scale included."""
+def dequantize_source_rows(
+    source: SourceTensors, module: str, rows: slice, transposed: bool = False
+) -> Array:
+    """Return output rows of a model's matrix as float32, dequantized, pre-quant scale included.
+
+    Args:
+        transposed: an unquantized matrix is stored as [inp, out].
+    """
     info = source.weights.tensors[source.name(module, "weight")]
     weight = map_tensor(info)
     if not source.quantized(module):
+        weight = weight.T if transposed else weight
         return to_float32(np.ascontiguousarray(weight[rows]), info.dtype)
     scale = _map_source_tensor(source, module, "weight_scale")
     if info.dtype == "F8_E4M3":
@@ -186,26 +190,28 @@ class CheckpointComparison:
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for each key, matrix or vector that differs from the model's."""
         yield from self._configuration()
-        if "layout" in self.model.description:
+        formats = self.config.quantization
+        if "layout" in self.model.description and formats.quant_algo is formats.kv_cache_quant_algo is None:
             yield from self._exact_tensors()
             return
         for rank in self.config.mapping.ranks():
             file = RankFile(self.directory / rank_file_name(rank))
             form = nvfp4_form(dict(file.tensors), self.layout, rank)
             modules = list(self.layout.rank(rank))
+            norms = {m.name: m for m in modules if isinstance(m, VectorModule) and m.leaf == "weight"}
             folded_norms = {
-                norm
+                norm.name: self._norm_pair(norm, file)
                 for module in modules
-                if isinstance(module, LinearModule) and (norm := self._folded_norm(module))
+                if isinstance(module, LinearModule) and (norm := self._folded_norm(module, norms))
             }
-            sources = {m.name: m.module for m in modules if isinstance(m, VectorModule)}
             with track_step("comparing", len(modules), "modules") as progress:
                 for module in modules:
                     if isinstance(module, VectorModule):
-                        yield from self._vector(module, file, module.name in folded_norms)
+                        is_folded = module.name in folded_norms
+                        yield from self._vector(module, file, is_folded, folded_norms.get(module.name))
                     elif isinstance(module, LinearModule):
-                        norm = self._folded_norm(module)
-                        pair = self._norm_pair(norm, sources[norm], file) if norm is not None else None
+                        norm = self._folded_norm(module, norms)
+                        pair = None if norm is None else folded_norms[norm.name]
                         yield from self._linear(module, file, form, pair)
                     elif isinstance(module, KvCacheModule):
                         yield from self._cache_scales(module, file)
@@ -257,27 +263,23 @@ class CheckpointComparison:
                     f"{FILE}: {key}", f"is {stored_value!r} for the loader; the model's is {expected_value!r}"
                 )
 
-    def _folded_norm(self, linear: LinearModule) -> str | None:
+    def _folded_norm(self, linear: LinearModule, norms: Mapping[str, VectorModule]) -> VectorModule | None:
         """Return the checkpoint's norm that holds a matrix's pre-quant scales, if the model has none."""
-        before = _NORM_BEFORE.get(linear.name.rsplit(".", 1)[-1])
-        if (
-            before is None
-            or not has_prequant_scales(algorithm_of(linear, self.config))
-            or any(self.source.quantized(module) for module in linear.modules())
+        if not has_prequant_scales(algorithm_of(linear, self.config)) or any(
+            self.source.quantized(module) for module in linear.modules()
         ):
             return None
-        return f"{linear.name.rsplit('.', 2)[0]}.{before[0]}"
+        layer, leaf = linear.name.rsplit(".", 2)[0], linear.name.rsplit(".", 1)[-1]
+        names = (f"{layer}.{name}" for name in _NORMS_BEFORE.get(leaf, ()))
+        return next((norms[name] for name in names if name in norms), None)
 
-    def _norm_pair(self, name: str, module: str, file: RankFile) -> NormPair | None:
-        info, stored = (
-            self.source.weights.tensors.get(f"{module}.weight"),
-            file.tensors.get(f"{name}.weight"),
-        )
+    def _norm_pair(self, norm: VectorModule, file: RankFile) -> NormPair | None:
+        info = self.source.weights.tensors.get(self.source.name(norm.module, norm.leaf))
+        stored = file.tensors.get(norm.tensor_name)
         if info is None or stored is None or info.shape != stored.shape:
             return None  # reported with the norm itself
-        return NormPair(
-            to_float32(map_tensor(stored), stored.dtype), to_float32(map_tensor(info), info.dtype)
-        )
+        model_values = to_float32(map_tensor(info), info.dtype) + np.float32(norm.offset)
+        return NormPair(to_float32(map_tensor(stored), stored.dtype), model_values)
 
     def _rounded(self, expected: Array, stored: Array, dtype: str | None = None) -> bool:
         relative, absolute = _ROUNDING[dtype or self.config.dtype]
@@ -285,15 +287,21 @@ class CheckpointComparison:
             (np.abs(stored - expected) <= np.abs(expected) * relative + absolute).all()
         )
 
-    def _vector(self, module: VectorModule, file: RankFile, is_folded: bool) -> Iterator[Finding]:
-        name = f"{module.name}.weight"
-        info = self.source.weights.tensors.get(f"{module.module}.weight")
+    def _vector(
+        self, module: VectorModule, file: RankFile, is_folded: bool, norms: NormPair | None
+    ) -> Iterator[Finding]:
+        name = module.tensor_name
+        info = self.source.weights.tensors.get(self.source.name(module.module, module.leaf))
         if info is None or name not in file.tensors:
             yield Finding(f"{file.path.name}: {name}", "missing in the model or the checkpoint")
             return
-        model_values = to_float32(map_tensor(info), info.dtype)
+        model_values = to_float32(map_tensor(info), info.dtype) + np.float32(module.offset)
         stored_values = to_float32(file[name], file.tensors[name].dtype)
-        if is_folded:  # compared as a product with the matrices behind it
+        if is_folded and module.leaf == "bias" and norms is not None:  # scaled as the weight is
+            scaled, expected = stored_values * norms.model, model_values * norms.stored
+            if not (np.abs(scaled - expected) <= np.abs(expected) * _FOLDED_ROUNDING + 1e-6).all():
+                yield Finding(f"{file.path.name}: {name}", "differs from the model's")
+        elif is_folded:  # compared as a product with the matrices behind it
             if stored_values.shape != model_values.shape or not np.isfinite(stored_values).all():
                 yield Finding(f"{file.path.name}: {name}", "is not finite, or of another size")
         elif not self._rounded(model_values, stored_values):
@@ -325,9 +333,9 @@ class CheckpointComparison:
             for piece, model_range, merged_range in _iterate_row_blocks(group):
                 stored_rows = _select_stored_rows(leaves, linear, expert, merged_range)
                 stored_values, step = number_format.dequantize(stored_rows, linear)
-                model_values = dequantize_source_rows(self.source, piece.module, model_range)[
-                    :, slice(*piece.cols)
-                ]
+                model_values = dequantize_source_rows(
+                    self.source, piece.module, model_range, piece.transposed
+                )[:, slice(*piece.cols)]
                 stored_values = stored_values.reshape(model_values.shape)
                 if step.ndim == 0:
                     is_near = self._rounded(model_values, stored_values, linear.dtype)
@@ -381,11 +389,12 @@ class CheckpointComparison:
     def _bias(self, linear: LinearModule, bias: Array, where: str) -> Iterator[Finding]:
         row = 0
         for piece in linear.groups[0]:
-            info = self.source.weights.tensors.get(f"{piece.module}.bias")
+            info = self.source.weights.tensors.get(self.source.name(piece.module, "bias"))
             if info is None:
                 yield Finding(where, f"{piece.module} has no bias in the model")
                 return
             model_bias = to_float32(map_tensor(info), info.dtype)[slice(*piece.rows)]
+            model_bias = np.zeros_like(model_bias) if linear.zero_bias else model_bias
             if not self._rounded(model_bias, bias[row : row + len(model_bias)].astype(np.float32)):
                 yield Finding(where, f"bias differs from that of {piece.module}")
             row += len(model_bias)

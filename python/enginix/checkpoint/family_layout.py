@@ -14,6 +14,7 @@ from typing import Any
 
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.layout import (
+    KvCacheModule,
     LinearModule,
     MatrixSlice,
     Module,
@@ -173,7 +174,7 @@ class FamilyLayout:
         else:
             yield from self._mlp(f"{trt_name}.mlp", hf_name, tp_rank)
 
-    def _attention(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
+    def _attention(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
         c, rule = self.config, self.layout["qkv"]
         heads, kv, size, hidden = c.num_attention_heads, c.num_key_value_heads, c.head_size, c.hidden_size
         q_heads, kv_heads = select_heads(heads, kv, c.mapping.tensor_parallel, tp_rank)
@@ -199,6 +200,9 @@ class FamilyLayout:
         q = (q_heads[0] * size, q_heads[1] * size)
         dense = self._matrix(f"{hf_name}.{self.layout['dense']}", hidden, heads * size, (0, hidden), q)
         yield LinearModule(f"{trt_name}.dense", ((dense,),), "row", bias=self._bias("dense"))
+        # ModelOpt names the scales so where q, k and v are one matrix, too.
+        block = f"{hf_name}.{rule['modules'][0].rpartition('.')[0]}"
+        yield KvCacheModule(trt_name, (f"{block}.k_proj", f"{block}.v_proj"))
 
     def _recurrence(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
         """Yield RecurrentGemma's block: two projections, a convolution, gates of each head, a projection."""
@@ -241,7 +245,9 @@ class FamilyLayout:
         bias = self._bias("mlp")
         for name in ("fc", "gate"):
             if name in names:
-                piece = self._matrix(f"{hf_name}.{names[name]}", width, hidden, part, whole)
+                wide = self.layout.get("fcWidth", 1)  # 2: two columns of the MLP follow each other
+                rows = (wide * part[0], wide * part[1])
+                piece = self._matrix(f"{hf_name}.{names[name]}", wide * width, hidden, rows, whole)
                 yield LinearModule(f"{trt_name}.{name}", ((piece,),), "column", bias=bias)
         if "fused" in names:
             fused = tuple(
@@ -261,6 +267,18 @@ class FamilyLayout:
         yield LinearModule(f"{trt_name}.router", ((router,),), "column", quantizable=False, dtype="float32")
         part = split_evenly(width, m.expert_tensor_parallel, tp_rank // m.expert_parallel)
         local = range(*split_evenly(count, m.expert_parallel, tp_rank % m.expert_parallel))
+        if "{expert}" in names["module"]:  # matrices of each expert
+            stacked = [f"{hf_name}.{names['module'].format(expert=e)}" for e in local]
+            fc = [
+                tuple(
+                    MatrixSlice(f"{m}.{names[n]}", width, hidden, part, (0, hidden)) for n in ("up", "gate")
+                )
+                for m in stacked
+            ]
+            proj = [(MatrixSlice(f"{m}.{names['down']}", hidden, width, (0, hidden), part),) for m in stacked]
+            yield LinearModule(f"{trt_name}.fc", tuple(fc), "column", stacked=True, quantizable=False)
+            yield LinearModule(f"{trt_name}.proj", tuple(proj), "row", stacked=True, quantizable=False)
+            return
         stacks = {"up": names["up"], "gate": names["gate"]}
         module, total = f"{hf_name}.{names['module']}", count * width
         fc, proj = [], []

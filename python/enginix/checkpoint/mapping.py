@@ -150,11 +150,13 @@ def check_family_options(
         UsageError: the option, and what works.
     """
     row, tp = config.description, mapping.tensor_parallel
-    if quantize is not None or kv_cache is not None:
+    if quantize is not None or (kv_cache is not None and "formats" not in row):
         option = f"--quantize {quantize}" if quantize is not None else f"--kv-cache {kv_cache}"
         raise UsageError(
-            f"{option}: {config.architecture} is converted unquantized only",
-            fix="leave it out, or serve the model with the llmapi kind",
+            f"{option}: {config.architecture} is not converted so",
+            fix="leave it out and quantize the model first: enginix quantize --format fp8 --kv-cache fp8"
+            if "formats" in row
+            else "leave it out, or serve the model with the llmapi kind",
         )
     divisor = row["layout"].get("widthDivisor", 1)
     if config.intermediate_size // divisor % tp:

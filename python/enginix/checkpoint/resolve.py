@@ -106,6 +106,13 @@ def _resolve_by_module(
                 )
             continue
         algorithm = _resolve_algorithm(linear, quantization, source)
+        if quantization is not None and algorithm is None and linear.groups[0][0].transposed:
+            raise ModelError(
+                f"{linear.modules()[0]} is not quantized in a quantized model: ModelOpt turns the matrices "
+                "of this architecture around, and nothing tells which way this one is stored",
+                where=str(source.weights.directory),
+                fix="quantize all matrices of the layers",
+            )
         if algorithms.setdefault(linear.name, algorithm) != algorithm:
             raise UsageError(
                 f"{linear.name} is {algorithm or 'not quantized'} in one pipeline stage and "

@@ -7,7 +7,7 @@ together.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from enginix.errors import UsageError
@@ -15,42 +15,13 @@ from enginix.tables import load_table
 from enginix.wording import suggest_name
 
 ANOTHER_GPU = "a GPU that has no name here is written sm89-16gb: its SM and its memory in GB"
-# Words that people and drivers write, and that tell no part from another.
-_NOISE = frozenset(
-    [
-        *(
-            "",
-            "blackwell",
-            "core",
-            "desktop",
-            "dgx",
-            "edition",
-            "geforce",
-            "generation",
-            "gpu",
-            "hbm2",
-            "hbm2e",
-        ),
-        *(
-            "hbm3",
-            "hbm3e",
-            "hgx",
-            "nvidia",
-            "nvl36",
-            "nvl72",
-            "pcie",
-            "server",
-            "sxm",
-            "sxm2",
-            "sxm3",
-            "sxm4",
-        ),
-        *("sxm5", "sxm6", "tensor", "tesla", "workstation"),
-    ]
-)
-_SEPARATORS = str.maketrans(dict.fromkeys("_-(),/®™", " "))
-_SIZED = re.compile(r"(.+)-([1-9]\d*)gb", re.ASCII)
-_UNNAMED = re.compile(r"sm([1-9]\d{1,2})(?:-([1-9]\d*)gb)?", re.ASCII)
+_SIZED = re.compile(r"(.+)-([1-9][0-9]{0,5})gb", re.ASCII)
+_UNNAMED = re.compile(r"sm([1-9][0-9]{1,2})(?:-([1-9][0-9]{0,5})gb)?(-unlisted)?", re.ASCII)
+# A slice of a GPU, named by its memory: of MIG ("a100-40gb-mig-1g.5gb") or of a vGPU ("a10-12q").
+_MIG_SLICE = re.compile(r"(.+)-mig-[1-9]g\.([1-9][0-9]{0,5})gb(?:[.-]me)?", re.ASCII)
+_VIRTUAL_GPU = re.compile(r"(.+?)(?:-[1-7])?-([1-9][0-9]{0,2})[abcq]", re.ASCII)
+# The end of a row's name that is its memory.
+_OWN_SIZE = re.compile(r"-[0-9]+gb$", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -63,6 +34,7 @@ class GpuRow:
         formats: number formats that NVIDIA's software executes on it.
         unified: its memory is the CPU's as well.
         system: the only system that has the part, in Nix's words; None for any.
+        is_listed: whether the table has its SM.
     """
 
     name: str
@@ -74,6 +46,7 @@ class GpuRow:
     unified: bool
     source: str
     system: str | None = None
+    is_listed: bool = True
 
 
 def list_gpu_names() -> list[str]:
@@ -84,31 +57,58 @@ def list_gpu_names() -> list[str]:
 def find_gpu(name: str) -> GpuRow:
     """Return the GPU of that name: ``rtx-4090``, ``NVIDIA GeForce RTX 4090`` or ``sm89-24gb``.
 
-    A name that stands for two sizes of memory, such as ``a100``, is the part with less.
+    A name that stands for two sizes of memory, such as ``a100``, is the part with less. A part's name with
+    another memory (``rtx-4090-48gb``, ``a10-12q``, ``a100-40gb-mig-1g.5gb``) is the part with that memory.
 
     Raises:
-        UsageError: the name is unknown; the fix names the nearest one.
+        UsageError: the name is unknown, or no GPU has its SM; the fix names the nearest one.
     """
-    table = load_table("gpus")
-    rows = table["gpus"]
+    rows = load_table("gpus")["gpus"]
     plain = normalize_name(name)
     if (known := _find_known(plain, rows)) is not None:
         return _make_row(known, rows[known])
     if unnamed := _UNNAMED.fullmatch(plain):
-        return _describe_unnamed(plain, int(unnamed[1]), int(unnamed[2] or 0), table["formatsBySm"]["rows"])
-    if sizes := list_sizes(name):
-        # What fits the smaller fits the larger, too; an engine runs on both.
-        smallest = min(sizes, key=lambda known: int(rows[known]["memoryGB"]))
+        return _describe_unnamed(plain, int(unnamed[1]), int(unnamed[2] or 0), unnamed[3] is None)
+    if (smallest := _find_smallest(plain, rows)) is not None:
         return _make_row(smallest, rows[smallest])
-    if (sized := _SIZED.fullmatch(plain)) and (known := _find_known(sized[1], rows)) is not None:
-        row, gigabytes = rows[known], int(sized[2])
-        if row["memoryGB"] == gigabytes:
-            return _make_row(known, row)
-        # The part's SM, with the memory that the name says.
-        unnamed_name = f"sm{row['sm']}-{gigabytes}gb"
-        return _describe_unnamed(unnamed_name, row["sm"], gigabytes, table["formatsBySm"]["rows"])
+    for pattern in (_MIG_SLICE, _SIZED, _VIRTUAL_GPU):
+        if (sized := pattern.fullmatch(plain)) and (known := _find_part(sized[1], rows)) is not None:
+            return _resize_row(known, rows[known], int(sized[2]))
     near = suggest_name(plain, rows, "enginix target lists the names")
     raise UsageError(f"unknown target {name!r}", fix=f"{near}; {ANOTHER_GPU}")
+
+
+def _find_smallest(plain: str, rows: dict[str, Any]) -> str | None:
+    """Return the row with the least memory of a name that stands for several; None for other names.
+
+    What fits the smaller fits the larger, too; an engine runs on both.
+    """
+    sizes = list_sizes(plain)
+    return min(sizes, key=lambda known: int(rows[known]["memoryGB"])) if sizes else None
+
+
+def _find_part(plain: str, rows: dict[str, Any]) -> str | None:
+    """Return the row of a part's name, whatever its memory."""
+    known = _find_known(plain, rows)
+    return known if known is not None else _find_smallest(plain, rows)
+
+
+def _resize_row(known: str, row: dict[str, Any], gigabytes: int) -> GpuRow:
+    """Return a row with the memory that a name says."""
+    if row["memoryGB"] == gigabytes:
+        return _make_row(known, row)
+    product = re.sub(r" \(.*| \d+GB", "", row["product"])
+    return replace(
+        _make_row(known, row),
+        name=name_size(known, gigabytes),
+        product=f"{product} {gigabytes}GB",
+        memory=gigabytes * 10**9,
+    )
+
+
+def name_size(known: str, gigabytes: int) -> str:
+    """Return the name of a row's part with another memory: ``rtx-4090-48gb``."""
+    return f"{_OWN_SIZE.sub('', known)}-{gigabytes}gb"
 
 
 def list_sizes(name: str) -> list[str]:
@@ -142,21 +142,31 @@ def _find_known(plain: str, rows: dict[str, Any]) -> str | None:
 
 def normalize_name(name: str) -> str:
     """Return a name as the table writes it: ``NVIDIA GeForce RTX 4090`` becomes ``rtx-4090``."""
+    table = load_table("gpus")["names"]
+    separators = str.maketrans(dict.fromkeys("".join(table["separators"]), " "))
     words: list[str] = []
-    for word in name.lower().translate(_SEPARATORS).split(" "):
-        if word in ("gb", "gib") and words and re.fullmatch("[0-9]+", words[-1]):
+    for word in name.lower().translate(separators).split(" "):
+        if word in ("gb", "gib", "g") and words and re.fullmatch("[0-9]+", words[-1]):
             words[-1] += "gb"
-        elif word not in _NOISE:
-            words += _split_word(word)
+        elif word not in table["noise"]:
+            words += [part for part in _split_word(word) if part not in table["noise"]]
     return "-".join(words)
 
 
 def _split_word(word: str) -> list[str]:
-    """Split ``rtx2080ti`` into ``rtx``, ``2080`` and ``ti``."""
-    if glued := re.fullmatch("(rtx|gtx)([0-9].*)", word):
-        return [glued[1], *_split_word(glued[2])]
-    if number := re.fullmatch("([0-9]{4})(ti|super|d)", word):
-        return [number[1], number[2]]
+    """Split ``rtx2080ti`` into ``rtx``, ``2080`` and ``ti``; ``80g`` is ``80gb``."""
+    if size := re.fullmatch("([0-9]+)(g|gib)", word):
+        return [f"{size[1]}gb"]
+    if glued := re.fullmatch("(rtx|gtx)(pro|a?[0-9])(.*)", word):
+        if glued[2] == "pro":
+            return [glued[1], "pro", *(_split_word(glued[3]) if glued[3] else [])]
+        return [glued[1], *_split_word(glued[2] + glued[3])]
+    if number := re.fullmatch("(a?[0-9]{4})(ti|super|ada|laptop|d)(.*)", word):
+        return [number[1], number[2], *(_split_word(number[3]) if number[3] else [])]
+    if board := re.fullmatch("([a-z]+[0-9]+)(sxm[0-9]?|pcie|nvl)", word):
+        return [board[1], board[2]]
+    if rest := re.fullmatch("(super|laptop|gpu)(.+)", word):
+        return [rest[1], *_split_word(rest[2])]
     return [word]
 
 
@@ -185,11 +195,20 @@ def _make_row(name: str, row: dict[str, Any]) -> GpuRow:
     )
 
 
-def _describe_unnamed(name: str, sm: int, gigabytes: int, formats: list[dict[str, Any]]) -> GpuRow:
+def _describe_unnamed(name: str, sm: int, gigabytes: int, is_listed: bool) -> GpuRow:
+    table = load_table("gpus")
+    formats, known = table["formatsBySm"]["rows"], table["sms"]["known"]
+    if sm not in known and is_listed:
+        nearest = [*[k for k in known if k < sm][-1:], *[k for k in known if k > sm][:1]]
+        raise UsageError(
+            f"target {name!r}: no GPU with SM {sm} is known; nearest: {', '.join(map(str, nearest))}",
+            fix=f"write one of these; for a GPU that enginix does not know yet {name}-unlisted",
+        )
     reached = [row["formats"] for row in formats if row["least"] <= sm]
     if not reached:
         raise UsageError(
-            f"target {name!r}: SM {sm} is before SM {formats[0]['least']}", fix="use a newer GPU"
+            f"target {name!r}: SM {sm} is before SM {formats[0]['least']}",
+            fix='use a newer GPU, or kind "reference", which runs on a CPU',
         )
     return GpuRow(
         name,
@@ -200,4 +219,5 @@ def _describe_unnamed(name: str, sm: int, gigabytes: int, formats: list[dict[str
         tuple(reached[-1]),
         False,
         "SM and memory as the name gives them; formats by SM (formatSources)",
+        is_listed=is_listed,
     )

@@ -10,7 +10,15 @@ from typing import Any
 
 from enginix.errors import MachineError
 from enginix.machine.driver import Driver
-from enginix.machine.gpu_table import describe_gpu, find_gpu, is_unnamed, list_gpu_names
+from enginix.machine.gpu_table import (
+    GpuRow,
+    describe_gpu,
+    find_gpu,
+    is_unnamed,
+    list_gpu_names,
+    name_size,
+)
+from enginix.tables import load_table
 
 _MIB = 1 << 20
 _FIELDS = ("index", "name", "uuid", "compute_cap", "memory.total", "memory.free")
@@ -84,16 +92,16 @@ class Target:
         """
         if is_unnamed(self.name):
             return True
-        own, theirs = _split_product(self.product), _split_product(reported) | {"nvidia"}
-        sizes = {word for word in own - theirs if re.fullmatch(r"\d+gb", word)}
-        if own - theirs - sizes or (theirs - own) & _VARIANTS:
+        if not _has_product_words(self.product, reported):
             return False
+        sizes = _split_product(self.product) - _list_product_words(self.product) - _split_product(reported)
+        sizes = {word for word in sizes if re.fullmatch(r"\d+gb", word)}
         # A driver reports up to a tenth less than is on the box.
         return all(memory is not None and 0.88 < memory / (int(size[:-2]) << 30) <= 1.01 for size in sizes)
 
 
 # Words of a product's name that make it another product.
-_VARIANTS = {"d", "laptop", "nvl", "sff", "super", "ti"}
+_VARIANTS = {"3e", "d", "laptop", "nvl", "sff", "super", "ti", "v2"}
 
 
 def _split_product(name: str) -> set[str]:
@@ -111,13 +119,40 @@ def find_target(name: str) -> Target:
 
 
 def name_target(gpu: MachineGpu) -> str:
-    """Return what ``--target`` takes for a GPU of this machine: its name in the table, or ``sm89-16gb``.
+    """Return what ``--target`` takes for a GPU of this machine.
 
-    A part whose memory the table does not know is named by what its driver reports.
+    That is its name in the table; where the table has another memory or none, the name with the memory that
+    the driver reports (``rtx-4090-51gb``); else ``sm89-16gb``.
     """
-    rows = [find_target(name) for name in list_gpu_names() if find_gpu(name).memory]
-    named = [t.name for t in rows if t.sm == gpu.sm and t.is_product(gpu.name, gpu.total)]
-    return named[0] if named else describe_gpu(gpu.sm, gpu.total)
+    rows = [find_gpu(name) for name in list_gpu_names()]
+    rows = [row for row in rows if row.sm == gpu.sm and _has_product_words(row.product, gpu.name)]
+    if not rows:
+        return describe_gpu(gpu.sm, gpu.total)
+    # "RTX 4000 SFF Ada" is no "RTX 4000 Ada": the product of the most words.
+    most = max(len(_list_product_words(row.product)) for row in rows)
+    rows = [row for row in rows if len(_list_product_words(row.product)) == most]
+    fitting = [row.name for row in rows if row.memory and _is_size_of(row, gpu.total)]
+    return fitting[0] if fitting else name_size(rows[0].name, gpu.total // 10**9)
+
+
+def _list_product_words(product: str) -> set[str]:
+    # What is in parentheses is another name of it: "NVIDIA GB10 (DGX Spark)".
+    return {word for word in _split_product(product.split(" (")[0]) if not re.fullmatch(r"\d+gb", word)}
+
+
+def _has_product_words(product: str, reported: str) -> bool:
+    product_words, reported_words = _list_product_words(product), _split_product(reported) | {"nvidia"}
+    return product_words <= reported_words and not (reported_words - product_words) & _VARIANTS
+
+
+def _is_size_of(row: GpuRow, memory: int) -> bool:
+    """Tell whether reported bytes are the memory of a row.
+
+    A driver reports up to a tenth less than is on the box; of a memory that the CPU shares, the kernel keeps
+    up to a fifth.
+    """
+    stated = int(load_table("gpus")["gpus"][row.name]["memoryGB"]) << 30
+    return (0.8 if row.unified else 0.88) < memory / stated <= 1.01
 
 
 def probe_machine(driver: Driver) -> Machine:
@@ -149,9 +184,21 @@ def _query_nvidia_smi(program: Path) -> Machine:
     from enginix import process
 
     def ask(what: str, fields: tuple[str, ...]) -> list[list[str]]:
-        done = process.run_program(
-            [program, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"], timeout=30
-        )
+        line: list[str | Path] = [
+            program,
+            f"--query-{what}={','.join(fields)}",
+            "--format=csv,noheader,nounits",
+        ]
+        done = process.run_program(line, timeout=30, check=False)
+        if "No devices were found" in done.stdout + done.stderr:  # exit status 6, and 0 of older releases
+            raise _make_no_gpu_error(str(program))
+        if done.returncode != 0:
+            message = (done.stderr or done.stdout).strip()[:200]
+            raise MachineError(
+                f"exit status {done.returncode}: {message or 'no message'}",
+                where=str(program),
+                fix="run it by hand; a driver that does not answer needs the machine to be started again",
+            )
         rows = [[c.strip() for c in row] for row in csv.reader(io.StringIO(done.stdout)) if row]
         if any(len(row) != len(fields) for row in rows):
             raise MachineError(f"an answer that cannot be read: {done.stdout[:200]!r}", where=str(program))

@@ -66,6 +66,7 @@ class TargetGpu:
         formats: number formats that it computes with, by their names in gpus.json.
         unified: whether its memory is the CPU's as well.
         system: the one system that has it (``aarch64-linux``); None for any.
+        is_listed: whether the table has its SM.
     """
 
     name: str
@@ -74,6 +75,7 @@ class TargetGpu:
     formats: tuple[str, ...] = ()
     unified: bool = False
     system: str | None = None
+    is_listed: bool = True
 
 
 @dataclass(frozen=True)
@@ -323,4 +325,4 @@ def find_target_gpu(name: str) -> TargetGpu:
         UsageError: not in the table; the nearest names are given.
     """
     row = find_gpu(name)
-    return TargetGpu(row.name, row.sm, row.memory, row.formats, row.unified, row.system)
+    return TargetGpu(row.name, row.sm, row.memory, row.formats, row.unified, row.system, row.is_listed)

@@ -15,6 +15,7 @@ from enginix.model.config import (
     read_config_dtype,
 )
 from enginix.model.family_rows import (
+    describe_formats,
     evaluate_expression,
     list_family_rows,
     list_keys_read,
@@ -260,12 +261,8 @@ def parse_family_config(
         )
     reader.refuse_inexpressible()
     quantization = read_quantization(directory, raw)
-    if quantization is not None and quantization.algorithm != "NO_QUANT":
-        raise ModelError(
-            f"the model is {quantization.algorithm}; converter 'enginix' converts {name} unquantized only",
-            where=where,
-            fix="pass the unquantized model, or serve this one with the llmapi kind",
-        )
+    if quantization is not None:
+        _require_format(quantization.algorithm, name, row, where)
     rope = reader.rope(head_dim, sizes["max_position_embeddings"])
     tied = reader.values["hf.tie_word_embeddings"]
     if not isinstance(tied, bool):
@@ -296,7 +293,7 @@ def parse_family_config(
         mlp_bias="mlp" in row["layout"]["biases"],
         windows=reader.windows(sizes["num_hidden_layers"]),
         experts=experts,
-        quantization=None,
+        quantization=quantization,
         notes=(
             *rope.notes,
             *([f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []),
@@ -305,6 +302,15 @@ def parse_family_config(
         description=row,
         variant=reader.variant,
     )
+
+
+def _require_format(algorithm: str, name: str, row: Mapping[str, Any], where: str) -> None:
+    if algorithm != "NO_QUANT" and algorithm not in row.get("formats", ()):
+        raise ModelError(
+            f"the model is {algorithm}; converter 'enginix' converts {name} {describe_formats(row)} only",
+            where=where,
+            fix="pass the unquantized model, or serve this one with the llmapi kind",
+        )
 
 
 def _or_default(reader: _FamilyReader, expression: Any, default: int | None) -> Any:

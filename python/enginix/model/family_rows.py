@@ -18,6 +18,11 @@ def list_family_rows() -> Mapping[str, Mapping[str, Any]]:
     return {name: {**rows.get(row.get("sameAs", ""), {}), **row} for name, row in rows.items()}
 
 
+def describe_formats(row: Mapping[str, Any]) -> str:
+    """Return the formats in which conversion takes models of a row: ``in FP8, unquantized``."""
+    return "".join(f"in {name}, " for name in row.get("formats", ())) + "unquantized"
+
+
 def read_model_values(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``hf.KEY`` → value of a model's config.json, absent keys with their class's default.
 

@@ -55,6 +55,29 @@ def runs_on_gpu(row: Mapping[str, Any], sm: int, formats: Collection[str], *, is
     return supports_sm(row, sm) if is_compiled else sm >= (row["minSm"] or 0)
 
 
+def find_fallback(name: str | None, sm: int) -> Mapping[str, Any] | None:
+    """Return the kernels of TensorRT-LLM's PyTorch backend for a format that an SM has no hardware for.
+
+    Returns:
+        A row of ``fallbacks`` in number_formats.json; None where there are none.
+    """
+    row: Mapping[str, Any] | None = load_table("number_formats")["fallbacks"].get(name)
+    return row if row is not None and row["least"] <= sm < row["below"] else None
+
+
+def find_fallback_version(row: Mapping[str, Any], sm: int) -> str:
+    """Return the first TensorRT-LLM that is known to have a fallback on an SM."""
+    return str(row["since"][str(max(int(least) for least in row["since"] if int(least) <= sm))])
+
+
+def describe_fallback(name: str, row: Mapping[str, Any], sm: int) -> str:
+    """Return what a fallback is and needs."""
+    return (
+        f"SM {sm} has no hardware for {name}: {row['kernels']} kernels compute it in {row['dtype']}, from "
+        f"TensorRT-LLM {find_fallback_version(row, sm)} on (read in its source, not run)"
+    )
+
+
 def explain_no_llmapi(name: str, row: Mapping[str, Any]) -> str:
     """Return why TensorRT-LLM's PyTorch backend does not take an algorithm whose row says so."""
     return f"TensorRT-LLM's PyTorch backend does not take {name}: {row['why']}"

@@ -211,9 +211,13 @@ def _check_target_support(
     algorithm: str, kv_cache: str | None, architecture: str | None, name: str
 ) -> list[str]:
     """Return the target's warnings or raise its refusal; imports are late, as most builds name no target."""
+    from enginix.machine.gpu_table import find_gpu
+    from enginix.machine.kind_support import list_running_kinds
     from enginix.machine.target import find_target
-    from enginix.runtime.preflight import check_support
+    from enginix.runtime.preflight import check_support, require_kind_support
 
+    if list_running_kinds(find_gpu(name)) == ["reference"]:
+        require_kind_support("llmapi", find_target(name))
     known = architecture in load_table("engine_support")["architectures"]["engine"]
     target = find_target(name)
     return check_support(algorithm, kv_cache, architecture if known else None, target, _say_option)

@@ -15,6 +15,7 @@ from enginix.errors import MachineError, ModelError, UsageError
 from enginix.model import ModelWeights, open_weights
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_model_context
+from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
 from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import SIDECAR
@@ -23,7 +24,7 @@ from enginix.tables import load_table
 
 FLOATS = ("BF16", "F16", "F32")
 # Matrices of a decoder layer; routers and gates of experts stay as they are in every recipe of ModelOpt's.
-LAYER = re.compile(r"\.layers\.\d+\.")
+LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 UNQUANTIZED_MODULES = re.compile(r"\.(gate|router|shared_expert_gate)$")
 # Only these files define the meaning of token ids; the others are settings.
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
@@ -35,6 +36,7 @@ class SourceModel:
 
     Attributes:
         config: the parsed config.json.
+        prefix: what names of its tensors may lack, and those of an export do not.
         matrices: module → shape of each matrix in the layers, all of which will be quantized.
         parameters: elements of all tensors.
         bytes: of all tensors.
@@ -43,6 +45,7 @@ class SourceModel:
 
     directory: Path
     config: dict[str, Any]
+    prefix: str
     weights: ModelWeights
     matrices: dict[str, tuple[int, ...]]
     parameters: int
@@ -87,8 +90,11 @@ def read_source_model(directory: Path) -> SourceModel:
             raise ModelError(
                 f"tensor {tensor.name!r} is {tensor.dtype}", where=where, fix="pass an unquantized model"
             )
+    row = list_family_rows().get(names[0], {})
+    # Columns are inputs, however the model stores a matrix.
+    transposed = bool(row.get("layout", {}).get("transposed"))
     matrices = {
-        name.removesuffix(".weight"): info.shape
+        name.removesuffix(".weight"): info.shape[::-1] if transposed else info.shape
         for name, info in weights.tensors.items()
         if name.endswith(".weight")
         and len(info.shape) > 1
@@ -102,6 +108,7 @@ def read_source_model(directory: Path) -> SourceModel:
     return SourceModel(
         directory=directory,
         config=config,
+        prefix=row.get("prefix", ""),
         weights=weights,
         matrices=matrices,
         parameters=sum(sizes),

@@ -51,12 +51,13 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
     for module, shape in sorted(model.matrices.items()):
         if len(shape) != 2:
             continue
+        stored, module = module, _name_as_exported(module, model, weights)
         matrix_format = _find_matrix_format(module, claimed, choice)
         info = weights.tensors.get(f"{module}.weight")
         if info is None:
             raise ModelError(f"matrix {module} is missing", where=str(directory), fix=_FIX)
         if matrix_format is None:
-            _check_unchanged(info, model.weights.tensors[f"{module}.weight"])
+            _check_unchanged(info, model.weights.tensors[f"{stored}.weight"])
             counts["NO_QUANT"] += 1
             continue
         _check_weight(info, shape, matrix_format)
@@ -68,6 +69,12 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
     if choice.kv_cache is not None:
         _check_kv_cache(weights, choice)
     return dict(sorted(counts.items()))
+
+
+def _name_as_exported(module: str, model: SourceModel, weights: ModelWeights) -> str:
+    """Return a matrix's name in the export, which has the prefix that early exporters left out."""
+    prefixed = model.prefix + module
+    return prefixed if f"{prefixed}.weight" in weights.tensors else module
 
 
 def _find_matrix_format(

@@ -11,7 +11,9 @@ from enginix.errors import ModelError
 from enginix.hub import lock
 from enginix.hub.model_metadata import FILES, extract_model_metadata
 from enginix.kinds.registry import list_kinds
-from enginix.machine.gpu_table import GpuRow, find_gpu, is_unnamed
+from enginix.machine.gpu_table import GpuRow, find_gpu
+from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version, has_code
+from enginix.model.number_formats import describe_fallback, find_fallback
 from enginix.report.model_origin import accept_short_text
 from enginix.tables import load_table
 
@@ -106,11 +108,15 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
     for kind in list_kinds():
         verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
-        if takes is not False and gpu is not None and targets is not None and not _is_among(gpu, targets):
-            takes = False
-            sms = sorted({find_gpu(t).sm for t in targets})
-            have, runs = ", ".join(gpu.formats), ", ".join(map(str, sms))
-            why = (f"{gpu.name} is SM {gpu.sm}, which has {have}; it runs on SM {runs}",)
+        if (
+            takes is not False
+            and gpu is not None
+            and targets is not None
+            and not _is_among(kind.name, gpu, targets)
+        ):
+            takes, why = False, (_explain_other_gpu(kind.name, model.quantization, gpu, targets),)
+        elif gpu is not None and takes is not False:
+            why = (*why, *_list_runtime_needs(kind.name, model.quantization, gpu))
         # A kind that serves the model's own files keeps their type.
         divisor = 1 if kind.weights_folder == "model" else FLOAT16_DIVISORS.get(model.dtype or "", 1)
         described = {"is": kind.summary, **load_table("kinds")["kinds"][kind.name]}
@@ -118,8 +124,32 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
     return tuple(rows)
 
 
-def _is_among(gpu: GpuRow, targets: tuple[str, ...]) -> bool:
+def _explain_other_gpu(kind: str, quantization: str | None, gpu: GpuRow, targets: tuple[str, ...]) -> str:
+    """Return why a kind that takes a model does not run it on a GPU."""
+    if unsupported := explain_unsupported_gpu(kind, gpu):
+        return f"{unsupported.why} (fix: {unsupported.fix})"
+    runs = ", ".join(map(str, sorted({find_gpu(target).sm for target in targets})))
+    return (
+        f"{gpu.name} is SM {gpu.sm}, which has {', '.join(gpu.formats)}; {quantization or 'the model'} runs "
+        f"by kind {kind} on SM {runs}"
+    )
+
+
+def _list_runtime_needs(kind: str, quantization: str | None, gpu: GpuRow) -> list[str]:
+    needs = []
+    if first := find_first_version(kind, gpu.sm):
+        needs.append(f"SM {gpu.sm} from TensorRT-LLM {first} on")
+    fallback = find_fallback(quantization, gpu.sm) if kind == "llmapi" else None
+    if fallback is not None:
+        needs.append(describe_fallback(str(quantization), fallback, gpu.sm))
+    return needs
+
+
+def _is_among(kind: str, gpu: GpuRow, targets: tuple[str, ...]) -> bool:
     """Tell whether a kind runs on a GPU: what the table does not have runs what its SM runs."""
-    if is_unnamed(gpu.name):
-        return gpu.sm in {find_gpu(name).sm for name in targets}
-    return gpu.name in targets
+    if gpu.name in load_table("gpus")["gpus"]:
+        return gpu.name in targets
+    rows = [find_gpu(name) for name in targets]
+    if not gpu.is_listed:
+        return kind == "llmapi" and bool(rows)
+    return has_code(kind, gpu) and any(row.sm == gpu.sm for row in rows)

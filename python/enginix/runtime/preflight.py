@@ -12,6 +12,7 @@ from typing import Any
 from enginix.console import format_bytes
 from enginix.errors import MachineError, UsageError
 from enginix.machine.gpu_table import find_gpu
+from enginix.machine.kind_support import explain_unsupported_gpu
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
@@ -154,6 +155,20 @@ def _say_quantization(algorithm: str) -> str:
     return f"quantization {algorithm}"
 
 
+def require_kind_support(kind: str, target: Target, version: str | None = None) -> None:
+    """Check that a kind's software has code for a target.
+
+    Args:
+        version: of TensorRT-LLM; None for any.
+
+    Raises:
+        UsageError: it has none.
+    """
+    unsupported = explain_unsupported_gpu(kind, find_gpu(target.name), version)
+    if unsupported is not None:
+        raise UsageError(unsupported.why, where=f"target {target.name}", fix=unsupported.fix)
+
+
 def check_support(
     algorithm: str | None,
     kv_cache: str | None,
@@ -181,11 +196,6 @@ def check_support(
         raise UsageError(
             f"{name} cannot become an engine: {row['why']}",
             fix=row["instead"] + (", or serve it with --kind llmapi" if row["llmapi"] else ""),
-        )
-    if target.sm < support["engineSm"]["least"]:
-        raise UsageError(
-            f'engines need SM {support["engineSm"]["least"]} or later; target "{target.name}" is SM '
-            f"{target.sm}"
         )
     _refuse_unsupported_format(name, row, target, support, say_format)
     if kv_cache is not None:

@@ -75,7 +75,7 @@ test_checkpoint_by_modelopt_takes_the_given_python() {
 }
 
 test_checkpoint_converter_must_take_the_architecture() {
-  refused "model = $(named RWForCausalLM);" 'converter = "enginix" does not take RWForCausalLM' 'converter = "tensorrt_llm" (inside' Qwen3ForCausalLM &&
+  refused "model = $(named BaiChuanForCausalLM);" 'converter = "enginix" does not take BaiChuanForCausalLM' 'converter = "tensorrt_llm" (inside' Qwen3ForCausalLM &&
     refused "model = $(named Qwen3ForCausalLM); converter = \"modelopt\";" 'converter = "enginix" (CPU, pure) does' GPT2LMHeadModel &&
     refused "model = $(named Gemma3ForCausalLM); converter = \"tensorrt_llm\";" 'no converter takes Gemma3ForCausalLM' &&
     refused "model = $(named MptForCausalLM); converter = \"modelopt\"; tensorParallel = 8;" 'at most 4' &&
@@ -89,7 +89,8 @@ test_checkpoint_converter_must_take_the_architecture() {
 # Options of architectures that are read by rows: what conversion would refuse.
 test_checkpoint_of_a_family_is_refused_at_evaluation() {
   refused "model = $(named BloomForCausalLM); tensorParallel = 2; pipelineParallel = 2;" 'pipelineParallel = 2: BloomForCausalLM does not take it' &&
-    refused "model = $(named GemmaForCausalLM) // { quantization = \"FP8\"; };" 'converts GemmaForCausalLM unquantized only' &&
+    refused "model = $(named BloomForCausalLM) // { quantization = \"FP8\"; };" 'converts BloomForCausalLM unquantized only' &&
+    refused "model = $(named GemmaForCausalLM) // { quantization = \"NVFP4\"; };" 'converts GemmaForCausalLM in FP8, ' &&
     refused "model = $(named Gemma2ForCausalLM) // { model = { architecture = \"Gemma2ForCausalLM\"; kvHeads = 4; }; }; tensorParallel = 8;" 'with 4 KV heads' &&
     refused "model = $(named OPTForCausalLM) // { model = { architecture = \"OPTForCausalLM\"; vocabulary = 50265; }; }; tensorParallel = 2;" 'with a vocabulary of 50265' &&
     refused "model = $(named BaichuanForCausalLM); variant = \"v1_7\";" 'variant' v1_7b &&

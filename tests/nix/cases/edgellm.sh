@@ -59,8 +59,12 @@ test_edgellm_unsupported_architecture_at_evaluation() {
 test_edgellm_gpu_without_payload_names_those_that_have_one() {
   ! with_edge eval '(edge { target = "h200"; }).name' &&
     says 'no payload for SM 90 (target "h200")' && says 'SM 80, 86, 100, 120 on x86_64-linux' && says 'kind = "tensorrt"' &&
-    ! with_edge eval '(edge { target = "gb10"; }).name' && says 'no payload for SM 121' && says 'build it for aarch64-linux' &&
-    says 'kind = "llmapi"' && ! says 'kind = "tensorrt"' >/dev/null &&
+    ! says "Edge-LLM's plugin" >/dev/null &&
+    ! with_edge eval '(edge { target = "l40s"; }).name' && says "build Edge-LLM's plugin" &&
+    ! with_edge eval '(edge { target = "t4"; }).name' && says 'by another kind: kind = "reference"' &&
+    ! says "Edge-LLM's plugin" >/dev/null &&
+    ! with_edge eval '(edge { target = "gb10"; }).name' && says 'for SM 121 (target "gb10") on aarch64-linux alone' &&
+    says 'build it for aarch64-linux' && says 'kind = "llmapi"' && ! says "Edge-LLM's plugin" >/dev/null &&
     ! with_edge eval '(edge { target = "gb200"; }).name' &&
     says 'no payload for SM 100 (target "gb200") on aarch64-linux' && ! says 'build it for' >/dev/null
 }

@@ -53,6 +53,29 @@ test_wrong_shapes_of_targets_and_runtimes_are_refused() {
     in builtins.concatStringsSep \" \" told" && [ "$(tail -n 1 "$out")" = '""' ]
 }
 
+# Arguments that have one shape in every function, and what is never one of them.
+test_wrong_shapes_of_other_arguments_are_refused() {
+  with_lib eval "let $shapes
+      never = { number = 3; fraction = 1.5; bool = true; numbers = [ 0 ]; function = x: x; };
+      pinned = { repo = \"a/b\"; revision = \"0000000000000000000000000000000000000000\"; hash = \"\"; };
+      calls = {
+        model = value: drv (e.mkCheckpoint { model = value; });
+        answers = value: drv (e.mkReferenceAnswers { model = value; }); quantized = value: drv (e.mkQuantized { model = value; format = \"int4_wo\"; });
+        engine-model = value: engine \"llmapi\" { model = value; }; checkpoint = value: engine \"reference\" { checkpoint = value; };
+        tokenizer = value: drv (e.mkCalibration { tokenizer = value; }); lock = value: drv (e.mkHfModel { lock = value; });
+        repo = value: drv (e.mkHfModel (pinned // { repo = value; })); server = value: drv (e.mkOciImage { server = value; });
+        directory = value: e.mkPinned { directory = value; }; format = value: drv (e.mkQuantized { inherit model; format = value; });
+        converter = value: drv (e.mkCheckpoint { inherit model; converter = value; }); profile = value: engine \"tensorrt\" { target = \"l4\"; profile = value; };
+        engine-kind = value: drv (e.mkEngine { inherit model; kind = value; });
+        limits = value: engine \"llmapi\" { limits = value; }; llmArgs = value: engine \"llmapi\" { llmArgs = value; };
+        plugins = value: engine \"tensorrt\" { target = \"l4\"; plugins = value; }; lora = value: engine \"tensorrt\" { target = \"l4\"; lora = value; };
+        speculative = value: engine \"tensorrt\" { target = \"l4\"; speculative = value; }; flags = value: drv (e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; flags = value; });
+        servers = value: drv (e.mkGateway { servers = value; });
+      };
+      taken = name: builtins.filter (shape: !fails (calls.\${name} never.\${shape})) (builtins.attrNames never);
+    in builtins.concatMap (name: map (shape: \"\${name}=\${shape}\") (taken name)) (builtins.attrNames calls)" && [ "$(tail -n 1 "$out")" = '[ ]' ]
+}
+
 test_functions_want_a_set_and_their_arguments() {
   with_lib eval "let $shapes
       functions = builtins.filter (name: builtins.substring 0 2 name == \"mk\") (builtins.attrNames e);

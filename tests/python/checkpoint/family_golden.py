@@ -62,15 +62,6 @@ def list_family_conversions() -> list[FamilyConversion]:
     return [FamilyConversion(**row) for row in json.loads((root() / "conversions.json").read_text())]
 
 
-def list_modelopt_exports() -> list[dict[str, Any]]:
-    """Return one row an export by ModelOpt 0.47: architecture, setting, format, ranks, whether it is right.
-
-    The setting ``trt017`` had TensorRT-LLM 0.17 importable, ``alone`` had not.
-    """
-    rows: list[dict[str, Any]] = json.loads((root() / "modelopt.json").read_text())
-    return rows
-
-
 def digest_tensors(path: Path) -> dict[str, list[Any]]:
     """Return name → dtype, shape, digest of a rank file."""
     return {
@@ -125,24 +116,6 @@ def write_excerpt(source: Path, target: Path) -> None:
             for path in sorted((case / "hf").iterdir()):
                 _add(tar, f"families/{case.name}/hf/{path.name}", path.read_bytes())
         _add(tar, "families/conversions.json", json.dumps(rows).encode())
-        _add(tar, "families/modelopt.json", json.dumps(_list_exports(source)).encode())
-
-
-def _list_exports(source: Path) -> list[dict[str, Any]]:
-    found = []
-    for row in json.loads((source / "index.json").read_text()):
-        config = source / row["case"] / "hf/config.json"
-        if row["tool"] == "modelopt" and config.exists():
-            found.append(
-                {
-                    "architecture": json.loads(config.read_text())["architectures"][0],
-                    "setting": "trt017" if row["case"].startswith("modelopt-trt017-") else "alone",
-                    "format": row["format"],
-                    "ranks": row["tp"],
-                    "right": row["result"] == "ok" and not row["known_defect"],
-                }
-            )
-    return found
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

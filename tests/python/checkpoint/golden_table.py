@@ -17,13 +17,17 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[3] / "python")]
 
 from compare import INTENDED, config_differences, ours, tensor_differences
-from family_golden import list_family_conversions, list_modelopt_exports
+from family_golden import list_family_conversions
+from modelopt_golden import FURTHER, ModeloptRow, list_modelopt_rows, root
 from test_golden_families import REFUSED
+from test_modelopt_golden import EFFECTIVE, EQUAL, is_wrong, judge_row, read_architecture
 
 import golden
+from enginix.kinds.registry.model_verdict import list_conversion_obstacles
 from enginix.model.family_rows import list_family_rows
 from enginix.model.number_formats import describe_remedy, read_algorithms
 from enginix.reference.config import ARCHITECTURES
+from enginix.report.kinds import ComparedModel, compare_kinds
 from enginix.tables import load_table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -107,12 +111,13 @@ _LIMITS = {
     "kvReplication": "no more ranks than KV heads",
     "variants": "`--variant` where sizes do not tell",
 }
+# Format of the golden data → its name, and that of `enginix quantize`'s algorithm.
 _MODELOPT_FORMATS = {
-    "none": "none",
-    "fp8": "FP8",
-    "fp8kv": "FP8 with FP8 KV",
-    "int8sq": "INT8 SmoothQuant",
-    "int4awq": "INT4 AWQ",
+    "none": ("FP16, BF16", None),
+    "fp8": ("FP8", "FP8"),
+    "fp8kv": ("FP8 with FP8 KV", "FP8"),
+    "int8sq": ("INT8 SmoothQuant", "W8A8_SQ_PER_CHANNEL"),
+    "int4awq": ("INT4 AWQ", "W4A16_AWQ"),
 }
 
 
@@ -131,8 +136,8 @@ def _count_equal(name: str) -> str:
 
 
 def families() -> str:
-    """Family, format and way: who makes a checkpoint of it."""
-    table, exports = load_table("converters"), list_modelopt_exports()
+    """Architecture and way: who makes a checkpoint of it."""
+    table, exports = load_table("converters"), list_modelopt_rows()
     own = table["converters"]["enginix"]["architectures"]
     names = sorted({*own, *table["refused"]})
     lines = [
@@ -140,20 +145,15 @@ def families() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name in names:
-        native = f"{_count_equal(name)}" if name in own else "no"
         row = table["converters"]["modelopt"]["architectures"].get(name)
         most = f", up to {row['maxTensorParallel']} ranks" if row and row["maxTensorParallel"] else ""
-        done = {
-            e["format"]
-            for e in exports
-            if (e["architecture"], e["setting"]) == (name, "trt017") and e["right"]
-        }
-        formats_ = ", ".join(text for key, text in _MODELOPT_FORMATS.items() if key in done)
+        done = {e.format for e in exports if e.architecture == name and _is_seen(e)}
+        formats_ = "; ".join(text for key, (text, _) in _MODELOPT_FORMATS.items() if key in done)
         script = name in table["converters"]["tensorrt_llm"]["architectures"]
         script_text = "`tensorrt_llm`" if script else "an example script"
         cells = (
             name,
-            native,
+            f"{_count_equal(name)}{_list_quantized(name)}" if name in own else "no",
             "yes" if name in ARCHITECTURES else "no",
             f"unquantized{most}" if row else "no",
             formats_ or "none seen",
@@ -161,6 +161,120 @@ def families() -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _is_seen(row: ModeloptRow) -> bool:
+    """Return whether ModelOpt wrote it rightly, where TensorRT-LLM could be imported."""
+    return row.case.startswith("modelopt-trt017-") and row.directory is not None and not is_wrong(row)
+
+
+def _list_quantized(name: str) -> str:
+    formats = list_family_rows().get(name, {}).get("formats", ())
+    return f"; {', '.join(formats)}, too" if formats else ""
+
+
+# ModelOpt's matrix of what its TensorRT-LLM export supports → architectures that conversion takes, golden
+# cases of that family alone, and the formats that the matrix says no to.
+_SUPPORT_MATRIX: list[tuple[str, tuple[str, ...], str, tuple[str, ...]]] = [
+    ("GPT-2", ("GPT2LMHeadModel",), "*", ("int4awq",)),
+    ("GPT-J", ("GPTJForCausalLM",), "*", ()),
+    ("Llama 2", ("LlamaForCausalLM",), "*", ()),
+    ("Llama 3", ("LlamaForCausalLM",), "*", ("int8sq",)),
+    ("Mistral", ("MistralForCausalLM", "LlamaForCausalLM"), "*", ()),
+    ("Mixtral 8x7B", ("MixtralForCausalLM",), "*", ("int8sq",)),
+    ("Falcon 40B, 180B", ("FalconForCausalLM",), "*falcon40b*", ()),
+    ("Falcon 7B", ("FalconForCausalLM",), "*falcon7b*", ("int4awq",)),
+    ("MPT 7B, 30B", ("MptForCausalLM", "MPTForCausalLM"), "*", ()),
+    ("Baichuan 1, 2", ("BaichuanForCausalLM",), "*", ()),
+    ("ChatGLM 2, 3", ("ChatGLMModel",), "*", ("fp8", "int8sq")),
+    ("Bloom", ("BloomForCausalLM",), "*", ()),
+    ("Phi 1, 2", ("PhiForCausalLM",), "*", ()),
+    ("Phi 3", ("Phi3ForCausalLM",), "*", ()),
+    ("Nemotron 8", ("NemotronForCausalLM",), "*", ("int8sq",)),
+    ("Gemma 2B, 7B", ("GemmaForCausalLM",), "*", ("int8sq",)),
+    ("RecurrentGemma", ("RecurrentGemmaForCausalLM",), "*", ()),
+    ("StarCoder 2", ("Starcoder2ForCausalLM",), "*", ()),
+    ("Qwen 1", ("QWenLMHeadModel",), "*", ()),
+    ("Qwen 1.5", ("Qwen2ForCausalLM",), "*", ()),
+]
+
+
+def matrix() -> str:
+    """Family and format of ModelOpt's own list: who writes it, for which kinds, and by what that is known."""
+    cells: dict[tuple[str, str, str, str], list[str]] = {}
+    for family, architectures_, cases_, unlisted in _SUPPORT_MATRIX:
+        for key, (text, algorithm) in _MODELOPT_FORMATS.items():
+            who, source = _find_writer(architectures_, key, algorithm, cases_)
+            if key in unlisted and "enginix" in who:
+                source += "; not in ModelOpt's list"
+            kinds = _NO_KINDS.get(who) or ", ".join(_list_kinds(architectures_[0], algorithm))
+            assert who and kinds and source, (family, key)
+            cells.setdefault((family, who, kinds, source), []).append(text)
+    lines = ["| family | formats | who | kinds | source |", "|---|---|---|---|---|"]
+    lines += [f"| {f} | {'; '.join(texts)} | {w} | {k} | {s} |" for (f, w, k, s), texts in cells.items()]
+    return "\n".join(lines)
+
+
+_BY_HAND, _NO_TOOL = "ModelOpt before 0.49 beside TensorRT-LLM, by hand", "no tool"
+_NO_KINDS = {_BY_HAND: "tensorrt, as it is", _NO_TOOL: "llmapi at most"}
+
+
+def _list_kinds(architecture: str, algorithm: str | None) -> list[str]:
+    model = ComparedModel("model", architecture, algorithm, None, 1)
+    return [row.kind for row in compare_kinds(model) if row.takes]
+
+
+def _find_writer(
+    architectures_: tuple[str, ...], key: str, algorithm: str | None, cases_: str
+) -> tuple[str, str]:
+    """Return who writes a checkpoint of a family in a format, and the source of that."""
+    name = architectures_[0]
+    rows = [
+        r
+        for r in list_modelopt_rows()
+        if r.architecture in architectures_ and r.format == key and fnmatchcase(r.case, cases_)
+    ]
+    if key == "fp8kv" and not rows:
+        return _find_writer(architectures_, "fp8", algorithm, cases_)
+    if not list_conversion_obstacles(name, algorithm, None, ["enginix"]):
+        if key == "none":
+            counts = (_count_equal(a).split(";")[0] for a in architectures_)
+            return "`enginix`", f"NVIDIA's own conversions, {next(c for c in counts if 'equal' in c)}"
+        return "`enginix quantize`, `enginix`", _find_evidence(rows, name, key)
+    seen = [r for r in rows if _is_seen(r)]
+    if seen:
+        why = next((r.no_unified for r in rows if r.no_unified), None)
+        return _BY_HAND, f"{seen[0].case.removesuffix('-awq')}" + (
+            f"; unified export: {_shorten(why)}" if why else ""
+        )
+    if refused := [r for r in rows if r.error]:
+        return _NO_TOOL, f"{refused[-1].case}: {_shorten(str(refused[-1].error))}"
+    assert name in HUB_CODE, (name, key)
+    return _NO_TOOL, "its code lies on the Hub and is never run here, so ModelOpt cannot load it"
+
+
+def _shorten(text: str) -> str:
+    """Return the first sentence of a refusal, names of tensors left out."""
+    if "not quantized" in text or "kv_cache_quant_algo is None" in text:
+        return "leaves the matrices unquantized"
+    return text.split(". ")[0]
+
+
+HUB_CODE = ("BaichuanForCausalLM", "ChatGLMModel", "QWenLMHeadModel")
+_QUANTIZED_LAYOUTS = "tests/python/checkpoint/test_quantized.py"
+
+
+def _find_evidence(rows: list[ModeloptRow], name: str, key: str) -> str:
+    """Return the case that holds a quantized conversion, the strictest first."""
+    verdicts = {(judge_row(r)[0], r.case) for r in rows if r.directory is not None}
+    for verdict in (EQUAL, EFFECTIVE):
+        if found := sorted(case for v, case in verdicts if v == verdict):
+            return f"{found[0]}: {verdict}"
+    if own := [case for case, f in FURTHER if f == key and read_architecture(root() / case / "hf") == name]:
+        return f"{own[0]}: held to the model before quantization"
+    if key == "int4awq" and name in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
+        return "tests/python/checkpoint/test_modelopt.py: equal by effective weights"
+    return f"{_QUANTIZED_LAYOUTS}: its layout, by a model of random codes"
 
 
 def formats() -> str:
@@ -175,7 +289,7 @@ def formats() -> str:
 # Page below docs/ → its generated parts.
 PAGES = {
     "reference/checkpoints.md": {"architectures": architectures, "formats": formats},
-    "reference/models.md": {"arrangements": arrangements, "families": families},
+    "reference/models.md": {"arrangements": arrangements, "families": families, "matrix": matrix},
     "explanation/conversion.md": {"differences": differences, "cases": cases},
 }
 

@@ -14,6 +14,7 @@ from enginix.compatibility.check import Mismatch, compare_with_machine, require_
 from enginix.errors import EnginixError, MachineError, ManifestError, UsageError
 from enginix.machine import target
 from enginix.machine.driver import Driver
+from enginix.machine.gpu_table import find_gpu, list_gpu_names
 from enginix.machine.target import Machine, MachineGpu, is_version_at_least
 from enginix.manifest import Manifest
 
@@ -166,9 +167,65 @@ def test_parts_of_one_name_and_two_sizes_of_memory() -> None:
     assert named("NVIDIA GeForce RTX 4060 Ti", 89, 8188) == "rtx-4060-ti-8gb"
     assert named("NVIDIA H100 PCIe", 90, 81559) == "h100"
     assert named("NVIDIA GeForce RTX 4090", 89, 24564) == "rtx-4090"
-    # The table lacks it: SM and memory name it, and that name is a target.
+    # The table lacks its memory: the name says it, and is a target.
     name = named("NVIDIA T1000 8GB", 75, 8192)
-    assert name == "sm75-8gb" and target.find_target(name).is_product("NVIDIA T1000 8GB")
+    assert name == "t1000-8gb" and target.find_target(name).is_product("NVIDIA T1000 8GB", 8 << 30)
+
+
+# As nvidia-smi writes them: name, SM, MiB, and the target's name.
+REPORTED = [
+    ("NVIDIA GeForce RTX 5090 D v2", 120, 24463, "rtx-5090-d-v2"),
+    ("NVIDIA GB300-WS", 103, 258048, "gb300-270gb"),
+    ("NVIDIA A10-12Q", 86, 12288, "a10-12gb"),
+    ("GRID A100-10C", 80, 10240, "a100-10gb"),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", 80, 4864, "a100-5gb"),
+    ("NVIDIA H20-3e", 90, 143771, "h20-3e-150gb"),
+    ("NVIDIA RTX PRO 5000 72GB Blackwell", 120, 73415, "rtx-pro-5000-76gb"),
+    ("NVIDIA GeForce RTX 2060", 75, 12288, "rtx-2060-12gb"),
+    ("NVIDIA GeForce RTX 2060", 75, 6144, "rtx-2060"),
+    ("NVIDIA GeForce RTX 4090", 89, 49140, "rtx-4090-51gb"),
+    ("NVIDIA GH200 480GB", 90, 97871, "gh200"),
+    ("NVIDIA GH200 144G HBM3e", 90, 146831, "gh200-153gb"),
+    ("NVIDIA GB10", 121, 122502, "gb10"),
+    ("NVIDIA GB200", 100, 189471, "gb200"),
+    ("NVIDIA B300 SXM6 AC", 103, 275040, "b300"),
+    ("NVIDIA RTX A5500 Laptop GPU", 86, 16384, "rtx-a5500-laptop-17gb"),
+    ("NVIDIA RTX 4000 SFF Ada Generation", 89, 20475, "rtx-4000-sff-ada"),
+    ("NVIDIA H200", 90, 143771, "h200"),
+    ("Tesla T4", 75, 15360, "t4"),
+    ("Orin (nvgpu)", 87, 62841, "sm87-65gb"),
+    ("NVIDIA Graphics Device", 120, 16000, "sm120-16gb"),
+]
+
+
+@pytest.mark.parametrize(("reported", "sm", "mib", "name"), REPORTED)
+def test_a_gpu_is_named_by_its_own_memory(reported: str, sm: int, mib: int, name: str) -> None:
+    assert target.name_target(MachineGpu(0, reported, "GPU-0", sm, mib << 20, mib << 20)) == name
+    assert find_gpu(name).sm == sm
+
+
+@given(row=st.sampled_from(list_gpu_names()), mib=st.integers(1 << 10, 1 << 19))
+def test_a_name_never_promises_memory_that_the_machine_lacks(row: str, mib: int) -> None:
+    """Whatever a driver reports beside a product's name: the target has no more than a tenth beyond it."""
+    known = find_gpu(row)
+    gpu = MachineGpu(0, known.product, "GPU-0", known.sm, mib << 20, mib << 20)
+    found = find_gpu(target.name_target(gpu))
+    assert found.sm == gpu.sm
+    assert found.memory <= gpu.total * (1.2 if found.unified else 1.07)
+    assert found.memory > gpu.total * 0.9 - 10**9
+
+
+def test_nvidia_smi_without_devices(tmp_path) -> None:
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "nvidia-smi"
+    for status in (0, 6):
+        program.write_text(f"#!/bin/sh\necho 'No devices were found'; exit {status}\n")
+        program.chmod(0o755)
+        with pytest.raises(MachineError, match="no GPU is visible"):
+            target.probe_machine(Driver(tmp_path))
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    with pytest.raises(MachineError, match="exit status 9: NVIDIA-SMI has failed"):
+        target.probe_machine(Driver(tmp_path))
 
 
 @pytest.mark.parametrize(

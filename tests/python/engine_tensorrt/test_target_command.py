@@ -46,3 +46,27 @@ def test_a_name_of_several_memories_is_listed_whole_and_noted(tmp_path, capsys) 
         main(["plan", lock, "--target", name, "--offline"])
         errors = capsys.readouterr().err
         assert ("was taken for" in errors) == (note is not None) and (note or "") in errors
+
+
+def test_a_plan_without_a_kind_is_for_one_that_the_gpu_runs(capsys) -> None:
+    lock = str(Path(__file__).parents[2] / "models" / "tiny-qwen3.lock.json")
+    for name, kind in (
+        ("h200", "tensorrt"),
+        ("jetson-t5000", "edgellm"),
+        ("sm107-288gb", "llmapi"),
+        ("t4", "reference"),
+    ):
+        assert main(["plan", lock, "--target", name, "--offline", "--json"]) == 0
+        answer = capsys.readouterr()
+        assert json.loads(answer.out)["kind"] == kind
+        assert (f"planned for kind {kind}" in answer.err) == (kind != "tensorrt")
+
+
+def test_a_gpu_that_is_too_old_is_no_target(driver, capsys) -> None:
+    root = driver()
+    program = root / "bin" / "nvidia-smi"
+    row = "0, NVIDIA GeForce GTX 1080 Ti, GPU-0, 6.1, 11264, 11000, 580.95.05"
+    program.write_text(f'#!/bin/sh\ncase $1 in *compute-apps*) ;; *) echo "{row}" ;; esac\n')
+    assert main(["target", "--this-machine", "--driver", str(root)]) == 0
+    listing = capsys.readouterr().out
+    assert "no target: target 'sm61-11gb': SM 61 is before SM 70" in listing and 'kind "reference"' in listing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -11,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from enginix import letter_case
 from enginix.errors import UsageError
 from enginix.kinds.llmapi import llmapi_engine
+from enginix.kinds.registry import KIND_NAMES
 from enginix.kinds.tensorrt.build import options
 from enginix.kinds.tensorrt.build.effective_build import parse_arguments
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
 from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
 from enginix.kinds.tensorrt.build.request import BuildRequest, predict_effective_build
 from enginix.machine.gpu_table import find_gpu
+from enginix.machine.kind_support import explain_unsupported_gpu, list_running_kinds
 from enginix.machine.target import find_target
 from enginix.runtime import table as runtimes
-from enginix.runtime.preflight import check_support
+from enginix.runtime.preflight import check_support, require_kind_support
 from enginix.runtime.unlisted import make_unlisted_row
 from enginix.tables import load_table
 from golden_requests import golden_rows
@@ -129,11 +134,63 @@ GPU_NAMES = [
         "NVIDIA L4 Tensor Core GPU",
         "rtx_5080 16gb",
     ),
+    # Kubernetes' label nvidia.com/gpu.product, clouds, vGPU profiles, slices of MIG.
+    *("NVIDIA-A100-SXM4-80GB-SHARED", "NVIDIA-L40S-SHARED", "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"),
+    *("NVIDIA-A100-SXM4-80GB-MIG-1g.10gb.me", "NVIDIA-A100-SXM4-80GB-MIG-3g.40gb", "NVIDIA-H100-80GB-HBM3"),
+    *("nvidia-h100-mega-80gb", "nvidia-tesla-t4", "nvidia-tesla-a100", "nvidia-a100-80gb"),
+    *("nvidia-h200-141gb", "nvidia-rtx-pro-6000", "nvidia-gb200", "nvidia-b200", "nvidia-l4"),
+    *(
+        "A10-12Q",
+        "NVIDIA A10-24Q",
+        "GRID A100-10C",
+        "NVIDIA A100-4-20C",
+        "L40S-48Q",
+        "NVIDIA RTX6000-Ada-48Q",
+    ),
+    *("B300 SXM6 AC", "NVIDIA GH200 144G HBM3e", "NVIDIA H20-3e", "NVIDIA A800 40GB Active", "A100 80G"),
+    *(
+        "RTX6000Ada",
+        "rtxpro6000",
+        "RTXA6000",
+        "4070tisuper",
+        "5090dv2",
+        "RTX 5090 D v2",
+        "H100SXM5",
+        "h100pcie",
+    ),
+    *(
+        "NVIDIA RTX 5000 Ada Generation Laptop GPU",
+        "NVIDIA RTX A5500 Laptop GPU",
+        "NVIDIA RTX PRO 5000 Blackwell Generation Laptop GPU",
+        "rtx4090laptop",
+    ),
+    *(
+        "rtx 4090 48GB",
+        "a16-16gb",
+        "a100-40gb-40gb",
+        "sm130-64gb-unlisted",
+        "sm130-unlisted",
+        "jetson-t4000-64gb",
+    ),
 ]
 # What is another part than the name's beginning.
 TOLD_APART = {
-    "RTX PRO 5000 72GB": ("sm120-72gb", 72 * 10**9),
+    "RTX PRO 5000 72GB": ("rtx-pro-5000-72gb", 72 * 10**9),
     "NVIDIA GH200 480GB": ("gh200", 96 * 10**9),
+    "NVIDIA GH200 144G HBM3e": ("gh200-144gb", 144 * 10**9),
+    "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb": ("a100-5gb", 5 * 10**9),
+    # Forty gigabytes of the larger part, whose other half has another engine's memory.
+    "NVIDIA-A100-SXM4-80GB-MIG-3g.40gb": ("a100-40gb", 40 * 10**9),
+    "NVIDIA-A100-SXM4-80GB-SHARED": ("a100-80gb", 80 * 10**9),
+    "nvidia-h100-mega-80gb": ("h100", 80 * 10**9),
+    "A10-12Q": ("a10-12gb", 12 * 10**9),
+    "NVIDIA A10-24Q": ("a10", 24 * 10**9),
+    "NVIDIA A100-4-20C": ("a100-20gb", 20 * 10**9),
+    "NVIDIA RTX 5000 Ada Generation Laptop GPU": ("rtx-5000-ada-laptop", 0),
+    "RTX 5090 D v2": ("rtx-5090-d-v2", 24 * 10**9),
+    "RTX6000Ada": ("rtx-6000-ada", 48 * 10**9),
+    "rtx 4090 48GB": ("rtx-4090-48gb", 48 * 10**9),
+    "sm130-64gb-unlisted": ("sm130-64gb-unlisted", 64 * 10**9),
     "H100 80GB": ("h100", 80 * 10**9),
     "A100 80GB": ("a100-80gb", 80 * 10**9),
     "RTX 3060": ("rtx-3060-8gb", 8 * 10**9),
@@ -152,6 +209,15 @@ UNKNOWN_GPU_NAMES += [
     "rtx 4071 16gb",
     "laptop",
     "ti",
+]
+# No GPU has these SMs.
+UNKNOWN_GPU_NAMES += [
+    "sm95-16gb",
+    "sm999-16gb",
+    "sm130-64gb",
+    "sm104",
+    "sm61-8gb-unlisted",
+    "sm89-16gb-listed",
 ]
 UNKNOWN_GPU_NAMES += [
     "RTX 6000",
@@ -180,6 +246,115 @@ def test_gpu_names(tmp_path: Path) -> None:
     assert [n for n in UNKNOWN_GPU_NAMES if known[n] is not None] == []
     for name, (row, memory) in TOLD_APART.items():
         assert (find_gpu(name).name, find_gpu(name).memory) == (row, memory), name
+
+
+# What drivers, clouds and people write around a part's name.
+DECORATIONS = ["{}", "NVIDIA {}", "nvidia-{}-shared", "{} 48GB", "{}-12q", "{} Laptop GPU", "{}-mig-1g.10gb"]
+DECORATIONS += ["{}ti", "{} 80g", "rtx{}", "grid {}-2-8c", "{}-unlisted", "{}_sxm5", "Tesla {}-16gb", "{}d"]
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    names=st.lists(
+        st.builds(
+            str.format,
+            st.sampled_from(DECORATIONS),
+            st.sampled_from([*load_table("gpus")["gpus"], *GPU_NAMES])
+            | st.from_regex("sm[0-9]{2,3}", fullmatch=True),
+        ),
+        min_size=100,
+        max_size=200,
+    )
+)
+def test_any_name_is_read_or_refused_in_both(tmp_path_factory: Any, names: list[str]) -> None:
+    shown = "{ inherit (g) name sm; memory = check.plan.memoryOf g; kinds = check.kindSupport.running g; }"
+    expression = f'map (n: value (let g = check.gpus.find "e" n; in {shown})) data'
+    nix = evaluate(expression, names, tmp_path_factory.mktemp("names"))
+
+    def describe(name: str) -> dict[str, Any]:
+        row = find_gpu(name)
+        kinds = list_running_kinds(row)
+        return {"name": row.name, "sm": row.sm, "memory": row.memory or None, "kinds": kinds}
+
+    assert nix == [said(lambda n=n: describe(n)) for n in names]
+    for row in filter(None, nix):  # the name that is written into a manifest is a name
+        assert find_gpu(row["name"]).memory == (row["memory"] or 0), row
+
+
+def test_kinds_on_gpus(tmp_path: Path) -> None:
+    """Both refuse the same kinds on the same GPUs with the same releases, and name the same way out."""
+    gpus = [*load_table("gpus")["gpus"], "sm72-16gb", "sm88-16gb", "sm130-16gb-unlisted", "rtx-4090-48gb"]
+    versions = [None, "1.2.1", "1.3.0rc20", "1.4.0rc0", "1.4.0", "1.10.0rc1"]
+    cases = list(itertools.product(KIND_NAMES, gpus, versions))
+    data = [{"kind": k, "gpu": g, "version": v} for k, g, v in cases]
+    nix = evaluate(
+        'map (c: check.kindSupport.explain c.kind (check.gpus.find "e" c.gpu) c.version) data', data, tmp_path
+    )
+    for case, theirs in zip(cases, nix, strict=True):
+        kind, name, version = case
+        ours = explain_unsupported_gpu(kind, find_gpu(name), version)
+        assert (ours is None) == (theirs is None), case
+        if ours is not None:  # the same kinds, or the same release
+            assert re.findall(r'"([a-z]+)"', ours.fix) == re.findall(
+                r'"([a-z]+)"', theirs.split(" Use ")[1]
+            ), case
+            assert re.findall("trtllm-[0-9a-z.]+", ours.fix) == re.findall("trtllm-[0-9a-z.]+", theirs), case
+    assert nix[cases.index(("llmapi", "t4", None))] is not None
+    assert nix[cases.index(("llmapi", "vr200", "1.2.1"))] is not None
+    assert nix[cases.index(("llmapi", "vr200", "1.4.0rc0"))] is None
+
+
+def test_nvfp4_without_its_hardware(tmp_path: Path) -> None:
+    """A runtime that has Marlin's kernels on an SM is taken, in both; an older one is refused."""
+    cases = list(
+        itertools.product(
+            ["NVFP4", "FP8", None], ["h200", "l40s", "a100-80gb", "b200", "rtx-4090-48gb"],
+            ["trtllm-1.1.0", "trtllm-1.2.1", "trtllm-1.3.0rc20", "trtllm-1.3.0rc29", "trtllm-1.4.0rc1"],
+            ["bfloat16", "float16", None],
+        )
+    )  # fmt: skip
+    data = [{"format": f, "gpu": g, "runtime": r, "dtype": d} for f, g, r, d in cases]
+    rows = f"(lib.importJSON {ROOT}/python/enginix/data/runtime/runtimes.json).runtimes"
+    nix = evaluate(
+        f"""map (c: let gpu = check.gpus.find "e" c.gpu; in accepts [
+          (check.target.computes "e" c.format gpu)
+          (check.target.fallback "e" c.format gpu ({rows}.${{c.runtime}} // {{ id = c.runtime; }}) c.dtype)
+        ]) data""",
+        data,
+        tmp_path,
+    )
+
+    def resolve(format_: str | None, gpu: str, runtime: str, dtype: str | None) -> bool:
+        found = runtimes.find_runtime(runtime, "llmapi")
+        try:
+            llmapi_engine.resolve_format_arguments(find_target(gpu), found, format_, dtype, False)
+        except UsageError:
+            return False
+        return True
+
+    ours = [resolve(*case) for case in cases]
+    assert nix == ours
+    taken = dict(zip(cases, ours, strict=True))
+    assert taken["NVFP4", "h200", "trtllm-1.3.0rc20", "bfloat16"]
+    assert not taken["NVFP4", "h200", "trtllm-1.2.1", "bfloat16"]
+    assert not taken["NVFP4", "h200", "trtllm-1.4.0rc1", "float16"]
+    assert not taken["NVFP4", "l40s", "trtllm-1.3.0rc20", "bfloat16"]
+    assert taken["NVFP4", "l40s", "trtllm-1.4.0rc1", None]
+    assert not taken["NVFP4", "a100-80gb", "trtllm-1.4.0rc1", None]
+
+
+def test_marlins_arguments_are_written() -> None:
+    runtime = runtimes.find_runtime("trtllm-1.4.0rc1", "llmapi")
+
+    def resolve(gpu: str, has_experts: bool) -> dict[str, Any]:
+        return llmapi_engine.resolve_format_arguments(
+            find_target(gpu), runtime, "NVFP4", "bfloat16", has_experts
+        )
+
+    dense = {"nvfp4_gemm_config": {"allowed_backends": ["marlin"]}}
+    assert resolve("h200", False) == dense
+    assert resolve("h200", True) == {**dense, "moe_config": {"backend": "MARLIN"}}
+    assert resolve("b200", True) == {}
 
 
 _LIKE = {"like": "trtllm-1.4.0rc1", "image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2"}
@@ -273,7 +448,12 @@ def test_support(tmp_path: Path) -> None:
         cells,
         tmp_path,
     )
-    mine = [said(lambda c=c: check_support(c[0], c[1], c[2], find_target(c[3]))) is not None for c in cells]
+
+    def check_cell(quantization: str | None, cache: str | None, architecture: str, name: str) -> list[str]:
+        require_kind_support("tensorrt", find_target(name))
+        return check_support(quantization, cache, architecture, find_target(name))
+
+    mine = [said(lambda c=c: check_cell(*c)) is not None for c in cells]
     assert nix == mine and True in mine and False in mine
 
 

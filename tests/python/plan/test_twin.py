@@ -230,7 +230,21 @@ def test_unknown_facts_are_no_refusal() -> None:
     told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
     gpu = 'name = "g"; sm = 90; memoryGB'
     assert check(f'check.plan.fits "f" (removeAttrs ({told}) [ "layers" ]) {{ {gpu} = 1; }} {{ }}') is None
-    assert check(f'check.plan.fits "f" ({told}) {{ {gpu} = null; }} {{ }}') is None
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+@pytest.mark.parametrize("function", ["plan", "edgellmPlan"])
+def test_a_gpu_of_unknown_memory_is_asked_for_it(function: str) -> None:
+    told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
+    limits = "{ maxInputLen = 512; maxBatchSize = 1; maxKvCacheCapacity = 1024; }"
+    for gpu, way in (("a16", 'gpu = "a16"; memoryGB'), ("sm86", "sm = 86; memoryGB")):
+        found = f'(check.gpus.find "f" "{gpu}")'
+        with pytest.raises(AssertionError) as refused:
+            check(f'check.{function}.fits "mkEngine" ({told}) {found} {limits}')
+        assert f'the memory of target "{gpu}" is not known' in str(refused.value)
+        assert way in str(refused.value)
+    named = '(check.gpus.find "f" (check.engine.target "f" { gpu = "a16"; memoryGB = 64; }).gpu)'
+    assert check(f'check.{function}.fits "mkEngine" ({told}) {named} {limits}')["fits"] is True
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
@@ -264,8 +278,10 @@ def test_every_format_runs_on_the_same_gpus_in_both(kind: str, function: str) ->
           read = path: builtins.fromJSON (builtins.readFile ({ROOT}/python/enginix/data + path));
           gpus = (read "/machine/gpus.json").gpus;
           algorithms = (read "/models/number_formats.json").algorithms;
-          takes = format: gpu: (builtins.tryEval
-            (check.target.{function} "f" format (gpus.${{gpu}} // {{ name = gpu; }}))).success;
+          takes = format: name: let
+            gpu = gpus.${{name}} // {{ inherit name; }};
+            required = check.kindSupport.require "f" "{kind}" gpu null;
+          in (builtins.tryEval (builtins.seq required (check.target.{function} "f" format gpu))).success;
           names = builtins.attrNames gpus;
         in builtins.mapAttrs (format: _: builtins.filter (takes format) names) algorithms"""
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.cli import main
@@ -86,6 +86,51 @@ def test_edgellm_runs_where_the_wheel_has_a_payload() -> None:
     assert "b200" in row.targets and "gb200" not in row.targets and "gb10" in row.targets
     (reason,) = find_edgellm_obstacles("Qwen3ForCausalLM", "NO_QUANT", find_target_gpu("gb200"))
     assert "no payload for SM 100 on aarch64 (gb200)" in reason
+    assert 'use kind "tensorrt" or "llmapi" or "reference"' in reason
+
+
+@pytest.mark.parametrize("kind", [k for k in KIND_NAMES if k != "reference"])
+@pytest.mark.parametrize(
+    "target", ["t4", "gtx-1660", "jetson-t5000", "gb200", "vr200", "h200", "l40s", "sm87-65gb"]
+)
+def test_a_refusal_names_kinds_that_do_run(kind: str, target: str) -> None:
+    rows = {
+        row.kind: row
+        for row in compare_kinds(ComparedModel("m", "Qwen3ForCausalLM", None, "bfloat16", 1), target)
+    }
+    running = [name for name in KIND_NAMES if rows[name].takes is not False]
+    if kind not in running:
+        assert (
+            rows[kind]
+            .why[0]
+            .endswith(
+                f"(fix: use kind {' or '.join(f'{chr(34)}{k}{chr(34)}' for k in running)}, or another GPU)"
+            )
+        )
+
+
+def test_sms_of_kinds_are_those_of_their_tables() -> None:
+    kinds, systems = load_table("engine_kinds")["kinds"], ("x86_64-linux", "aarch64-linux")
+    payloads = {s: {p["sm"] for p in load_table("edgellm")["payloads"] if p["system"] == s} for s in systems}
+    assert {s: set(kinds["edgellm"]["sms"][s]) for s in systems} == payloads
+    assert kinds["rtx"]["sms"]["x86_64-linux"] == load_table("rtx")["formats"]["taken"]["NO_QUANT"]
+    sources = load_table("engine_kinds")["sources"]
+    named = [row["sources"] for row in (*kinds.values(), *load_table("engine_kinds")["withoutTensorrtLlm"])]
+    assert {key for row in named for key in row} == set(sources)
+
+
+@settings(deadline=None)
+@given(
+    quantization=st.sampled_from(["NO_QUANT", *load_table("number_formats")["algorithms"]]),
+    target=st.sampled_from([*GPUS, "sm87-65gb", "sm75-16gb", "sm120-12gb", "rtx-4090-48gb"]),
+)
+def test_plan_and_compare_agree_on_llmapi(quantization: str, target: str) -> None:
+    model = ComparedModel("m", "Qwen3ForCausalLM", quantization, "bfloat16", 9)
+    row = {row.kind: row for row in compare_kinds(model, target)}["llmapi"]
+    sizes = ModelSizes(1, 1, 1, 1, 1, 1, 1, 1, quantization=quantization)
+    obstacles = find_model_obstacles("llmapi", "Qwen3ForCausalLM", quantization)
+    obstacles += find_format_obstacles(sizes, find_target_gpu(target), "llmapi")
+    assert (row.takes is False) == bool(obstacles)
 
 
 def judge(kind: str, architecture: str | None, quantization: str | None, **more: str) -> KindRow:
@@ -96,8 +141,17 @@ def judge(kind: str, architecture: str | None, quantization: str | None, **more:
 @pytest.mark.parametrize(
     ("quantization", "target", "runs"),
     [
-        ("NVFP4", "h200", False),
+        # By Marlin kernels, from TensorRT-LLM 1.3.0rc20 on; nothing before Ada has them.
+        ("NVFP4", "h200", True),
+        ("NVFP4", "l40s", True),
+        ("NVFP4", "a100-80gb", False),
         ("NVFP4", "b200", True),
+        # No code for Turing, Volta and Jetson.
+        (None, "t4", False),
+        (None, "v100-32gb", False),
+        (None, "jetson-agx-orin-64gb", False),
+        (None, "jetson-t5000", False),
+        (None, "vr200", True),
         # TensorRT-LLM's hardware matrix: block-scaled FP8 from Hopper on, MXFP4 on Blackwell.
         ("W4A8_MXFP4_FP8", "h200", False),
         ("W4A8_MXFP4_FP8", "rtx-5090", True),
@@ -125,7 +179,7 @@ def test_llmapi_does_not_take_what_the_table_says_it_does_not(name: str) -> None
     assert row.takes is None or (row.targets == () and name in row.why[0])
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in list_kinds() if kind.unserved_reason is None])
+@pytest.mark.parametrize("kind", [kind.name for kind in list_kinds() if kind.unplanned_reason is None])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
     row = judge(kind, "Qwen3ForCausalLM", name)
@@ -154,7 +208,8 @@ def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
         ("Gemma3ForCausalLM", None, None, "no converter takes Gemma3ForCausalLM"),
         ("DeepseekV2ForCausalLM", None, None, "latent projections"),
         ("ArcticForCausalLM", None, None, "is not converted"),
-        ("Gemma2ForCausalLM", "FP8", None, "takes Gemma2ForCausalLM unquantized"),
+        ("CohereForCausalLM", "FP8", None, "takes CohereForCausalLM unquantized"),
+        ("Gemma2ForCausalLM", "NVFP4", None, "takes Gemma2ForCausalLM in FP8, in W8A8_SQ_PER_CHANNEL"),
         ("MixtralForCausalLM", "W4A16_AWQ", None, "for dense models"),
     ],
 )
@@ -172,8 +227,9 @@ def test_an_architecture_of_another_converter_is_taken_unquantized() -> None:
     assert judge("reference", "GPT2LMHeadModel", None).takes
     (why,) = judge("reference", "ChatGLMModel", None).why
     assert why == "the reference executor does not compute ChatGLMModel"
-    (why,) = judge("tensorrt", "GPT2LMHeadModel", "FP8").why
-    assert why == "converter enginix takes GPT2LMHeadModel unquantized, and this one is FP8"
+    assert judge("tensorrt", "GPT2LMHeadModel", "FP8").takes
+    (why,) = judge("tensorrt", "BloomForCausalLM", "FP8").why
+    assert why == "converter enginix takes BloomForCausalLM unquantized, and this one is FP8"
 
 
 def test_what_nobody_takes_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

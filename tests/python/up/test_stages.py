@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import shutil
@@ -15,12 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from enginix.cli import main
+from enginix import optional_libraries
+from enginix.cli import COMMANDS, main
 from enginix.errors import UsageError
+from enginix.gateway.spec import read_gateway_spec
 from enginix.hub.lock import read_lock
 from enginix.up import session, stages
 from enginix.up.session import RunLog, StageFailed, StageRecord, run_stages
-from enginix.up.stages import Stage, UpRequest, format_nix, name_model, plan_stages
+from enginix.up.stages import Stage, UpRequest, format_nix, name_model, plan_server, plan_stages
 from environments import environment
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +42,7 @@ def test_the_stages_of_each_request(request_of_lock: UpRequest, tmp_path: Path) 
         return [stage.name for stage in plan_stages(request, tmp_path)]
 
     assert names(request_of_lock) == ["fetch", "convert", "build", "triton-repo"]
-    assert names(replace(request_of_lock, kind="llmapi")) == ["fetch", "build", "triton-repo"]
+    assert names(replace(request_of_lock, kind="llmapi")) == ["fetch", "build"]
     quantized = replace(request_of_lock, format="fp8")
     assert names(quantized) == ["fetch", "calibrate", "quantize", "convert", "build", "triton-repo"]
     assert names(replace(quantized, lock=None, source=MODEL, calibration=MODEL))[0] == "quantize"
@@ -136,6 +140,42 @@ def test_the_nix_expression_has_every_option(request_of_lock: UpRequest) -> None
     described = replace(request_of_lock, kind="llmapi", build_options=("--runtime", "/a/own.json"))
     assert "runtime" in (plain := format_nix(described, LOCK.name)) and "/a/own.json" in plain
     assert "gates" not in plain and "target" not in plain
+
+
+@pytest.mark.parametrize("kind", ["reference", "llmapi", "tensorrt"])
+def test_the_server_behind_the_gateway(request_of_lock: UpRequest, kind: str, tmp_path: Path) -> None:
+    """As mkGateway has it: Triton for kind reference, trtllm-serve for the others; --print-nix as well."""
+    request = replace(request_of_lock, kind=kind, serve_options=("--rootfs", "/image"))
+    plan = plan_server(request, tmp_path, 8123)
+    is_triton = kind == "reference"
+    assert ("mkTritonServer" in format_nix(request, LOCK.name).split("let")[1]) is is_triton
+    assert plan.words[0] == ("serve" if is_triton else "runner")
+    assert (plan.backend["kind"], "triton-repo" in [s.name for s in plan_stages(request, tmp_path)]) == (
+        ("triton", True) if is_triton else ("openai", False)
+    )
+    command, *words = plan.words
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(f"enginix.cli.{COMMANDS[command][0]}").add_arguments(parser)
+    assert str(parser.parse_args(words).rootfs) == "/image"
+    (tmp_path / "gateway.json").write_text(
+        json.dumps({"version": 1, "name": "n", "models": {"n": [plan.backend]}})
+    )
+    assert read_gateway_spec(tmp_path / "gateway.json").models
+
+
+def test_all_that_is_missing_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINIX_GATEWAY_PYTHON", sys.executable)
+    monkeypatch.delenv("ENGINIX_TRITONSERVER", raising=False)
+    monkeypatch.setattr(optional_libraries, "find_spec", lambda name: None if name == "modelopt" else name)
+    assert main(["up", str(MODEL), "--format", "fp8"]) == 5
+    error = capsys.readouterr().err
+    for part in ("extra 'gateway'", "no tritonserver is named", "modelopt is not installed"):
+        assert part in error
+    assert error.count("\n       ") >= 2 and not list(tmp_path.iterdir())
 
 
 def test_a_missing_gateway_is_told_before_any_work(

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine, checkpoint or model; or one lock file",
     )
     parser.add_argument(
-        "--target", metavar="GPU", help="for one model: GPU to check kinds against (data/machine/gpus.json)"
+        "--target", metavar="GPU", help="for one model: GPU to check kinds against (enginix target)"
     )
     parser.add_argument(
         "--speed", type=Path, metavar="JSON", help="for artefacts: file with measured tokens per second"
@@ -95,20 +95,20 @@ def _compare_kinds(args: argparse.Namespace) -> int:
     head = f"{model.name}: {model.architecture}, {model.quantization or 'not quantized'}"
     console.print_result(
         {"model": model.name, "target": args.target, "kinds": [row.as_json() for row in rows]},
-        "\n".join([head, *map(_format_kind, rows)]),
+        "\n".join([head, *(_format_kind(row, args.target) for row in rows)]),
         as_json=args.json,
     )
     return EXIT_OK if any(row.takes for row in rows) else EXIT_CHECK_FAILED
 
 
-def _format_kind(row: KindRow) -> str:
+def _format_kind(row: KindRow, target: str | None) -> str:
     verdict = {True: "yes", False: "no", None: "maybe"}[row.takes]
     lines = [
         f"{row.kind}: {verdict}{'; ' * bool(row.why)}{'; '.join(row.why)}",
         f"  is      {row.described['is']}",
     ]
     if row.takes is not False:
-        runs = "any machine, CPU or GPU" if row.targets is None else ", ".join(row.targets)
+        runs = "any machine, CPU or GPU" if row.targets is None else target or ", ".join(row.targets)
         lines += [
             f"  size    about {console.format_bytes(row.size)}",
             f"  build   {row.described['build']}",

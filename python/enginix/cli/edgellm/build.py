@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="the model that was exported"
     )
-    parser.add_argument("--target", required=True, metavar="GPU", help="GPU of data/machine/gpus.json")
+    parser.add_argument("--target", required=True, metavar="GPU", help="GPU (enginix target)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
     parser.add_argument("--name", help="name of the engine (default: the export's)")
     parser.add_argument(

@@ -40,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=KIND_NAMES,
-        default="tensorrt",
-        help="kind of engine (default: tensorrt)",
+        help="kind of engine (default: tensorrt where it runs on the GPU, else llmapi, edgellm or reference)",
     )
     parser.add_argument(
         "--tensor-parallel", "--tp", type=int, default=1, metavar="N", help="tensor ranks (default: 1)"
@@ -92,8 +91,9 @@ def run(args: argparse.Namespace) -> int:
     from enginix.kinds.planning.plan_text import render_plan
     from enginix.kinds.planning.planner import PlanRequest
 
+    gpu = _resolve_gpu(args)
     request = PlanRequest(
-        kind=args.kind,
+        kind=args.kind or _choose_kind(gpu),
         tensor_parallel=args.tensor_parallel,
         pipeline_parallel=args.pipeline_parallel,
         max_batch_size=args.max_batch_size,
@@ -104,9 +104,19 @@ def run(args: argparse.Namespace) -> int:
         kv_cache=args.kv_cache,
         dtype=args.dtype,
     )
-    memory_plan = _plan_memory(args, request, _resolve_gpu(args))
+    memory_plan = _plan_memory(args, request, gpu)
     console.print_result(memory_plan.as_json(), render_plan(memory_plan), as_json=args.json)
     return EXIT_OK if memory_plan.fits else EXIT_CHECK_FAILED
+
+
+def _choose_kind(gpu: TargetGpu) -> str:
+    """Return the kind of a request without --kind; says so where it is not tensorrt."""
+    from enginix.machine.kind_support import choose_planned_kind
+
+    kind = choose_planned_kind(gpu)
+    if kind != "tensorrt":
+        console.print_message(f"note: planned for kind {kind}, as kind tensorrt does not run on {gpu.name}")
+    return kind
 
 
 def _resolve_gpu(args: argparse.Namespace) -> TargetGpu:

@@ -18,9 +18,10 @@ from typing import Any
 
 from enginix import console
 from enginix.console import format_bytes
-from enginix.errors import EXIT_OK, MachineError
+from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.machine import driver
 from enginix.machine.gpu_table import find_gpu, list_gpu_names, list_sizes
+from enginix.machine.kind_support import has_code, list_running_kinds
 from enginix.machine.target import Machine, Target, find_target, name_target, probe_machine
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.tables import load_table
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         machine = probe_machine(driver.find_driver(args.driver))
     except MachineError as e:
+        if args.driver is not None:
+            raise
         console.print_message(f"note: {e.what}")
     rows = [_target_row(t, machine) for t in chosen]
     lines = [_format_target(row) for row in rows]
@@ -59,15 +62,23 @@ def _print_this_machine(args: argparse.Namespace) -> int:
     """Print the target of each GPU that is here; fails where the driver tells none."""
     machine = probe_machine(driver.find_driver(args.driver))
     names = {gpu.index: name_target(gpu) for gpu in machine.gpus}
+    refusals: dict[int, str] = {}
+    for gpu in machine.gpus:
+        try:
+            find_gpu(names[gpu.index])
+        except UsageError as e:
+            refusals[gpu.index] = f"{e.what} (fix: {e.fix})"
     lines = [
-        f"{names[gpu.index]:<16} GPU {gpu.index}: {gpu.name}, SM {gpu.sm}, {format_bytes(gpu.total)}"
+        f"{'-' if gpu.index in refusals else names[gpu.index]:<16} GPU {gpu.index}: {gpu.name}, SM {gpu.sm}, "
+        f"{format_bytes(gpu.total)}{'; no target: ' if gpu.index in refusals else ''}"
+        f"{refusals.get(gpu.index, '')}"
         for gpu in machine.gpus
     ]
     listing = {
         "driver": machine.driver,
         "gpus": [
             {
-                "target": names[gpu.index],
+                "target": None if gpu.index in refusals else names[gpu.index],
                 "index": gpu.index,
                 "product": gpu.name,
                 "sm": gpu.sm,
@@ -91,11 +102,11 @@ def _target_row(gpu_target: Target, machine: Machine | None) -> dict[str, Any]:
         "memory": row.memory or None,
         "unified": row.unified,
         "formats": list(row.formats),
+        "kinds": list_running_kinds(row),
         "tensorrtFormats": [
             f
             for f in row.formats
-            if row.sm >= load_table("engine_support")["engineSm"]["least"]
-            and supports_sm(algorithms[representatives[f]], row.sm)
+            if has_code("tensorrt", row) and supports_sm(algorithms[representatives[f]], row.sm)
         ],
         "here": sum(g.sm == row.sm and gpu_target.is_product(g.name, g.total) for g in machine.gpus)
         if machine
@@ -108,7 +119,11 @@ def _format_target(row: dict[str, Any]) -> str:
     memory = format_bytes(row["memory"]) if row["memory"] else "memory unknown"
     shared = ", shared with the CPU" if row["unified"] else ""
     lacking = [f for f in row["formats"] if f not in row["tensorrtFormats"]]
-    refused = f"; engines of kind tensorrt take no {', '.join(lacking)}" if lacking else ""
+    refused = ""
+    if "tensorrt" not in row["kinds"]:
+        refused = f"; kinds: {', '.join(row['kinds'])}"
+    elif lacking:
+        refused = f"; engines of kind tensorrt take no {', '.join(lacking)}"
     presence = f"  ← {row['here']} here" if row["here"] else ""
     return console.wrap_line(
         f"{row['name']:<16} SM {row['sm']:<4} {memory + shared:<14} {row['part']:<12} "

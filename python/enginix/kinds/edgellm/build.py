@@ -35,6 +35,7 @@ from enginix.kinds.edgellm.unsupported_models import (
     require_direct_reading,
 )
 from enginix.machine.gpu_table import find_gpu
+from enginix.machine.kind_support import DescribedGpu, list_running_kinds
 from enginix.manifest import Manifest
 from enginix.model.identity import require_same_model
 from enginix.model.jsonfile import read_object
@@ -136,6 +137,14 @@ def explain_missing_payload(sm: int, target: str, system: str) -> str | None:
     )
 
 
+def describe_other_ways(gpu: DescribedGpu) -> str:
+    """Return what to do where the wheel has no payload for a GPU."""
+    others = " or ".join(f'"{kind}"' for kind in list_running_kinds(gpu) if kind != "edgellm")
+    if gpu.sm in load_table("edgellm")["sourceSms"]["sms"]:
+        return f"use kind {others}, or pass a plugin built for this GPU from Edge-LLM's sources"
+    return f"use kind {others}: Edge-LLM's sources do not support SM {gpu.sm} either"
+
+
 def format_cpu(system: str) -> str:
     """Return the CPU of a system: ``x86_64-linux`` → ``x86-64``."""
     return system.removesuffix("-linux").replace("_", "-")
@@ -165,9 +174,7 @@ def _find_gpu(build_options: EdgellmBuildOptions) -> tuple[MachineGpu, Machine]:
         else explain_missing_payload(build_target.sm, build_options.target, detect_system())
     )
     if refusal:
-        raise UsageError(
-            refusal, fix='serve it by kind "tensorrt" or "llmapi", or pass a plugin built for this GPU'
-        )
+        raise UsageError(refusal, fix=describe_other_ways(find_gpu(build_options.target)))
     machine = probe_machine(find_driver(build_options.driver))
     fitting = [gpu for gpu in machine.gpus if gpu.sm == build_target.sm]
     if not fitting:

@@ -6,9 +6,7 @@ from enginix.kinds.registry.engine_kind import EngineKind, KindDescription
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
-    is_gpu_system,
     list_format_targets,
-    list_targets,
 )
 from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table
@@ -31,12 +29,7 @@ class EdgellmKind(KindDescription):
             why.append(f"format {quantization} is not supported for Edge-LLM export")
         if why:
             return ModelVerdict(False, tuple(why), ())
-        payloads = {(payload["sm"], payload["system"]) for payload in edge["payloads"]}
-        loaded = list_targets(
-            lambda gpu: any(sm == gpu["sm"] and is_gpu_system(gpu, system) for sm, system in payloads)
-        )
-        able = list_format_targets(quantization, is_compiled=False)
-        return ModelVerdict(True, (), tuple(name for name in loaded if name in able))
+        return ModelVerdict(True, (), list_format_targets(self.name, quantization, is_compiled=False))
 
 
 KIND: EngineKind = EdgellmKind(

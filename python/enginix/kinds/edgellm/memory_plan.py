@@ -13,7 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from enginix.errors import EnginixError, UsageError
-from enginix.kinds.edgellm.build import describe_payloads, find_uncountable_limit, format_cpu
+from enginix.kinds.edgellm.build import (
+    describe_other_ways,
+    describe_payloads,
+    find_uncountable_limit,
+    format_cpu,
+)
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
     FEWEST_TOKENS,
@@ -190,7 +195,7 @@ def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: Tar
         on = f" on {format_cpu(gpu.system)}" if gpu.system else ""
         reasons.append(
             f"Edge-LLM {rows['version']} has no payload for SM {gpu.sm}{on} ({gpu.name}); its wheels "
-            f"have them for {describe_payloads()}: pass a plugin built for this GPU, or take kind llmapi"
+            f"have them for {describe_payloads()} (fix: {describe_other_ways(gpu)})"
         )
     if architecture not in rows["architectures"]:
         known = ", ".join(sorted(rows["architectures"]))

@@ -14,13 +14,13 @@ class LlmapiKind(KindDescription):
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
-        # As in evaluation (nix/check/target.nix, computes): nothing is compiled ahead, so only a number
-        # format that the backend or the GPU lacks rules a target out.
+        # As in evaluation (nix/check/target.nix, computes): nothing is compiled ahead, so what rules a target
+        # out is the SM, or a number format that the backend or the GPU lacks.
         row = read_algorithms().get(quantization or "NO_QUANT")
         if row is not None and row["llmapi"] is False:
             return ModelVerdict(False, (explain_no_llmapi(str(quantization), row),), ())
         why = "the models that the runtime supports are not known"
-        return ModelVerdict(None, (why,), list_format_targets(quantization, is_compiled=False))
+        return ModelVerdict(None, (why,), list_format_targets(self.name, quantization, is_compiled=False))
 
 
 KIND: EngineKind = LlmapiKind(
@@ -34,6 +34,7 @@ KIND: EngineKind = LlmapiKind(
     triton=TritonSupport(
         repository="enginix.kinds.llmapi.repository_content",
         packages=("numpy", "tensorrt_llm"),
+        extra=None,
         has_ensemble=False,
         probe={"text_input": "A", "sampling_param_max_tokens": 1},
         starts_workers=True,

@@ -26,19 +26,33 @@ from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint, compute_model_identity
 from enginix.kinds.tensorrt.build.options import EngineLimits
 from enginix.kinds.tensorrt.build.request import check_request_shape, find_profile, require_count
+from enginix.machine.gpu_table import find_gpu
+from enginix.machine.kind_support import is_release_at_least
 from enginix.machine.target import Target, find_target
 from enginix.manifest import Manifest, read_artefact_name
 from enginix.model.attention_window import read_windows
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.jsonfile import read_object, select_language_model
+from enginix.model.number_formats import (
+    describe_fallback,
+    explain_no_llmapi,
+    find_fallback,
+    find_fallback_version,
+    list_missing_formats,
+    read_algorithms,
+    runs_on_gpu,
+)
 from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import table as runtimes
+from enginix.runtime.preflight import require_kind_support
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
 from enginix.wording import suggest_name
 
 LLM_ARGUMENTS_FILE = "llm_args.yaml"
+# The number of experts in config.json, under one of these (enginix.hub.model_metadata).
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -68,10 +82,13 @@ class LlmApiRequest:
         if request_fields.get("options"):
             raise UsageError("options of trtllm-build do not apply to the kind llmapi", fix="use --llm-arg")
         runtime = runtimes.find_runtime(request_fields["runtime"], "llmapi")
+        target = find_target(str(request_fields["target"])) if request_fields.get("target") else None
+        if target is not None:
+            require_kind_support("llmapi", target, runtime.version)
         profile = find_profile(request_fields.get("profile"))
         return LlmApiRequest(
             name=request_fields.get("name"),
-            target=find_target(str(request_fields["target"])) if request_fields.get("target") else None,
+            target=target,
             runtime=runtime,
             limits={k: v for k, v in (request_fields.get("limits") or {}).items() if v is not None},
             profile=profile["limits"],
@@ -106,6 +123,50 @@ def check_llm_arguments(arguments: dict[str, Any], runtime: str) -> dict[str, An
                 + f"; the text of {runtime} was not read, so it is passed on unchecked"
             )
     return arguments
+
+
+def resolve_format_arguments(
+    target: Target, runtime: Runtime, quantization: str | None, dtype: str | None, has_experts: bool
+) -> dict[str, Any]:
+    """Return the arguments that a number format needs on a target, as nix/check/target.nix checks them.
+
+    Raises:
+        UsageError: the target does not execute the format, or the runtime has no kernels for it there.
+    """
+    name, gpu = quantization or "NO_QUANT", find_gpu(target.name)
+    row = read_algorithms().get(name)
+    if row is None:
+        return {}
+    if row["llmapi"] is False:
+        raise UsageError(explain_no_llmapi(name, row), where="model", fix=str(row["instead"]))
+    if runs_on_gpu(row, gpu.sm, gpu.formats, is_compiled=False):
+        return {}
+    fallback = find_fallback(name, gpu.sm)
+    if fallback is None:
+        have = ", ".join(gpu.formats)
+        raise UsageError(
+            f"{name} needs SM {row['minSm']} or later; {gpu.name} is SM {gpu.sm}, which has {have}"
+            if gpu.sm < (row["minSm"] or 0)
+            else f"{name} computes with {' and '.join(list_missing_formats(row, gpu.formats))}; {gpu.name} "
+            f"(SM {gpu.sm}) has {have}",
+            where=f"target {gpu.name}",
+            fix="use a model in another format, or another GPU (enginix compare lists them)",
+        )
+    first = find_fallback_version(fallback, gpu.sm)
+    if runtime.version is None or not is_release_at_least(runtime.version, first):
+        raise UsageError(
+            f"{describe_fallback(name, fallback, gpu.sm)}; runtime {runtime.id} has {runtime.version}",
+            where=f"target {gpu.name}",
+            fix=f"use runtime trtllm-{first} or a later one, or a GPU with {name}",
+        )
+    if dtype not in (None, fallback["dtype"]):
+        raise UsageError(
+            f"{describe_fallback(name, fallback, gpu.sm)}; the model is in {dtype}",
+            where=f"target {gpu.name}",
+            fix=f"use a model in {fallback['dtype']}, or a GPU with {name}",
+        )
+    console.print_message(f"note: {describe_fallback(name, fallback, gpu.sm)}")
+    return {**fallback["llmArgs"], **(fallback["expertArgs"] if has_experts else {})}
 
 
 def _check_llm_argument(where: str, name: str, value: Any, runtime: str) -> None:
@@ -227,7 +288,8 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
         ModelError: not a model, or one without a tokenizer.
     """
     checkpoint = BuildCheckpoint.of_model(model, request.tensor_parallel)
-    context = read_pytorch_context(select_language_model(read_object(model / "config.json")))
+    config = select_language_model(read_object(model / "config.json"))
+    context = read_pytorch_context(config)
     requested_length, whole_context = request.limits.get("maxSeqLen"), checkpoint.context
     if context and requested_length and whole_context and context < requested_length <= whole_context:
         raise UsageError(
@@ -246,10 +308,19 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
                 fix=f"leave enable_chunked_prefill out, or set maxInputLen to {limits.maxNumTokens}",
             )
         chunked = True
+    requested = dict(request.arguments)
+    if request.target is not None:
+        has_experts = any(config.get(key) for key in _EXPERT_KEYS)
+        requested = {
+            **resolve_format_arguments(
+                request.target, request.runtime, checkpoint.quantization, checkpoint.dtype, has_experts
+            ),
+            **requested,
+        }
     names = load_table("llm_args")["limits"]
     arguments = {names[k]: v for k, v in asdict(limits).items()} | {
         "tensor_parallel_size": request.tensor_parallel,
-        **request.arguments,
+        **requested,
         **({"enable_chunked_prefill": chunked} if has_long_prompts else {}),
     }
     watch, content = SourceWatch(model), list_content(model, "model/") if link else None
@@ -273,7 +344,7 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
             inputs={"model": compute_model_identity(model)},
             options={
                 "limits": asdict(limits),
-                "llmArgs": request.arguments,
+                "llmArgs": requested,
                 "tensorParallel": request.tensor_parallel,
             },
             target={"name": gpu.name, "sm": gpu.sm, "count": request.tensor_parallel} if gpu else {},

@@ -19,6 +19,7 @@ from enginix.kinds.planning.planner import (
     find_model_obstacles,
     find_window_obstacles,
     list_changed_options,
+    list_gpu_notes,
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook
@@ -84,6 +85,7 @@ def plan_from_lock(
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
         notes=(
             "from the lock alone: weights of a rank are the mean, a lower bound",
+            *list_gpu_notes(sizes, gpu, request.kind),
             *_list_model_notes(metadata, kind.built_from),
             *list_changed_options(request, limits),
             *(

@@ -51,6 +51,8 @@ def render_plan(plan: MemoryPlan) -> str:
     rows = []
     if plan.gpu.formats:
         rows.append(("GPU", f"SM {plan.gpu.sm}, computes with {', '.join(plan.gpu.formats)}"))
+    # Makers count in 10^9 bytes, drivers and the rest of this text in 2^30.
+    rows.append(("memory", f"{m.total / 10**9:.1f} GB = {format_bytes(m.total)}"))
     rows += [
         ("weights", f"{format_bytes(m.weights)}{rank} ({plan.certainty.weights})"),
         ("workspace", f"{format_bytes(m.workspace)} ({plan.certainty.workspace}, not measured)"),

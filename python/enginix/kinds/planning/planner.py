@@ -11,6 +11,7 @@ from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
 from enginix.kinds.registry import find_kind, is_portable, load_hook
 from enginix.letter_case import camel_case_keys
+from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
     ELEMENT_BYTES,
@@ -28,13 +29,14 @@ from enginix.model.config import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.number_formats import (
+    describe_fallback,
+    find_fallback,
     list_missing_formats,
     read_algorithms,
     read_kv_cache_bits,
     runs_on_gpu,
 )
 from enginix.runtime.preflight import check_pipeline
-from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -320,9 +322,9 @@ def check_plan_request(request: PlanRequest) -> None:
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
     kind = find_kind(request.kind)
-    if kind.unserved_reason is not None:
+    if kind.unplanned_reason is not None:
         raise UsageError(
-            f"no memory plan is known for kind {kind.name}: {kind.unserved_reason}",
+            f"no memory plan is known for kind {kind.name}: {kind.unplanned_reason}",
             where="--kind",
             fix="ask for another kind",
         )
@@ -451,13 +453,14 @@ def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[
     A kind's ``judge_model`` lists the same GPUs.
     """
     row = read_algorithms().get(sizes.quantization)
-    if is_portable(kind) or row is None:
+    if is_portable(kind):
+        return []
+    if unsupported := explain_unsupported_gpu(kind, gpu):
+        return [f"{unsupported.why} (fix: {unsupported.fix})"]
+    if row is None or (kind == "llmapi" and find_fallback(sizes.quantization, gpu.sm)):
         return []
     name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
     is_compiled = find_kind(kind).is_compiled
-    engine_least = load_table("engine_support")["engineSm"]["least"]
-    if is_compiled and gpu.sm < engine_least:
-        return [f"TensorRT-LLM's engines need SM {engine_least} or later; {gpu.name} is SM {gpu.sm}"]
     if runs_on_gpu(row, gpu.sm, gpu.formats, is_compiled=is_compiled):
         return []
     have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
@@ -469,6 +472,19 @@ def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[
         f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
         f"{gpu.name} is SM {gpu.sm}"
     ]
+
+
+def list_gpu_notes(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
+    """List what a GPU needs of a runtime to run a kind."""
+    notes = []
+    if first := find_first_version(kind, gpu.sm):
+        notes.append(f"kind {kind} runs on SM {gpu.sm} from TensorRT-LLM {first} on")
+    fallback = find_fallback(sizes.quantization, gpu.sm) if kind == "llmapi" else None
+    if fallback is not None:
+        notes.append(describe_fallback(sizes.quantization, fallback, gpu.sm))
+    if not gpu.is_listed:
+        notes.append(f"SM {gpu.sm} is not listed: whether the runtime has code for it is not known")
+    return notes
 
 
 def find_model_obstacles(
@@ -501,7 +517,7 @@ def _list_plan_notes(
     request: PlanRequest,
     gpu: TargetGpu,
 ) -> list[str]:
-    notes = []
+    notes = list_gpu_notes(sizes, gpu, request.kind)
     if gpu.unified:
         notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
     if limits.max_seq_len > sizes.context:

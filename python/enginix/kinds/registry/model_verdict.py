@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from enginix.model.number_formats import read_algorithms, runs_on_gpu
+from enginix.machine.gpu_table import find_gpu
+from enginix.machine.kind_support import has_code
+from enginix.model.family_rows import describe_formats, list_family_rows
+from enginix.model.number_formats import find_fallback, read_algorithms, runs_on_gpu
 from enginix.tables import load_table
 
 
@@ -25,22 +28,21 @@ class ModelVerdict:
     targets: tuple[str, ...] | None
 
 
-def list_targets(runs: Callable[[Mapping[str, Any]], bool]) -> tuple[str, ...]:
-    """Return the GPUs of gpus.json whose row runs it, sorted."""
-    return tuple(sorted(name for name, row in load_table("gpus")["gpus"].items() if runs(row)))
+def list_kind_targets(kind: str) -> tuple[str, ...]:
+    """Return the GPUs of gpus.json that the software of a kind has code for, sorted."""
+    return tuple(sorted(name for name in load_table("gpus")["gpus"] if has_code(kind, find_gpu(name))))
 
 
-def is_gpu_system(gpu: Mapping[str, Any], system: str) -> bool:
-    """Whether machines of a system (``x86_64-linux``) may have a GPU of gpus.json."""
-    return load_table("gpus")["partSystems"].get(gpu["part"]) in (None, system)
+def list_format_targets(kind: str, quantization: str | None, *, is_compiled: bool) -> tuple[str, ...]:
+    """Return the GPUs that run a kind and execute a number format; all of the kind for an unknown format."""
+    row, gpus = read_algorithms().get(quantization or "NO_QUANT"), load_table("gpus")["gpus"]
 
+    def executes(gpu: Mapping[str, Any]) -> bool:
+        if row is None or runs_on_gpu(row, gpu["sm"], gpu["formats"], is_compiled=is_compiled):
+            return True
+        return kind == "llmapi" and find_fallback(quantization, gpu["sm"]) is not None
 
-def list_format_targets(quantization: str | None, *, is_compiled: bool) -> tuple[str, ...]:
-    """Return the GPUs of gpus.json that execute a number format; every GPU for an unknown format."""
-    row = read_algorithms().get(quantization or "NO_QUANT")
-    return list_targets(
-        lambda gpu: row is None or runs_on_gpu(row, gpu["sm"], gpu["formats"], is_compiled=is_compiled)
-    )
+    return tuple(name for name in list_kind_targets(kind) if executes(gpus[name]))
 
 
 def explain_architecture(architecture: str | None, what: str) -> str:
@@ -67,6 +69,7 @@ def list_conversion_obstacles(
         converters: rows of converters.json.
     """
     table, own = load_table("converters"), load_table("architectures")["architectures"]
+    family = list_family_rows().get(architecture or "")
     takers = [name for name in converters if architecture in table["converters"][name]["architectures"]]
     row, name = read_algorithms().get(quantization or "NO_QUANT"), quantization or "NO_QUANT"
     obstacles = []
@@ -85,13 +88,10 @@ def list_conversion_obstacles(
     elif (
         takers
         and name != "NO_QUANT"
-        and not any(
-            converter == "enginix"
-            and not table["converters"][converter]["architectures"][architecture].get("unquantized")
-            for converter in takers
-        )
+        and ("enginix" not in takers or (family is not None and name not in family.get("formats", ())))
     ):
-        obstacles.append(f"converter {takers[0]} takes {architecture} unquantized, and this one is {name}")
+        formats = describe_formats(family or {})
+        obstacles.append(f"converter {takers[0]} takes {architecture} {formats}, and this one is {name}")
     elif row["experts"] is False and "experts" in own.get(architecture, {}).get("mlp", ""):
         obstacles.append(f"{name} is for dense models, and {architecture} has experts")
     return obstacles

@@ -31,9 +31,7 @@ class TensorrtKind(KindDescription):
             why.append(f"no engine for format {quantization}")
         if why:
             return ModelVerdict(False, tuple(why), ())
-        least, gpus = support["engineSm"]["least"], load_table("gpus")["gpus"]
-        able = list_format_targets(quantization, is_compiled=True)
-        return ModelVerdict(True, (), tuple(name for name in able if gpus[name]["sm"] >= least))
+        return ModelVerdict(True, (), list_format_targets(self.name, quantization, is_compiled=True))
 
 
 KIND: EngineKind = TensorrtKind(
@@ -47,6 +45,7 @@ KIND: EngineKind = TensorrtKind(
     triton=TritonSupport(
         repository="enginix.kinds.tensorrt.repository_content",
         packages=("numpy", "torch", "transformers"),
+        extra=None,
         has_ensemble=True,
         probe={"text_input": "A", "max_tokens": 1, "end_id": -1},
         has_rank_processes=True,

@@ -61,6 +61,7 @@ def build_tensorrt_engine(
         if checkpoint_dir is not None
         else BuildCheckpoint.of_model(model)
     )
+    preflight.require_kind_support("tensorrt", request.target)
     for warning in preflight.check_support(
         checkpoint.quantization, checkpoint.kv_cache, checkpoint.architecture, request.target
     ):
