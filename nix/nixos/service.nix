@@ -35,6 +35,10 @@ let
     "--python"
     row.paths.python
   ]
+  ++ lib.optionals (image == null && served.engine ? servingPython) [
+    "--python"
+    "${served.engine.servingPython}/bin/python3"
+  ]
   ++ lib.optionals gpu [
     "--gpus"
     list
