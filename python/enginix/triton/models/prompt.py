@@ -32,6 +32,8 @@ class PromptReader:
         self._template = chat.load_chat_template(directory)
         self._max_seq_len, self._add_special_tokens = max_seq_len, add_special_tokens
         self._unsupported = _unsupported_inputs()
+        # The library counts them by a copy of all.
+        self._tokens = tokenizer.get_vocab_size()
         longest = max(map(len, tokenizer.get_vocab()), default=1)
         self._max_characters = max_seq_len * longest
         added = tokenizer.get_added_tokens_decoder().values()
@@ -107,9 +109,11 @@ class PromptReader:
         Raises:
             RequestError: it is not below the number of the tokenizer's ids.
         """
-        end_id, count = inputs.scalar("end_id"), self._tokenizer.get_vocab_size()
-        if end_id is not None and end_id >= count:
-            raise RequestError(f"end_id: {end_id} is not one of the model's {count} tokens; -1 ends at none")
+        end_id = inputs.scalar("end_id")
+        if end_id is not None and end_id >= self._tokens:
+            raise RequestError(
+                f"end_id: {end_id} is not one of the model's {self._tokens} tokens; -1 ends at none"
+            )
 
     def _refuse_unknown(self, parameters: Collection[str]) -> None:
         """Refuse unknown names: Triton turns JSON keys without an input into request parameters silently."""
