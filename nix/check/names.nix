@@ -1,4 +1,8 @@
 { lib }:
+let
+  anotherImage =
+    " For another image pass runtime = mkRuntime { like = …; image = …; versions = { … }; }.";
+in
 rec {
   # Sorts candidates by edit distance and keeps the near ones.
   # nearest :: string -> [ string ] -> [ string ]
@@ -38,6 +42,4 @@ rec {
       + lib.optionalString (builtins.elem own known) " Did you mean ${own}?"
       + " Known: ${lib.concatStringsSep ", " known}."
       + lib.optionalString isDescribable anotherImage;
-
-  anotherImage = " For another image pass runtime = mkRuntime { like = …; image = …; versions = { … }; }.";
 }

@@ -708,6 +708,44 @@ in
       null
     ];
   };
+  # Nothing near another release is meant by it.
+  testUnknownRuntime = {
+    expr =
+      map
+        (
+          wanted:
+          let
+            said = check.names.unknownRuntime wanted [ "trtllm-1.1.0" "trtllm-1.2.1" ];
+            meant = builtins.match ".* Did you mean ([^?]*)[?].*" said;
+          in
+          [
+            (if meant == null then null else builtins.head meant)
+            (builtins.match ".*mkRuntime.*" said != null)
+          ]
+        )
+        [ "1.2.1" "trtllm-1.5.0" "trtlm-1.2.1" ]
+      ++ [ (check.names.unknownRuntime "edgellm-0.12.0" [ "edgellm-0.11.0" ]) ];
+    expected = [
+      [ "trtllm-1.2.1" true ]
+      [ null true ]
+      [ "trtllm-1.2.1" true ]
+      "unknown runtime \"edgellm-0.12.0\". Did you mean edgellm-0.11.0? Known: edgellm-0.11.0."
+    ];
+  };
+  testGpuOfAnotherSystem = {
+    expr = map (name: builtins.length (check.kindSupport.otherSystem (check.gpus.find "f" name) "x86_64-linux")) [
+      "gb200"
+      "gb10"
+      "h200"
+      "sm121-128gb"
+    ];
+    expected = [
+      1
+      1
+      0
+      0
+    ];
+  };
   testKindsOfAGpu = {
     expr = map (name: check.kindSupport.running (check.gpus.find "f" name)) [
       "t4"

@@ -108,12 +108,21 @@ rec {
             "${function}: targets holds ${check.arguments.describe target}; it takes names of GPUs "
             + "and SMs: targets = [ \"l4\" 89 ]."
           );
+      # A part whose CPU the library is not for, though its SM is.
+      refusal =
+        target:
+        if builtins.isString target then
+          check.kindSupport.explain "rtx" (check.gpus.find function target) null
+        else
+          null;
       checked =
         target:
         let
           sm = smOf target;
         in
-        if builtins.elem sm able then
+        if builtins.elem sm able && refusal target != null then
+          throw "${function}: targets: ${refusal target}"
+        else if builtins.elem sm able then
           sm
         else
           throw (

@@ -43,6 +43,7 @@ test_rtx_refusals_name_the_reason_and_another_kind() {
     rtx_refuses '{ targets = [ 75 ]; }' 'is SM 75' && says 'that GPU: reference' &&
     rtx_refuses '{ targets = [ "b200" ]; }' 'is SM 100' &&
     rtx_refuses '{ targets = [ "rtx-3090" ]; } // said { quantization = "FP8"; }' 'FP8 for SM 89, 120, 121 alone' &&
+    rtx_refuses '{ targets = [ "gb10" ]; }' 'SM 121 with x86_64-linux alone' &&
     rtx_refuses '{ targets = [ ]; }' 'leave it out for all' &&
     rtx_refuses '{ checkpoint = e.mkCheckpoint { inherit (tiny) model; tensorParallel = 2; }; }' '2 ranks' &&
     rtx_refuses '{ limits.maxSeqLen = 4096; }' 'maxSeqLen = 4096' &&

@@ -78,6 +78,10 @@ def test_refused_formats_name_another(name: str) -> None:
         ({"name": "int4_awq", "target_name": "b200"}, "refuses W4A16_AWQ for SM 100"),
         ({"name": "fp8", "target_name": "a100-80gb"}, "FP8 needs SM 89"),
         ({"name": "fp8", "target_name": "h2000"}, "unknown target"),
+        (
+            {"name": "fp8", "target_name": "t4"},
+            "no software of NVIDIA's that enginix serves with has code for SM 75",
+        ),
     ],
 )
 def test_requests_that_cannot_be(words: dict[str, Any], message: str) -> None:

@@ -264,8 +264,8 @@ def _choose_model(args: argparse.Namespace) -> PinnedModel:
         if not stack.is_verified:
             raise UsageError(
                 f"--runtime {args.runtime} describes a runtime, and a pinned engine names one of the table",
-                fix="enginix lock the model, and write in your flake runtime = mkRuntime { like = …; image = …; "
-                "versions = { … }; } (docs/how-to/build-engines.md)",
+                fix="enginix lock the model, and pass mkEngine runtime = mkRuntime { like = …; … } in your "
+                "flake (docs/how-to/build-engines.md)",
             )
         require_kind_support(kind, target, stack.version)
         _require_known_memory(target.name)
