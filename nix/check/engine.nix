@@ -37,7 +37,11 @@ in
         "mkEngine { kind = \"llmapi\"; model = …; target = ${show asked.target}; "
         + "runtime = ${named}; limits = ${show asked.limits}; }";
       # A described runtime has no name: it is mkRuntime's output.
-      named = if row.verified or true then "\"${id}\"" else "mkRuntime { like = …; image = …; versions = { … }; }";
+      named =
+        if row.verified or true then
+          "\"${id}\""
+        else
+          "mkRuntime { like = …; image = …; versions = { … }; }";
       guide = "https://nvidia.github.io/TensorRT-LLM/legacy/tensorrt-backend-removal.html";
     in
     if builtins.elem kind row.kinds then

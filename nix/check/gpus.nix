@@ -65,7 +65,8 @@ let
       last = builtins.length words - 1;
       at = builtins.elemAt words;
       # A driver's "RTX A3000 12GB Laptop GPU".
-      isSizedLaptop = last > 0 && at last == "laptop" && builtins.match "[0-9]+gb" (at (last - 1)) != null;
+      isSized = i: builtins.match "[0-9]+gb" (at i) != null;
+      isSizedLaptop = last > 0 && at last == "laptop" && isSized (last - 1);
     in
     lib.concatStringsSep "-" (
       if isSizedLaptop then

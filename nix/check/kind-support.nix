@@ -68,8 +68,9 @@ rec {
       "kind ${kind} runs on SM ${toString gpu.sm} (target \"${gpu.name}\") from TensorRT-LLM "
       + "${first} on, not with ${version}. Use runtime \"trtllm-${first}\" or a later one."
     else if systems != [ ] then
-      "kind ${kind} runs on SM ${toString gpu.sm} with ${lib.concatStringsSep " and " systems} alone; "
-      + "target \"${gpu.name}\" has ${partSystems.${gpu.part}}. Use kind ${others}, or another GPU."
+      "kind ${kind} runs on SM ${toString gpu.sm} with ${lib.concatStringsSep " and " systems} "
+      + "alone; target \"${gpu.name}\" has ${partSystems.${gpu.part}}. Use kind ${others}, or "
+      + "another GPU."
     else
       "kind ${kind} runs on SM ${among known}; target \"${gpu.name}\" is SM "
       + "${toString gpu.sm}${which}. Use kind ${others}, or another GPU.";
@@ -82,8 +83,8 @@ rec {
       own = partSystems.${gpu.part or "other"} or null;
     in
     lib.optional (own != null && own != system) (
-      "${gpu.name} has ${own}, and this is evaluated for ${system}: no builder of ${system} has the "
-      + "GPU; take the functions of legacyPackages.${own}"
+      "${gpu.name} has ${own}, and this is evaluated for ${system}: no builder of ${system} has "
+      + "the GPU; take the functions of legacyPackages.${own}"
     );
 
   # The GPU, or a refusal.

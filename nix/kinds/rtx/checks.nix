@@ -128,7 +128,8 @@ rec {
           throw (
             "${function}: targets: ${toString target} is SM ${toString sm}, and kind rtx builds "
             + "${if format == "NO_QUANT" then "unquantized models" else format} for SM "
-            + "${among able} alone. Leave it out, or use another kind for that GPU: ${othersFor sm}."
+            + "${among able} alone. Leave it out, or use another kind for that GPU: "
+            + "${othersFor sm}."
           );
       sms = map checked requested;
     in

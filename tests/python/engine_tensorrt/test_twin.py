@@ -27,6 +27,7 @@ from enginix.kinds.tensorrt.build.request import BuildRequest, predict_effective
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu, list_running_kinds
 from enginix.machine.target import find_target
+from enginix.quantize.formats import resolve_format
 from enginix.runtime import table as runtimes
 from enginix.runtime.preflight import check_support, require_kind_support
 from enginix.runtime.unlisted import make_unlisted_row
@@ -355,6 +356,23 @@ def test_kinds_on_gpus(tmp_path: Path) -> None:
     assert nix[cases.index(("llmapi", "t4", None))] is not None
     assert nix[cases.index(("llmapi", "vr200", "1.2.1"))] is not None
     assert nix[cases.index(("llmapi", "vr200", "1.4.0rc0"))] is None
+
+
+def test_quantized_models_for_gpus(tmp_path: Path) -> None:
+    """``enginix quantize --target`` and mkQuantized take the same formats for the same GPUs."""
+    formats = {n: row["algorithm"] for n, row in load_table("quantize")["formats"].items()}
+    gpus = ["t4", "rtx-3090", "l4", "h200", "b200", "rtx-5090", "vr200", "jetson-t5000", "igx-orin", "gb10"]
+    cases = list(itertools.product(formats, gpus))
+    data = [{"algorithm": formats[name], "gpu": gpu} for name, gpu in cases]
+    words = '{ format = f: "format ${f}"; artefacts = "Models"; }'
+    checked = f'check.target.quantizationBy {words} "e" c.algorithm (check.gpus.find "e" c.gpu)'
+    nix = evaluate(f"map (c: accepts ({checked})) data", data, tmp_path)
+    python = [said(lambda n=n, g=g: bool(resolve_format(name=n, target_name=g))) is True for n, g in cases]
+    assert nix == python, [case for case, a, b in zip(cases, nix, python, strict=True) if a != b]
+    assert (
+        python[cases.index(("int4_awq", "jetson-t5000"))]
+        and not python[cases.index(("int8_wo", "jetson-t5000"))]
+    )
 
 
 def test_nvfp4_without_its_hardware(tmp_path: Path) -> None:
