@@ -22,8 +22,9 @@ let
     in
     if foreign != [ ] then
       throw (
-        "${function}: ${first} is an argument of the kind "
-        + "${builtins.concatStringsSep " and " (kindsWith first)}, not of ${kind}; "
+        "${function}: ${first} is an argument of the kind"
+        + (if builtins.length (kindsWith first) == 1 then " " else "s ")
+        + "${builtins.concatStringsSep ", " (kindsWith first)}, not of ${kind}; "
         + (
           if first == "target" && builtins.elem "targets" known then
             "pass targets = [ GPU ], since one engine is for several."
