@@ -56,6 +56,15 @@ def test_a_name_of_several_memories_is_listed_whole_and_noted(tmp_path, capsys, 
         assert ("was taken for" in errors) == (note is not None) and (note or "") in errors
 
 
+def test_a_memory_is_asked_for_only_where_it_helps(capsys) -> None:
+    lock = str(Path(__file__).parents[2] / "models" / "tiny-qwen3.lock.json")
+    assert main(["plan", lock, "--target", "vr200", "--kind", "tensorrt", "--offline"]) == 2
+    refusal = capsys.readouterr().err
+    assert "vr200 is SM 107" in refusal and "--memory" not in refusal
+    assert main(["plan", lock, "--target", "vr200", "--kind", "llmapi", "--offline"]) == 2
+    assert "--memory" in capsys.readouterr().err
+
+
 def test_a_plan_without_a_kind_is_for_one_that_the_gpu_runs(capsys) -> None:
     lock = str(Path(__file__).parents[2] / "models" / "tiny-qwen3.lock.json")
     for name, kind in (
