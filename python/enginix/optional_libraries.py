@@ -48,7 +48,11 @@ EXTRAS = {
         (*_EXECUTOR, "onnx", "onnx_graphsurgeon", "onnxscript", "tensorrt_edgellm"),
         "enginix-edgellm",
     ),
-    "rtx": Extra(("rtx-build",), (*_EXECUTOR, "tensorrt_rtx_bindings"), "enginix-rtx"),
+    "rtx": Extra(
+        ("rtx-build",),
+        (*_EXECUTOR, "tritonclient", "google", "grpc", "requests", "tensorrt_rtx_bindings"),
+        "enginix-rtx",
+    ),
 }
 # The dependencies of enginix itself.
 CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")

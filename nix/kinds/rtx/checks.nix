@@ -4,6 +4,7 @@
 let
   data = lib.importJSON ../../../python/enginix/data/rtx/rtx.json;
   formats = data.formats.taken;
+  inherit (data.formats) refused;
   among = lib.concatMapStringsSep ", " toString;
   gib = bytes: toString ((bytes + 1073741823) / 1073741824);
 in
@@ -32,8 +33,10 @@ rec {
       name
     else
       throw (
-        "${function}: ${name} is not taken by kind rtx; taken are "
-        + "${among (builtins.attrNames formats)}. Use kind = \"llmapi\" or \"tensorrt\"."
+        "${function}: ${name} is not taken by kind rtx"
+        + lib.optionalString (refused ? ${name}) " (${refused.${name}})"
+        + "; taken are ${among (builtins.attrNames formats)}. Use kind = \"llmapi\" or "
+        + "\"tensorrt\"."
       );
 
   # kvCache :: string -> string|null -> null
@@ -105,18 +108,28 @@ rec {
             "${function}: targets holds ${check.arguments.describe target}; it takes names of GPUs "
             + "and SMs: targets = [ \"l4\" 89 ]."
           );
+      # A part whose CPU the library is not for, though its SM is.
+      refusal =
+        target:
+        if builtins.isString target then
+          check.kindSupport.explain "rtx" (check.gpus.find function target) null
+        else
+          null;
       checked =
         target:
         let
           sm = smOf target;
         in
-        if builtins.elem sm able then
+        if builtins.elem sm able && refusal target != null then
+          throw "${function}: targets: ${refusal target}"
+        else if builtins.elem sm able then
           sm
         else
           throw (
-            "${function}: targets: ${toString target} is SM ${toString sm}, and TensorRT for RTX "
-            + "takes ${format} for SM ${among able} alone. Leave it out, or use another kind for "
-            + "that GPU: ${othersFor sm}."
+            "${function}: targets: ${toString target} is SM ${toString sm}, and kind rtx builds "
+            + "${if format == "NO_QUANT" then "unquantized models" else format} for SM "
+            + "${among able} alone. Leave it out, or use another kind for that GPU: "
+            + "${othersFor sm}."
           );
       sms = map checked requested;
     in

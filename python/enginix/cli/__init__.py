@@ -139,6 +139,8 @@ _INPUTS = (
     "gated", "gated_checkpoint", "calibration", "text",
 )  # fmt: skip
 
+DESCRIPTION_COLUMNS = 100  # from which on a terminal shows descriptions as they are written
+
 # Commands of earlier versions → what replaces them.
 REMOVED = {
     "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own",
@@ -187,15 +189,14 @@ def _make_parser(name: str, module: ModuleType) -> _Parser:
 
 
 def _fit_description(text: str) -> str:
-    """Fill paragraphs to the terminal's width; examples, which are indented, stay as they are."""
+    """Fill paragraphs to a narrow terminal's width; examples, which are indented, stay as they are."""
+    width = console.find_table_width()
+    if width is None or width >= DESCRIPTION_COLUMNS:
+        return text
     paragraphs = text.split("\n\n")
-    return (
-        "\n\n".join(
-            part if part.startswith(" ") or "\n " in part else console.wrap_line(" ".join(part.split()), 0)
-            for part in paragraphs
-        )
-        if console.find_table_width()
-        else text
+    return "\n\n".join(
+        part if part.startswith(" ") or "\n " in part else console.wrap_line(" ".join(part.split()), 0)
+        for part in paragraphs
     )
 
 

@@ -86,7 +86,7 @@ def require_litellm(python: Path) -> str:
     done = process.run_program([python, "-c", script], check=False)
     version, *missing = (done.stdout.strip() or " ").split(" ")
     if done.returncode or not version or missing:
-        names = [name for name in (*missing, "" if version else "litellm") if name] or ["its Python"]
+        names = [name for name in (*missing, "" if version else "litellm") if name] or ["litellm"]
         state = "is not installed" if len(names) == 1 else "are not installed"
         raise missing_extra("gateway", f"{', '.join(names)} {state}", "gateway", python)
     if _parse_litellm_version(version) < _parse_litellm_version(LEAST_LITELLM):

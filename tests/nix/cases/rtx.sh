@@ -43,12 +43,14 @@ test_rtx_refusals_name_the_reason_and_another_kind() {
     rtx_refuses '{ targets = [ 75 ]; }' 'is SM 75' && says 'that GPU: reference' &&
     rtx_refuses '{ targets = [ "b200" ]; }' 'is SM 100' &&
     rtx_refuses '{ targets = [ "rtx-3090" ]; } // said { quantization = "FP8"; }' 'FP8 for SM 89, 120, 121 alone' &&
+    rtx_refuses '{ targets = [ "gb10" ]; }' 'SM 121 with x86_64-linux alone' &&
     rtx_refuses '{ targets = [ ]; }' 'leave it out for all' &&
     rtx_refuses '{ checkpoint = e.mkCheckpoint { inherit (tiny) model; tensorParallel = 2; }; }' '2 ranks' &&
     rtx_refuses '{ limits.maxSeqLen = 4096; }' 'maxSeqLen = 4096' &&
     rtx_refuses '{ limits.maxBeamWidth = 2; }' 'maxBeamWidth' &&
     rtx_refuses '{ runtime = "trtllm-1.2.1"; }' 'rtx-1.7.1.116' &&
-    rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' &&
+    rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' && says 'pass targets = [ GPU ]' &&
+    ! with_rtx eval 'e.mkEngineMatrix { kind = "rtx"; inherit (tiny) model; targets = [ "l4" ]; }' && says 'pass them to mkEngine' &&
     rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB'
 }
 
@@ -57,10 +59,14 @@ test_rtx_targets_are_sms_in_order() {
     says '[[86,89,120],[89,120,121]]'
 }
 
-test_rtx_nothing_serves_it_and_says_why() {
-  ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
-    ! with_rtx eval '(e.mkServe { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
-    # The NixOS module's assertion reads this; tests/nix/cases/real_lib.sh has it fail.
-    with_rtx eval '(import (root + "/nix/nixos/served.nix") { inherit (e) lib; parts = e; } { engine = rtx { }; repo = null; settings = { }; ownServer = null; flags = { }; }).unserved' &&
-    says 'no server for it yet'
+test_rtx_repositories_are_served_in_the_environment_that_builds() {
+  need_rtx || return
+  with_rtx build 'e.mkTritonRepo { engine = rtx { }; interpreter = true; }' -o "$tmp/repo" &&
+    grep -q interpreter_checkpoint "$tmp/repo/tensorrt_llm/config.pbtxt" &&
+    with_rtx eval '(e.mkTritonServer { repo = e.mkTritonRepo { engine = rtx { }; }; }).installation' &&
+    says 'python3-rtx/bin/python3' &&
+    with_rtx eval '(e.mkGateway { servers.a = e.mkTritonServer { repo = e.mkTritonRepo { engine = rtx { }; }; }; }).drvPath' &&
+    ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; maxBatchSize = 3; }).drvPath' && says "above the engine's 2" &&
+    ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; device = "cuda"; }).drvPath' && says 'unknown argument "device"' &&
+    ! with_rtx eval '(e.mkServe { engine = rtx { }; }).drvPath' && says 'engine.kind'
 }

@@ -55,6 +55,8 @@ NOT_RUN = {
     "chat": "a terminal and a server",
     "completion": "tests/python/command asks the shells",
     "triton-repo ENGINE -o repository --rootfs": "a GPU's image",
+    "triton-repo ./engine": "an rtx engine: tests/python/serve/test_rtx_served.py",
+    "gate ./engine --reference ./tiny-qwen3": "a GPU; without one tests/python/serve/test_rtx_served.py",
 }  # fmt: skip
 # Page → what stands for the names that its commands use: a path of the repository, or the output of commands
 # (of enginix, before the page's first). Pages with commands that take more than a second are slow.

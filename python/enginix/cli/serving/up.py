@@ -12,8 +12,9 @@ named by everything that went into it. A second run starts the servers at once, 
 where it stopped. stages.jsonl there has the seconds, speed and memory of each stage that ran.
 
 Kind reference runs on every machine, by PyTorch: it is the yardstick, not the fastest. Kinds tensorrt and
-llmapi need the runtime's image: --runtime and --rootfs. $ENGINIX_GATEWAY_PYTHON and $ENGINIX_QUANTIZE_PYTHON
-name environments that have LiteLLM and ModelOpt, where this one lacks them.
+llmapi need the runtime's image: --runtime and --rootfs. Kind rtx needs TensorRT for RTX in this Python, and a
+GPU that it takes, where enginix was never run (docs/reference/rtx.md). $ENGINIX_GATEWAY_PYTHON and
+$ENGINIX_QUANTIZE_PYTHON name environments that have LiteLLM and ModelOpt, where this one lacks them.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     parser.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
+    parser.add_argument(
+        "--interpreter", action="store_true", help="kind rtx: execute its network on the CPU, for tests"
+    )
     parser.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
     parser.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
     parser.add_argument(
@@ -121,6 +125,15 @@ def _check_options(args: argparse.Namespace) -> None:
                 where="enginix up",
                 fix=f"for instance --{option} " + ("h200" if option == "target" else DEFAULT_RUNTIME),
             )
+    if args.interpreter and args.kind != "rtx":
+        raise UsageError("kind rtx alone has an interpreter", where="--interpreter", fix="leave it out")
+    if args.kind == "rtx":
+        # Its engines are for every GPU that the format allows, and its gate is a part of the build.
+        others = ("target", "runtime", "rootfs", "device", "no_gates")
+        unsupported = [name for name in others if getattr(args, name)]
+        if unsupported:
+            name = unsupported[0].replace("_", "-")
+            raise UsageError("not an option of kind rtx", where=f"--{name}", fix="leave it out")
     if args.target is not None:
         from enginix.machine.target import find_target
 
@@ -166,6 +179,7 @@ def _read_request(args: argparse.Namespace) -> UpRequest:
         build_options=tuple([*gpu, *runtime, *image, *device]),
         serve_options=tuple(image),
         gates=not args.no_gates,
+        interpreted=args.interpreter,
     )
 
 
@@ -223,7 +237,7 @@ def _require_software(args: argparse.Namespace) -> Path:
     """Return an environment with LiteLLM; name all that is missing at once, before an hour of work.
 
     Raises:
-        MachineError: LiteLLM, tritonserver, ModelOpt or libraries of kind reference are missing.
+        MachineError: LiteLLM, tritonserver, ModelOpt or libraries of the kind are missing.
     """
     from enginix.gateway.launch import find_gateway_python, require_litellm
     from enginix.optional_libraries import require_extra
@@ -237,6 +251,8 @@ def _require_software(args: argparse.Namespace) -> Path:
             lambda: require_extra("serve", "triton-repo"),
             lambda: find_tritonserver(args.tritonserver),
         ]
+    if args.kind == "rtx":
+        checks.append(lambda: require_extra("rtx", "rtx-build"))
     if args.format is not None and not os.environ.get("ENGINIX_QUANTIZE_PYTHON"):
         checks.append(lambda: require_extra("quantize", "quantize"))
     missing: list[MachineError] = []
