@@ -76,7 +76,7 @@ let
         url = "${address}/v1";
         model = server.servedModelName or (server.engine.modelName or server.modelName);
       }
-    else if kind == "reference" then
+    else if (import ./kinds).${kind}.ownModels or false then
       {
         kind = "triton";
         url = address;

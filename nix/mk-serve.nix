@@ -27,15 +27,7 @@ let
     }:
     let
       inherit (check.arguments.output function "engine" "mkEngine" engine) kind;
-      unserved = kinds.${kind}.unserved or null;
-      servedKind =
-        if unserved != null then
-          throw (
-            "${function}: engine.kind: an engine of kind ${kind} is not served: "
-            + "${unserved}."
-          )
-        else
-          check.arguments.oneOf function "engine.kind" served kind;
+      servedKind = check.arguments.oneOf function "engine.kind" served kind;
       flags = [
         "--host"
         host

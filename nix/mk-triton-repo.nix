@@ -65,6 +65,9 @@ let
       name ? engine.modelName,
       # Where the reference executor runs: "cpu", "cuda", "cuda:<n>".
       device ? "cpu",
+      # Kind rtx: PyTorch executes the network of the engine's checkpoint on the CPU, in place of
+      # NVIDIA's runtime; for tests.
+      interpreter ? false,
       # Several responses a request, which streaming needs.
       decoupled ? true,
       # Take messages, through the model's chat template; without it NVIDIA's models are linked as
@@ -84,7 +87,7 @@ let
       ...
     }@args:
     let
-      limit = engine.request.limits.maxBatchSize or null;
+      limit = engine.request.limits.maxBatchSize or engine.limits.maxBatchSize or null;
       triton =
         if kinds.${engine.kind}.inImage then
           check.runtime.triton function engine.runtimePackage
@@ -94,6 +97,10 @@ let
         lib.optionals (builtins.elem "device" kinds.${engine.kind}.tritonRepo) [
           "--device"
           device
+        ]
+        ++ lib.optionals interpreter [
+          "--interpreter"
+          "${engine.checkpoint}"
         ]
         ++ builtins.concatLists (
           lib.mapAttrsToList (option: flag: [
@@ -136,7 +143,7 @@ let
         inherit engine;
         flags = lib.escapeShellArgs (builtins.deepSeq [ triton flags ] flags);
         passthru = {
-          inherit engine device;
+          inherit engine device interpreter;
           inherit (engine) kind runtime;
           modelName = name;
         };
@@ -146,11 +153,7 @@ let
     { engine, ... }@args:
     if kinds.${engine.kind}.tritonRepo or null == null then
       throw (
-        "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository"
-        + lib.optionalString (
-          kinds.${engine.kind}.unserved or null != null
-        ) ": ${kinds.${engine.kind}.unserved}"
-        + "."
+        "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository."
       )
     else
       build (

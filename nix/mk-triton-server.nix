@@ -156,6 +156,10 @@ let
             "--tritonserver"
             tritonserver
           ]
+          ++ lib.optionals (repo ? engine.servingPython) [
+            "--python"
+            "${repo.engine.servingPython}/bin/python3"
+          ]
       );
       flags = lib.escapeShellArgs (builtins.deepSeq [ version words ] words);
       # Read at start, where the builder has no such file.

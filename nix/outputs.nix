@@ -10,7 +10,7 @@ let
   lockFile = "qwen3-0.6b.lock.json";
   # For the flake's own outputs, not for callers of mkLib: allowed are the server that carries
   # NVIDIA's libcudart (nix/tritonserver-cpu.nix), and for outputs with `rtx` in their name
-  # NVIDIA's TensorRT for RTX and the engines that it makes (docs/reference/rtx.md).
+  # NVIDIA's TensorRT for RTX, the engines that it makes and their servers (docs/reference/rtx.md).
   scopeOf =
     system:
     mkLib (
@@ -24,7 +24,8 @@ let
             "tensorrt-rtx-cu13-bindings"
           ]
           # Not getName, which ends a name before its first digit.
-          || lib.hasSuffix "-engine-rtx" (package.name or "");
+          ||
+            builtins.match ".*-engine-rtx|.*-rtx-triton-(repo|server)" (package.name or "") != null;
       }
     );
 in

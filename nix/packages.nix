@@ -11,7 +11,6 @@
 }:
 let
   kinds = import ./kinds;
-  isServed = model: kinds.${catalogue.${model}.engine.kind}.unserved == null;
   stages =
     model:
     lib.filterAttrs (
@@ -19,13 +18,13 @@ let
       stage == "model"
       || stage == "checkpoint"
       || availability.runtime
-      && (stage == "engine" || isServed model)
       && (stage != "triton-server" || servable model)
     ) catalogue.${model};
   withModel =
     all: model: all // lib.mapAttrs' (stage: lib.nameValuePair "${model}-${stage}") (stages model);
-  # Kind reference is served by the Triton that enginix brings; the others by their runtime's.
-  servable = model: availability.tritonserver || catalogue.${model}.engine.kind != "reference";
+  # What runs in no image is served by the Triton that enginix brings; the others by their
+  # runtime's.
+  servable = model: availability.tritonserver || kinds.${catalogue.${model}.engine.kind}.inImage;
 in
 builtins.foldl' withModel
   (

@@ -1,5 +1,5 @@
 # Qwen/Qwen3-0.6B as an engine of TensorRT for RTX, for every GPU that it takes.
-# Nothing serves it yet.
+#
 { catalogue, ... }:
 {
   inherit (catalogue.qwen3-0_6b) model;

@@ -1,4 +1,4 @@
-# tiny-qwen3 as an engine of TensorRT for RTX, for every GPU that it takes. Nothing serves it yet.
+# tiny-qwen3 as an engine of TensorRT for RTX, for every GPU that it takes.
 { catalogue, ... }:
 {
   inherit (catalogue.tiny-qwen3) model;

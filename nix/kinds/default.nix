@@ -3,7 +3,7 @@
 #
 #   build          mkEngine's function of this kind: scope -> { its arguments } -> derivation
 #   tritonRepo     arguments of mkTritonRepo that this kind takes; null where Triton serves it not
-#   unserved       why nothing here serves it; null where something does
+#   ownModels      whether its Triton models are enginix' own, before which a gateway may be
 #   server         OpenAI server of its own, which mkServe starts; null where it has none
 #   inImage        whether its runtime is NVIDIA's image
 #   spansMachines  whether its ranks may be on several machines
@@ -17,7 +17,7 @@ let
     name: row:
     {
       serverTakesKey = false;
-      unserved = null;
+      ownModels = false;
       inherit (kinds.${name}) isPortable;
     }
     // row;
@@ -36,6 +36,7 @@ builtins.mapAttrs withTable {
       "maxQueueSize"
     ];
     server = null;
+    ownModels = true;
     inImage = false;
     spansMachines = false;
   };
@@ -73,9 +74,18 @@ builtins.mapAttrs withTable {
   };
   rtx = {
     build = import ./rtx;
-    tritonRepo = null;
+    tritonRepo = [
+      "interpreter"
+      "maxTokensLimit"
+      "addSpecialTokens"
+      "skipSpecialTokens"
+      "excludeInputInOutput"
+      "ensembleInstances"
+      "maxBatchSize"
+      "maxQueueSize"
+    ];
     server = null;
-    unserved = "enginix has no server for it yet, and executed no engine of it";
+    ownModels = true;
     inImage = false;
     spansMachines = false;
   };

@@ -122,13 +122,6 @@ let
             + "; set one: engine, or mkTritonRepo's output for it.";
         }
       ]
-    else if what.unserved != null then
-      [
-        {
-          assertion = false;
-          message = "${option name}: an engine of kind ${kind} is not served: ${what.unserved}.";
-        }
-      ]
     else
       [
         {

@@ -36,7 +36,7 @@ let
     let
       what = backends.${name}.served;
     in
-    !what.ownServer && !what.isPortable;
+    !what.ownServer && !what.ownModels;
   usedServers =
     if gateway.models == { } then
       lib.attrNames servers

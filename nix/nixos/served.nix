@@ -30,9 +30,9 @@ rec {
   inherit (kinds.${kind})
     inImage
     isPortable
+    ownModels
     serverTakesKey
     spansMachines
-    unserved
     ;
   inherit hasTriton;
   runtime = engine.runtime or server.repo.runtime or "reference";
@@ -60,7 +60,10 @@ rec {
         inherit (server) host flags;
       }).optionWords;
   device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
-  onCpu = isPortable && device == "cpu";
+  # Kind rtx: PyTorch in place of NVIDIA's runtime.
+  interpreter =
+    if server.repo != null then server.repo.interpreter or false else settings.interpreter or false;
+  onCpu = interpreter || isPortable && device == "cpu";
 
   # mkServe's command; arguments given at start win over the ones built in.
   serve =

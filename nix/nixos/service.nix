@@ -35,6 +35,10 @@ let
     "--python"
     row.paths.python
   ]
+  ++ lib.optionals (image == null && served.engine ? servingPython) [
+    "--python"
+    "${served.engine.servingPython}/bin/python3"
+  ]
   ++ lib.optionals gpu [
     "--gpus"
     list
@@ -161,7 +165,8 @@ in
   }
   // hardening
   // lib.optionalAttrs (!served.ownServer) (import ./final-failures.nix)
-  // lib.optionalAttrs served.ownServer {
+  # Kind rtx keeps the kernels that NVIDIA's runtime compiles on this machine.
+  // lib.optionalAttrs (served.ownServer || served.kind == "rtx") {
     StateDirectory = "enginix-${name}";
   }
   // lib.optionalAttrs (preflight != [ ]) {

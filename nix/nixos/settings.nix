@@ -35,7 +35,9 @@ in
     maxQueueSize = count "Requests that may wait; further ones are refused.";
     preprocessingInstances = count "Processes that tokenize (kind tensorrt).";
     postprocessingInstances = count "Processes that turn tokens into text (kind tensorrt).";
-    ensembleInstances = count "Processes that tokenize and turn tokens into text (kind reference).";
+    ensembleInstances = count (
+      "Processes that tokenize and turn tokens into text (kinds reference and rtx)."
+    );
     blsInstances = count "Processes of tensorrt_llm_bls (kind tensorrt).";
     decoupled = switch "Several responses a request, which streaming needs.";
     accumulateTokens = switch (
@@ -48,6 +50,10 @@ in
       description =
         "Where the reference executor runs: `cpu`, `cuda` or `cuda:<n>` (kind reference).";
     };
+    interpreter = switch (
+      "Whether PyTorch executes the engine's network on the CPU in place of NVIDIA's runtime, for "
+      + "tests (kind rtx)."
+    );
     logitsDatatype = mkOption {
       type = types.nullOr types.str;
       default = null;

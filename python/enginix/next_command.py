@@ -108,8 +108,14 @@ def _build_words(checkpoint: Path, model: Path, reference: Path | None) -> _Word
 def _follow_build(args: argparse.Namespace) -> _Words:
     from enginix.kinds.registry import find_kind
 
-    if find_kind(args.kind).triton is None:
+    kind = find_kind(args.kind)
+    if kind.triton is None:
         return []
+    if kind.runs_in_image:
+        from enginix.manifest import read_manifest
+        from enginix.runtime.table import find_runtime, require_triton
+
+        require_triton(find_runtime(read_manifest(args.output).runtime), str(args.output))
     return [["triton-repo", str(args.output), "-o", _choose_output("repository", args.output)]]
 
 

@@ -48,7 +48,11 @@ EXTRAS = {
         (*_EXECUTOR, "onnx", "onnx_graphsurgeon", "onnxscript", "tensorrt_edgellm"),
         "enginix-edgellm",
     ),
-    "rtx": Extra(("rtx-build",), (*_EXECUTOR, "tensorrt_rtx_bindings"), "enginix-rtx"),
+    "rtx": Extra(
+        ("rtx-build",),
+        (*_EXECUTOR, "tritonclient", "google", "grpc", "requests", "tensorrt_rtx_bindings"),
+        "enginix-rtx",
+    ),
 }
 # The dependencies of enginix itself.
 CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
@@ -100,6 +104,22 @@ def missing_extra(extra: str, what: str, command: str, python: str | Path | None
         where=python,
         fix=format_install_command(extra, command, python),
     )
+
+
+def require_extra(extra: str, command: str) -> None:
+    """Raise ``MachineError`` where a library of an extra is not installed, before any work."""
+    missing = [module for module in EXTRAS[extra].modules if not has_module(module)]
+    if missing:
+        state = "is not installed" if len(missing) == 1 else "are not installed"
+        raise missing_extra(extra, f"{', '.join(missing)} {state}", command)
+
+
+def has_module(name: str) -> bool:
+    """Tell whether a module can be found."""
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def format_install_command(extra: str | None, command: str, python: str = sys.executable) -> str:

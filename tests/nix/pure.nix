@@ -549,14 +549,15 @@ in
   };
   testFamilyRefuses = {
     expr = map (m: fails (family ({ quantization = null; variant = null; parallel = one; } // m))) [
-      { model.architecture = "GPT2LMHeadModel"; quantization = "FP8"; }
+      { model.architecture = "GPT2LMHeadModel"; quantization = "NVFP4"; }
+      { model.architecture = "FalconForCausalLM"; quantization = "FP8"; }
       { model.architecture = "GPT2LMHeadModel"; variant = "v2_7b"; }
       { model.architecture = "ChatGLMForConditionalGeneration"; variant = "v2_7b"; }
       { model.architecture = "OPTForCausalLM"; parallel = one // { pipelineParallel = 2; }; }
       { model = { architecture = "QWenLMHeadModel"; intermediateSize = 12; }; parallel = one // { tensorParallel = 4; }; }
       { model = { architecture = "QWenLMHeadModel"; intermediateSize = 16; }; parallel = one // { tensorParallel = 4; }; }
     ];
-    expected = [ true true true true true false ];
+    expected = [ true true true true true true false ];
   };
   testConverterTakes = {
     expr = (converter "modelopt" (of "GPT2LMHeadModel" { })).family;
@@ -575,7 +576,7 @@ in
     expected = true;
   };
   testConverterOfAnotherFamily = {
-    expr = fails (converter "enginix" (of "RWForCausalLM" { }));
+    expr = fails (converter "enginix" (of "ChatGLMForCausalLM" { }));
     expected = true;
   };
   testConverterRefusedByAll = {

@@ -4,6 +4,7 @@
 let
   data = lib.importJSON ../../../python/enginix/data/rtx/rtx.json;
   formats = data.formats.taken;
+  inherit (data.formats) refused;
   among = lib.concatMapStringsSep ", " toString;
   gib = bytes: toString ((bytes + 1073741823) / 1073741824);
 in
@@ -32,8 +33,10 @@ rec {
       name
     else
       throw (
-        "${function}: ${name} is not taken by kind rtx; taken are "
-        + "${among (builtins.attrNames formats)}. Use kind = \"llmapi\" or \"tensorrt\"."
+        "${function}: ${name} is not taken by kind rtx"
+        + lib.optionalString (refused ? ${name}) " (${refused.${name}})"
+        + "; taken are ${among (builtins.attrNames formats)}. Use kind = \"llmapi\" or "
+        + "\"tensorrt\"."
       );
 
   # kvCache :: string -> string|null -> null

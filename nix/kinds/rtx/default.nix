@@ -9,6 +9,7 @@
   check,
   environment,
   mkCheckpoint,
+  rtx-python,
   ...
 }@scope:
 let
@@ -97,6 +98,9 @@ builtins.seq checked (
       modelName = name;
       targets = sms;
       limits = sizes;
+      # What serves it: the environment that built it. On a GPU its PyTorch must have CUDA
+      # (docs/how-to/environments.md).
+      servingPython = rtx-python;
     };
     meta = meta // {
       license = modelLicences ++ [ nvidiaLicence ];

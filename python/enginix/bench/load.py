@@ -107,6 +107,19 @@ def make_prompt(mix: RequestMix, number: int) -> str:
     return " ".join(chance.choices(WORDS.split(), k=mix.input_words))
 
 
+def format_dataset(mix: RequestMix) -> str:
+    """Return the measured requests as ``trtllm-bench --dataset`` reads them, a line each.
+
+    Source: tensorrt_llm/bench/utils/data.py, ``create_dataset_from_stream``.
+    """
+    mix.check()
+    rows = (
+        {"task_id": number, "prompt": make_prompt(mix, number), "output_tokens": mix.output_tokens}
+        for number in range(mix.requests)
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def run_load(
     url: str,
     model: str,

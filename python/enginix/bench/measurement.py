@@ -184,6 +184,6 @@ def read_measurement(path: Path) -> dict[str, Any]:
         if measured["version"] != VERSION or not isinstance(measured["mix"], dict):
             raise ValueError("another version")
         samples = {name: [float(v) for v in measured["samples"].get(name, ())] for name in COMPARED}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UsageError(f"not a measurement: {e}", where=str(path), fix="enginix bench writes one") from e
     return {**measured, "samples": samples}

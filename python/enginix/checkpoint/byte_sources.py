@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginix.errors import ModelError
 from enginix.model import TensorInfo
+from enginix.model.jsonfile import DAMAGED_FIX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,20 @@ if TYPE_CHECKING:
 
 COPY = 1 << 20  # bytes of a block that is copied as it is
 CHUNK = 1 << 20  # bytes of a block that is transformed
+LINE = 64  # bytes of a line of the processor's cache
 TRANSPOSED = 32 << 20  # bytes of a band of a transposed matrix
+
+
+def require_finite(tensor: TensorInfo, data: memoryview) -> None:
+    """Refuse a block of a model's tensor that holds NaN or an infinity: every answer would be NaN."""
+    import numpy as np
+
+    from enginix.checkpoint.numbers import are_any_non_finite
+
+    if are_any_non_finite(np.frombuffer(data, np.uint8), tensor.dtype):
+        raise ModelError(
+            f"tensor {tensor.name!r} holds NaN or an infinity", where=str(tensor.path), fix=DAMAGED_FIX
+        )
 
 
 class SourceFileReader:
@@ -54,11 +68,15 @@ class SourceFileReader:
         Raises:
             ModelError: the file ends before ``end`` (it changed while it was read).
         """
-        if end - begin > len(self._buffer):
-            self._buffer = bytearray(end - begin)
-        view = memoryview(self._buffer)[: end - begin]
+        view = self.reserve(end - begin)
         self.read_into(path, begin, view)
         return view
+
+    def reserve(self, size: int) -> memoryview:
+        """Return a buffer of ``size`` bytes, valid until the next call."""
+        if size > len(self._buffer):
+            self._buffer = bytearray(size)
+        return memoryview(self._buffer)[:size]
 
     def read_into(self, path: Path, begin: int, view: memoryview) -> None:
         """Fill ``view`` with the bytes of a file from ``begin`` on.
@@ -207,6 +225,7 @@ class TransposedRows:
         element = np.dtype(f"u{item}")
         band = max(1, TRANSPOSED // (height * item))
         step = max(1, CHUNK // (height * item))
+        step += -step % (LINE // item)  # whole lines of the processor's cache
         rows = np.empty((min(step, self.rows[1] - self.rows[0]), height), element)
         cast = None
         if self.transform is not None:
@@ -217,6 +236,7 @@ class TransposedRows:
                 part = columns[:, begin : begin + step]
                 out = rows[: part.shape[1]]
                 transpose_matrix(part, out)
+                require_finite(self.tensor, out.view(np.uint8).reshape(-1).data)
                 if self.transform is None or cast is None:
                     yield out.view(np.uint8).reshape(-1).data
                 else:
@@ -228,15 +248,19 @@ class TransposedRows:
         """Return columns of the stored matrix, [inp, last - first]."""
         import numpy as np
 
+        from enginix.checkpoint.compiled_casts import read_lines
+
         item, height = self.tensor.itemsize, self.cols[1] - self.cols[0]
         stride, element = self.stored_cols * item, np.dtype(f"u{item}")
         begin = self.tensor.begin + self.cols[0] * stride
         if height * stride <= TRANSPOSED:  # one long read costs less than many short ones
             data = reader.read(self.tensor.path, begin, begin + height * stride)
             return np.frombuffer(data, element).reshape(height, self.stored_cols)[:, first:last]
-        columns = np.empty((height, last - first), element)
-        lines, width = columns.view(np.uint8).reshape(-1).data, (last - first) * item
-        for line in range(height):
+        width = (last - first) * item
+        lines = reader.reserve(height * width)
+        columns = np.frombuffer(lines, element).reshape(height, -1)
+        done = read_lines(reader.fd(self.tensor.path), begin + first * item, stride, columns)
+        for line in range(done, height):
             view = lines[line * width : (line + 1) * width]
             reader.read_into(self.tensor.path, begin + line * stride + first * item, view)
         return columns

@@ -4,9 +4,11 @@
  *
  * A cast to float16 returns 1 where a value is not finite as float16; what it wrote is then not meant to be
  * used, and NumPy decides what becomes of that block. */
+#define _XOPEN_SOURCE 700 /* pread */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifndef FOR_EVERY_CPU /* the tests compile one variant at a time */
 #if defined(__x86_64__) && defined(__GLIBC__)
@@ -88,8 +90,18 @@ void fp8_lookup(const uint8_t *restrict x, uint8_t *restrict y, size_t n, const 
   for (size_t i = 0; i < n; i++) y[i] = table[x[i] & 0x7F] | (x[i] & 0x80);
 }
 
+/* Reads `width` bytes at the beginning of each line of a file, lines `stride` bytes apart, one behind the other.
+ * Returns how many lines it read; a caller reads the rest and finds out why. */
+size_t read_lines(int file, int64_t begin, size_t stride, size_t width, size_t lines, char *out) {
+  for (size_t line = 0; line < lines; line++) {
+    off_t at = (off_t)(begin + (int64_t)(line * stride));
+    if (pread(file, out + line * width, width, at) != (ssize_t)width) return line;
+  }
+  return lines;
+}
+
 /* y[c][r] = x[r][c]: rows of x are `stride` elements apart, rows of y `height`. Tiles stay in the cache. */
-#define TILE 64
+#define TILE 256
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define COPY_TILE(r0, r1, c0, c1) \
   for (size_t c = c0; c < c1; c++) \
@@ -116,10 +128,13 @@ static void transpose_block(const uint16_t *x, uint16_t *y, size_t height, size_
 void transpose_2(const uint16_t *restrict x, uint16_t *restrict y, size_t height, size_t width, size_t stride) {
   size_t rows = height / 4 * 4, columns = width / 4 * 4;
   for (size_t c0 = 0; c0 < columns; c0 += TILE)
-    for (size_t r0 = 0; r0 < rows; r0 += TILE)
+    for (size_t r0 = 0; r0 < rows; r0 += TILE) {
+      for (size_t r = r0 + TILE; r < LEAST(r0 + 2 * TILE, rows); r++)
+        for (size_t c = c0; c < LEAST(c0 + TILE, columns); c += 32) __builtin_prefetch(x + r * stride + c);
       for (size_t c = c0; c < LEAST(c0 + TILE, columns); c += 4)
         for (size_t r = r0; r < LEAST(r0 + TILE, rows); r += 4)
           transpose_block(x + r * stride + c, y + c * height + r, height, stride);
+    }
   COPY_TILE(rows, height, 0, width)
   COPY_TILE(0, rows, columns, width)
 }

@@ -123,6 +123,22 @@ def transpose_matrix(x: Array, out: Array) -> None:
     function(x.ctypes.data, out.ctypes.data, *x.shape, x.strides[0] // x.itemsize)
 
 
+def read_lines(file: int, begin: int, stride: int, out: Array) -> int:
+    """Read the beginning of lines of a file, ``stride`` bytes apart, into the rows of ``out``.
+
+    Returns:
+        How many lines are read; 0 where the reading is not compiled.
+    """
+    function = getattr(find_compiled_casts(), "read_lines", None)
+    if function is None or not _are_contiguous(out):
+        return 0
+    sizes = [ctypes.c_size_t] * 3
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, *sizes, ctypes.c_void_p)
+    function.restype = ctypes.c_size_t
+    width = out.shape[1] * out.itemsize
+    return int(function(file, begin, stride, width, len(out), out.ctypes.data))
+
+
 def lookup_fp8(codes: Array, table: npt.NDArray[np.uint8], out: Array) -> bool:
     """Map bytes through a table of the 128 magnitudes, signs kept, if that is compiled."""
     lib = find_compiled_casts()

@@ -245,7 +245,9 @@ class FamilyLayout:
         bias = self._bias("mlp")
         for name in ("fc", "gate"):
             if name in names:
-                piece = self._matrix(f"{hf_name}.{names[name]}", width, hidden, part, whole)
+                wide = self.layout.get("fcWidth", 1)  # 2: two columns of the MLP follow each other
+                rows = (wide * part[0], wide * part[1])
+                piece = self._matrix(f"{hf_name}.{names[name]}", wide * width, hidden, rows, whole)
                 yield LinearModule(f"{trt_name}.{name}", ((piece,),), "column", bias=bias)
         if "fused" in names:
             fused = tuple(
@@ -265,6 +267,18 @@ class FamilyLayout:
         yield LinearModule(f"{trt_name}.router", ((router,),), "column", quantizable=False, dtype="float32")
         part = split_evenly(width, m.expert_tensor_parallel, tp_rank // m.expert_parallel)
         local = range(*split_evenly(count, m.expert_parallel, tp_rank % m.expert_parallel))
+        if "{expert}" in names["module"]:  # matrices of each expert
+            stacked = [f"{hf_name}.{names['module'].format(expert=e)}" for e in local]
+            fc = [
+                tuple(
+                    MatrixSlice(f"{m}.{names[n]}", width, hidden, part, (0, hidden)) for n in ("up", "gate")
+                )
+                for m in stacked
+            ]
+            proj = [(MatrixSlice(f"{m}.{names['down']}", hidden, width, (0, hidden), part),) for m in stacked]
+            yield LinearModule(f"{trt_name}.fc", tuple(fc), "column", stacked=True, quantizable=False)
+            yield LinearModule(f"{trt_name}.proj", tuple(proj), "row", stacked=True, quantizable=False)
+            return
         stacks = {"up": names["up"], "gate": names["gate"]}
         module, total = f"{hf_name}.{names['module']}", count * width
         fc, proj = [], []

@@ -17,17 +17,19 @@ def identify_checkpoint_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
         ManifestError: the checkpoint's manifest names another model than this one.
     """
     model_identity = identify_model(model)["model"]
+    if (checkpoint / manifest.MANIFEST_FILE).exists():
+        checkpoint_manifest = manifest.read_manifest(checkpoint, "checkpoint")
+        require_same_model(checkpoint_manifest.inputs.get("model"), model_identity, checkpoint, "checkpoint")
+    return {"model": model_identity, "checkpoint": identify_checkpoint(checkpoint)}
+
+
+def identify_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Return the identity of a checkpoint, as the manifests of engines made of it have it."""
     if not (checkpoint / manifest.MANIFEST_FILE).exists():
         # enginix did not make it: its bytes are its identity.
         names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
-        files = {name: {"sha256": sha256_file(checkpoint / name)} for name in names}
-        return {"model": model_identity, "checkpoint": {"files": files}}
-    checkpoint_manifest = manifest.read_manifest(checkpoint, "checkpoint")
-    require_same_model(checkpoint_manifest.inputs.get("model"), model_identity, checkpoint, "checkpoint")
+        return {"files": {name: {"sha256": sha256_file(checkpoint / name)} for name in names}}
     return {
-        "model": model_identity,
-        "checkpoint": {
-            "name": checkpoint_manifest.name,
-            "manifestSha256": sha256_file(checkpoint / manifest.MANIFEST_FILE),
-        },
+        "name": manifest.read_manifest(checkpoint, "checkpoint").name,
+        "manifestSha256": sha256_file(checkpoint / manifest.MANIFEST_FILE),
     }

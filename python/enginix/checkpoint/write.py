@@ -11,12 +11,18 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginix.checkpoint.byte_sources import COPY, BytePart, MatrixRows, OutputTensor, SourceFileReader
+from enginix.checkpoint.byte_sources import (
+    COPY,
+    BytePart,
+    MatrixRows,
+    OutputTensor,
+    SourceFileReader,
+    require_finite,
+)
 from enginix.checkpoint.parallel import count_usable_threads, run_in_order
 from enginix.console import format_bytes
-from enginix.errors import MachineError, ModelError
+from enginix.errors import MachineError
 from enginix.model import TensorInfo
-from enginix.model.jsonfile import DAMAGED_FIX
 from enginix.model.safetensors import SAFETENSORS_DTYPES
 from enginix.progress import BYTES, track_step
 
@@ -88,26 +94,12 @@ class _InputBlock:
         # One small buffer: copy_file_range was measured slower, since tensors rarely keep their place within
         # a page and the kernel then copies page by page (docs/explanation/measurements.md).
         data, done = worker.reader.read(self.tensor.path, self.begin, self.end), 0
-        _require_finite(self.tensor, data)
+        require_finite(self.tensor, data)
         for target in self.targets:
             output_bytes = data if target.rows is None else worker.make(target.rows, data)
             target.file.write(output_bytes, target.at)
             done += len(output_bytes)
         return done
-
-
-def _require_finite(tensor: TensorInfo, data: memoryview) -> None:
-    """Refuse whole rows of a model's tensor that hold NaN or an infinity: every answer would be NaN."""
-    import numpy as np
-
-    from enginix.checkpoint.numbers import are_any_non_finite
-
-    if are_any_non_finite(np.frombuffer(data, np.uint8), tensor.dtype):
-        raise ModelError(
-            f"tensor {tensor.name!r} holds NaN or an infinity",
-            where=str(tensor.path),
-            fix=DAMAGED_FIX,
-        )
 
 
 @dataclass(frozen=True)

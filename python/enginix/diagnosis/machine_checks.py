@@ -7,13 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from enginix.console import format_bytes
 from enginix.errors import EnginixError, MachineError
-from enginix.optional_libraries import CORE, EXTRAS, format_install_command
+from enginix.optional_libraries import CORE, EXTRAS, format_install_command, has_module
 
 # Ports that the servers take where none is given.
 PORTS = {"tritonserver": (8000, 8001, 8002), "gateway": (4000,)}
@@ -95,25 +94,18 @@ def _describe_namespaces() -> str:
 
 
 def _check_libraries() -> Iterator[CheckResult]:
-    missing = [module for module in CORE if not _has_module(module)]
+    missing = [module for module in CORE if not has_module(module)]
     fix = format_install_command(None, "doctor") if missing else None
     detail = f"{', '.join(missing)} missing" if missing else "complete"
     yield CheckResult("libraries of enginix", "failed" if missing else "ok", detail, "every stage", fix)
     for name, extra in EXTRAS.items():
-        missing = [module for module in extra.modules if not _has_module(module)]
+        missing = [module for module in extra.modules if not has_module(module)]
         commands = ", ".join(extra.commands)
         if missing:
             fix = format_install_command(name, extra.commands[0])
             yield CheckResult(f"extra {name}", "absent", f"{', '.join(missing)} missing", commands, fix)
         else:
             yield CheckResult(f"extra {name}", "ok", "complete", commands)
-
-
-def _has_module(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _describe_tritonserver() -> str:

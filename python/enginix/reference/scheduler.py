@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,17 +30,22 @@ from enginix.reference.sampling import Sampler, Sampling, choose_tokens, log_pro
 Finish = Literal["stop", "length", "cancelled", "error"]
 
 
-class SchedulableModel(Protocol):
-    """The interface of :class:`enginix.reference.Executor` that the scheduler uses."""
+class RequestLimits(Protocol):
+    """What a model says of the requests that it takes."""
 
     @property
     def max_length(self) -> int: ...
+
+    def check_tokens(self, tokens: tuple[int, ...]) -> None: ...
+
+
+class SchedulableModel(RequestLimits, Protocol):
+    """The interface of :class:`enginix.reference.Executor` that the scheduler uses."""
 
     steps_ahead: int
     prompt_tokens: int
     piece_tokens: int
 
-    def check_tokens(self, tokens: tuple[int, ...]) -> None: ...
     def new_cache(self, slots: int) -> KeyValueCache: ...
     def prefill(
         self, cache: KeyValueCache, slot: int, tokens: tuple[int, ...], *, extend: bool = False
@@ -105,7 +111,9 @@ class GenerationEvent:
 Sink = Callable[[GenerationEvent], None]
 
 
-class _Sequence:
+class ScheduledSequence:
+    """A request under way, with the random numbers and the state of its answer."""
+
     def __init__(self, request: GenerationRequest, sink: Sink) -> None:
         self.request, self.sink = request, sink
         self.sampler = Sampler(request.sampling(), request.prompt, request.end_ids)
@@ -136,28 +144,25 @@ class _Sequence:
         return GenerationEvent(self.request.id, token, logprob if self.request.logprobs else None, finish)
 
 
-class Scheduler:
-    """Runs requests on a model in one worker thread; every method may be called from any thread.
+class RequestScheduler(ABC):
+    """Runs requests in one worker thread; every method may be called from any thread.
 
     A sink is called from the worker thread, in order, and gets exactly one event with ``finish``. A sink that
     raises cancels its request. A step that raises fails the requests in it; the worker then continues.
 
     Args:
-        model: the executor, for the scheduler's exclusive use.
+        limits: of the model, which is for the scheduler's exclusive use.
         max_batch_size: sequences computed together.
     """
 
-    def __init__(self, model: SchedulableModel, max_batch_size: int = 8) -> None:
+    def __init__(self, limits: RequestLimits, max_batch_size: int) -> None:
         if max_batch_size < 1:
             raise UsageError(f"max_batch_size is {max_batch_size}", fix="at least 1")
-        self._model, self._slots = model, max_batch_size
-        self._cache = model.new_cache(max_batch_size)
+        self._limits, self._slots = limits, max_batch_size
         self._wake = threading.Condition()
-        self._waiting: deque[_Sequence] = deque()
-        self._active: dict[int, _Sequence] = {}
-        self._filling: dict[int, _Sequence] = {}  # at most one: its prompt is computed piece by piece
-        #: Submitted steps: their sequences by slot, and what reads a token of each.
-        self._steps: deque[tuple[dict[int, _Sequence], Callable[[], list[Choice]]]] = deque()
+        self._waiting: deque[ScheduledSequence] = deque()
+        self._active: dict[int, ScheduledSequence] = {}
+        self._filling: dict[int, ScheduledSequence] = {}  # their prompts are computed piece by piece
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
         self._closed = False
@@ -167,21 +172,29 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="enginix-scheduler", daemon=True)
         self._thread.start()
 
+    @abstractmethod
+    def _admit(self) -> dict[int, ScheduledSequence]:
+        """Return slot → waiting request that gets a place now; called with the lock held."""
+
+    @abstractmethod
+    def _compute(self, admitted: dict[int, ScheduledSequence]) -> None:
+        """Compute tokens of the admitted and the running requests."""
+
     def add(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue a request and return at once.
 
         Raises:
             UsageError: impossible prompt, options out of range, an id under way, or the scheduler is closed.
         """
-        self._model.check_tokens(request.prompt)
+        self._limits.check_tokens(request.prompt)
         if request.max_tokens < 1:
             raise UsageError(f"max_tokens is {request.max_tokens}", fix="at least 1")
-        if len(request.prompt) >= self._model.max_length:
+        if len(request.prompt) >= self._limits.max_length:
             raise UsageError(
                 f"prompt of {len(request.prompt)} tokens leaves no tokens for an answer",
-                fix=f"prompt and answer together are at most {self._model.max_length} tokens",
+                fix=f"prompt and answer together are at most {self._limits.max_length} tokens",
             )
-        sequence = _Sequence(request, sink)
+        sequence = ScheduledSequence(request, sink)
         with self._wake:
             if self._closed:
                 raise UsageError("the scheduler is closed")
@@ -219,10 +232,10 @@ class Scheduler:
         with self._wake:
             return self._admitted, self._waited
 
-    def _end(self, sequence: _Sequence, finish: Finish, error: str | None = None) -> None:
+    def _end(self, sequence: ScheduledSequence, finish: Finish, error: str | None = None) -> None:
         self._emit(sequence, GenerationEvent(sequence.request.id, None, None, finish, error))
 
-    def _emit(self, sequence: _Sequence, event: GenerationEvent) -> bool:
+    def _emit(self, sequence: ScheduledSequence, event: GenerationEvent) -> bool:
         """Pass an event to its sink; return whether the request continues."""
         if event.finish is not None:
             # Removed before the sink is called, so that the sink may reuse the id.
@@ -240,7 +253,7 @@ class Scheduler:
             return False
         return event.finish is None
 
-    def _take_cancelled(self) -> list[_Sequence]:
+    def _take_cancelled(self) -> list[ScheduledSequence]:
         """Remove cancelled requests, or all of them when closed; called with the lock held."""
         cancelled = [s for s in self._waiting if self._closed or s.request.id in self._cancelled]
         if cancelled:
@@ -251,20 +264,12 @@ class Scheduler:
                     cancelled.append(computed.pop(slot))
         return cancelled
 
-    def _admit(self) -> dict[int, _Sequence]:
-        """Return slot → waiting request: one, and as many more as the model computes together."""
-        admitted: dict[int, _Sequence] = {}
-        token_budget = self._model.prompt_tokens
-        for slot in range(self._slots):
-            if not self._waiting or slot in self._active:
-                continue
-            token_budget -= len(self._waiting[0].request.prompt)
-            if admitted and token_budget < 0:
-                break
-            admitted[slot] = self._waiting.popleft()
-            self._admitted += 1
-            self._waited += time.monotonic() - admitted[slot].added
-        return admitted
+    def _place(self) -> ScheduledSequence:
+        """Take the next waiting request; called with the lock held."""
+        sequence = self._waiting.popleft()
+        self._admitted += 1
+        self._waited += time.monotonic() - sequence.added
+        return sequence
 
     def _run(self) -> None:
         while True:
@@ -272,7 +277,7 @@ class Scheduler:
                 while not (self._closed or self._waiting or self._active or self._filling):
                     self._wake.wait()
                 cancelled = self._take_cancelled()
-                admitted = {} if self._closed or self._filling else self._admit()
+                admitted = {} if self._closed else self._admit()
                 closed = self._closed
             for sequence in cancelled:
                 self._end(sequence, "cancelled")
@@ -280,15 +285,84 @@ class Scheduler:
                 self.after_step()
             if closed:
                 return
-            # Some prompts, then one token for each request: bursts of prompts do not stall running answers.
-            if admitted or self._filling:
-                self._prefill_all(admitted)
-                self.after_step()
-            if self._active:
-                self._decode()
-                self.after_step()
+            self._compute(admitted)
 
-    def _prefill_all(self, admitted: dict[int, _Sequence]) -> None:
+    def _accept(self, batch: Mapping[int, ScheduledSequence], choices: Iterable[Choice]) -> None:
+        """Pass each slot's token to its sequence, and the event to its sink."""
+        for (slot, sequence), (token, logprob) in zip(batch.items(), choices, strict=True):
+            if self._active.get(slot) is not sequence:  # it ended while this was computed
+                continue
+            try:
+                event = sequence.accept(token, logprob, self._limits.max_length)
+            except Exception as e:
+                self._fail({slot: sequence}, e)
+                continue
+            if event.finish is not None:
+                with self._wake:
+                    self._active.pop(slot)
+            if not self._emit(sequence, event):
+                with self._wake:
+                    self._active.pop(slot, None)
+
+    def _fail(self, batch: Mapping[int, ScheduledSequence], error: Exception) -> None:
+        for slot, sequence in batch.items():
+            if self._active.get(slot) is sequence:
+                with self._wake:
+                    self._active.pop(slot)
+                self._end(sequence, "error", f"{type(error).__name__}: {error}")
+
+
+def choose_on_host(logits: torch.Tensor, sequences: Iterable[ScheduledSequence]) -> list[Choice]:
+    """Choose the next token of each sequence from its row of logits, and its log-probability if asked for."""
+    batch = list(sequences)
+    tokens = choose_tokens(logits, [sequence.sampler for sequence in batch])
+    return [
+        (t, log_probability(row, t) if s.request.logprobs and isinstance(t, int) else None)
+        for s, row, t in zip(batch, logits, tokens, strict=True)
+    ]
+
+
+class Scheduler(RequestScheduler):
+    """Runs requests on the reference executor.
+
+    Args:
+        model: the executor, for the scheduler's exclusive use.
+        max_batch_size: sequences computed together.
+    """
+
+    def __init__(self, model: SchedulableModel, max_batch_size: int = 8) -> None:
+        if max_batch_size < 1:
+            raise UsageError(f"max_batch_size is {max_batch_size}", fix="at least 1")
+        self._model, self._cache = model, model.new_cache(max_batch_size)
+        #: Submitted steps: their sequences by slot, and what reads a token of each.
+        self._steps: deque[tuple[dict[int, ScheduledSequence], Callable[[], list[Choice]]]] = deque()
+        super().__init__(model, max_batch_size)
+
+    def _admit(self) -> dict[int, ScheduledSequence]:
+        """Return slot → waiting request: one, and as many more as the model computes together."""
+        admitted: dict[int, ScheduledSequence] = {}
+        token_budget = self._model.prompt_tokens
+        for slot in range(self._slots):
+            if not self._waiting or self._filling:  # one long prompt at a time
+                break
+            if slot in self._active:
+                continue
+            token_budget -= len(self._waiting[0].request.prompt)
+            if admitted and token_budget < 0:
+                break
+            admitted[slot] = self._place()
+        return admitted
+
+    def _compute(self, admitted: dict[int, ScheduledSequence]) -> None:
+        """Compute some prompts, then one token for each: bursts of prompts do not stall running answers."""
+        if admitted or self._filling:
+            self._prefill_all(admitted)
+            self.after_step()
+        if self._active:
+            self._decode()
+            self.after_step()
+
+    def _prefill_all(self, admitted: dict[int, ScheduledSequence]) -> None:
         piece_tokens, logits_by_slot = self._model.piece_tokens, dict[int, torch.Tensor]()
         for slot, sequence in admitted.items():
             if piece_tokens and len(sequence.request.prompt) > piece_tokens:
@@ -309,7 +383,7 @@ class Scheduler:
                 self._active.update(batch)
             self._submit(batch, logits_by_slot)
 
-    def _prefill(self, slot: int, sequence: _Sequence) -> torch.Tensor | None:
+    def _prefill(self, slot: int, sequence: ScheduledSequence) -> torch.Tensor | None:
         """Return the logits after a prompt; ``None`` where more of it is to come, or after an error."""
         prompt = sequence.request.prompt
         try:
@@ -334,7 +408,9 @@ class Scheduler:
         else:
             self._submit(batch, None)
 
-    def _submit(self, batch: dict[int, _Sequence], after_prompts: dict[int, torch.Tensor] | None) -> None:
+    def _submit(
+        self, batch: dict[int, ScheduledSequence], after_prompts: dict[int, torch.Tensor] | None
+    ) -> None:
         """Choose a token of each, from the logits after their prompts or of the next step."""
         model, slots = self._model, list(batch)
         try:
@@ -355,15 +431,12 @@ class Scheduler:
         self._finish_steps(self._model.steps_ahead)
 
     def _choose(
-        self, batch: dict[int, _Sequence], logits: torch.Tensor, slots: list[int] | None
+        self, batch: dict[int, ScheduledSequence], logits: torch.Tensor, slots: list[int] | None
     ) -> Callable[[], list[Choice]]:
         """Choose a token for each row of logits, of ``slots`` or its own; a step ahead only submit it."""
         if not self._model.steps_ahead:
-            tokens = choose_tokens(logits, [s.sampler for s in batch.values()])
-            return lambda: [
-                (t, log_probability(row, t) if s.request.logprobs and isinstance(t, int) else None)
-                for s, row, t in zip(batch.values(), logits, tokens, strict=True)
-            ]
+            choices = choose_on_host(logits, batch.values())
+            return lambda: choices
         rows = {slot: row for row, slot in enumerate(slots)} if slots else {slot: slot for slot in batch}
         samplers = {rows[slot]: sequence.sampler for slot, sequence in batch.items()}
         logprobs = any(sequence.request.logprobs for sequence in batch.values())
@@ -380,24 +453,4 @@ class Scheduler:
             except Exception as e:
                 self._fail(batch, e)
                 continue
-            for (slot, sequence), (token, logprob) in zip(batch.items(), choices, strict=True):
-                if self._active.get(slot) is not sequence:  # it ended while this was computed
-                    continue
-                try:
-                    event = sequence.accept(token, logprob, self._model.max_length)
-                except Exception as e:
-                    self._fail({slot: sequence}, e)
-                    continue
-                if event.finish is not None:
-                    with self._wake:
-                        self._active.pop(slot)
-                if not self._emit(sequence, event):
-                    with self._wake:
-                        self._active.pop(slot, None)
-
-    def _fail(self, batch: dict[int, _Sequence], error: Exception) -> None:
-        for slot, sequence in batch.items():
-            if self._active.get(slot) is sequence:
-                with self._wake:
-                    self._active.pop(slot)
-                self._end(sequence, "error", f"{type(error).__name__}: {error}")
+            self._accept(batch, choices)

@@ -21,11 +21,13 @@ UNMEASURED = "not measured"
 REFERENCE = "the reference"  # in place of a verdict
 
 STYLE = """
-<style>main { max-width: 1180px; } table.wide { table-layout: auto; }
+<style>main { max-width: 1280px; } table.wide { table-layout: auto; }
 table.wide td, table.wide th { padding: 7px 8px; overflow-wrap: normal; vertical-align: top; }
-table.wide td:first-child { overflow-wrap: anywhere; min-width: 130px; } table.wide div { font-size: 13px; }
+table.wide td:first-child { overflow-wrap: anywhere; min-width: 130px; }
+table.wide td:nth-child(3) { overflow-wrap: anywhere; min-width: 100px; } table.wide div { font-size: 13px; }
 table.wide .number { text-align: right; font-variant-numeric: tabular-nums; }
-table.wide td.number { white-space: nowrap; } table.wide td.number span.soft { white-space: normal; }
+table.wide td.number { white-space: nowrap; }
+table.wide td.number div { white-space: normal; } table.wide td.number span.soft { white-space: normal; }
 div.scroll { overflow-x: auto; } svg { max-width: 800px; display: block; }</style>
 """
 
@@ -227,11 +229,13 @@ def _show_task(a: Artefact) -> CellText:
 
 
 def _show_speed(a: Artefact) -> CellText:
-    return NOTHING if a.speed is None else (f"{a.speed:,.4g}" if a.speed < 1000 else f"{a.speed:,.0f}", "")
-
-
-def _show_latency(seconds: float | None) -> CellText:
-    return NOTHING if seconds is None else (f"{1000 * seconds:,.4g} ms", "")
+    if a.speed is None:
+        return NOTHING
+    rate = f"{a.speed:,.4g}" if a.speed < 1000 else f"{a.speed:,.0f}"
+    latencies = (
+        () if a.bench is None else (("first", a.bench.first_token), ("between", a.bench.between_tokens))
+    )
+    return rate, ", ".join(f"{name} {1000 * s:,.3g} ms" for name, s in latencies if s is not None)
 
 
 def _show_gates(a: Artefact) -> CellText:
@@ -258,17 +262,6 @@ COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
     ("questions", _show_task, True),
     ("tokens/s", _show_speed, True),
 )
-# Shown where an artefact was measured by enginix bench.
-BENCH_COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
-    ("first token", lambda a: _show_latency(a.bench.first_token if a.bench else None), True),
-    ("between tokens", lambda a: _show_latency(a.bench.between_tokens if a.bench else None), True),
-)
-
-
-def _choose_columns(
-    artefacts: Sequence[Artefact],
-) -> tuple[tuple[str, Callable[[Artefact], CellText], bool], ...]:
-    return COLUMNS + (BENCH_COLUMNS if any(a.bench is not None for a in artefacts) else ())
 
 
 def list_build_rows(artefacts: Sequence[Artefact]) -> list[list[str]]:
@@ -333,12 +326,11 @@ def render_comparison_text(comparison: ArtefactComparison, width: int | None = N
     Args:
         width: columns of the terminal; where the table is wider, an artefact is a column, not a row.
     """
-    columns = _choose_columns(comparison.artefacts)
-    rows = [[head for head, _, _ in columns]]
+    rows = [[head for head, _, _ in COLUMNS]]
     for a in comparison.artefacts:
-        cells = [value(a) for _, value, _ in columns]
+        cells = [value(a) for _, value, _ in COLUMNS]
         rows.append([headline + (f" ({detail})" if detail else "") for headline, detail in cells])
-    lines = _align_columns(rows, [right for _, _, right in columns])
+    lines = _align_columns(rows, [right for _, _, right in COLUMNS])
     if width is not None and max(map(len, lines)) > width:
         lines = _stack_columns(rows, width)
     if builds := list_build_rows(comparison.artefacts):
@@ -365,12 +357,11 @@ def _render_cell(head: str, cell: CellText, right: bool) -> str:
 
 
 def _render_comparison_table(artefacts: Sequence[Artefact]) -> str:
-    columns = _choose_columns(artefacts)
     head = "".join(
         f'<th class="number">{escape(name)}</th>' if right else f"<th>{escape(name)}</th>"
-        for name, _, right in columns
+        for name, _, right in COLUMNS
     )
-    rows = ("".join(_render_cell(name, value(a), right) for name, value, right in columns) for a in artefacts)
+    rows = ("".join(_render_cell(name, value(a), right) for name, value, right in COLUMNS) for a in artefacts)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     table = f'<table class="wide"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll">{table}</div>'
@@ -444,6 +435,7 @@ def render_comparison_page(comparison: ArtefactComparison) -> str:
         "Perplexity, same token (as the reference's most likely) and mean KL (nats) are of the gates' text, "
         "the reference being the model before quantization; below the ratio its 95% interval. Greedy: share "
         "of the tokens of greedy answers, where an engine gives no distributions. "
+        f"Below tokens a second: mean time to the first token, and between tokens. "
         f"“{UNMEASURED}”: no gate or measurement gave this figure.{speed}"
     )
     parts = [

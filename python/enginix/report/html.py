@@ -37,6 +37,7 @@ svg .line { fill: none; stroke: var(--blue); stroke-width: 2; } svg .dot { fill:
 svg .bar { fill: var(--blue); opacity: 0.75; } svg .middle { stroke: var(--ink); stroke-width: 2; }
 svg .bound { stroke: var(--bad); stroke-dasharray: 5 4; } svg .none { stroke: none; }
 svg .whisker { stroke: var(--blue); stroke-width: 2; opacity: 0.6; } svg .lead { stroke: var(--line); }
+@media (max-width: 600px) { svg .tick { font-size: 13px; } svg .label { font-size: 17px; } }
 svg .wrong { stroke: var(--bad); } svg circle.wrong { fill: var(--bad); }
 """
 

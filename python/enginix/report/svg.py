@@ -46,7 +46,7 @@ def render_line_chart(
     xs = [_scale_value(x, first, last, LEFT + 8, WIDTH - 8) for x, _ in points]
     ys = [_scale_value(y, low, top, HEIGHT - BOTTOM, TOP) for _, y in points]
     marks = [low + (top - low) * i / 4 for i in range(5)]
-    ticks = [(_scale_value(m, low, top, HEIGHT - BOTTOM, TOP), f"{m:.0%}") for m in marks]
+    ticks = [(_scale_value(m, low, top, HEIGHT - BOTTOM, TOP), f"{100 * m:.3g}%") for m in marks]
     body = '<polyline class="line" points="' + " ".join(
         f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True)
     )

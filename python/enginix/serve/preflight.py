@@ -18,7 +18,7 @@ from enginix.digests import is_in_store
 from enginix.errors import MachineError, ManifestError
 from enginix.integrity import find_engine, require_input, require_same_results, require_unchanged
 from enginix.kinds.llmapi import triton_model
-from enginix.kinds.registry import get_kind, has_rank_processes, is_portable, load_hook
+from enginix.kinds.registry import find_start_module, get_kind, has_rank_processes, is_portable, load_hook
 from enginix.kinds.triton_repository.validate import PATHS, validate_repository
 from enginix.machine.driver import Driver
 from enginix.machine.target import Machine, probe_machine
@@ -86,17 +86,27 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
     reads = tuple(sorted(set(_iterate_named_paths(directory, configs))))
     # tensorrt_llm's tokenizer lies in the engine, for both kinds that need a GPU.
     tokenizers = [p for p in reads if p.name == "tokenizer"]
-    engine = tokenizers[0].parent if tokenizers and kind is not None and kind.runs_in_image else None
+    engine = tokenizers[0].parent if tokenizers and _needs_gpu(repository_manifest) else None
     _require_whole_chain(directory, repository_manifest, reads)
     return ServedRepository(
         directory, repository_manifest, instances, _count_ranks(repository_manifest), reads, engine
     )
 
 
+def _needs_gpu(repository_manifest: Manifest) -> bool:
+    """Return whether the engine's manifest names the GPU that serves it."""
+    kind, start = get_kind(repository_manifest.kind), find_start_module(repository_manifest.kind)
+    if start is not None:
+        return start.needs_gpu(repository_manifest.options)
+    return kind is not None and kind.runs_in_image
+
+
 def _require_whole_chain(directory: Path, repository_manifest: Manifest, reads: Sequence[Path]) -> None:
     """Refuse a repository, or an engine in it, that changed since it was made or gated."""
     require_unchanged(directory)
-    if not is_in_store(directory) and (engine := find_engine(reads)) is not None:
+    engine = find_engine(reads)
+    # A repository that was added to a store may still name an engine outside of it.
+    if engine is not None and not (is_in_store(directory) and is_in_store(engine)):
         engine_manifest = manifest.read_manifest(engine, "engine")
         require_input(directory, repository_manifest, "engine", engine)
         require_same_results(directory, repository_manifest, engine_manifest)
@@ -145,7 +155,8 @@ def check_backend(repository: ServedRepository, server: TritonServer) -> None:
         MachineError: the backend is missing.
         Mismatch: TensorRT-LLM has another version, even if the installation names the right runtime.
     """
-    if not is_portable(repository.manifest.kind):
+    kind = get_kind(repository.manifest.kind)
+    if kind is not None and kind.runs_in_image:
         live = read_image_versions(server.rootfs or Path("/"), server.find_runtime())
         require_versions(repository.manifest, repository.directory, live)
     if not has_rank_processes(repository.manifest.kind):
@@ -237,6 +248,8 @@ def check_gpus(
 
 def _rank_weights(engine: Path) -> list[int]:
     """Return the bytes of weights of each rank."""
+    if plans := list((engine / "engine").glob("*.plan")):  # kind rtx
+        return [path.stat().st_size for path in plans]
     plans = sorted(
         (engine / "engine").glob("rank*.engine"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import MachineError, UsageError
-from enginix.kinds.registry import DEFAULT_KIND, find_triton_support, is_portable
+from enginix.kinds.registry import DEFAULT_KIND, find_triton_support, get_kind
 from enginix.manifest import Manifest
 from enginix.optional_libraries import format_install_command, format_tritonserver_command
 from enginix.process import build_environment
@@ -23,6 +23,8 @@ from enginix.serve import pytriton_wheel
 from enginix.tables import load_table
 
 RUNTIME_FILE = "runtime.json"
+# Of a tritonserver without a runtime of NVIDIA's.
+PORTABLE_RUNTIME = "reference"
 STUB = "triton_python_backend_stub"
 
 
@@ -165,6 +167,13 @@ def find_refusal(repository: Manifest, server: TritonServer) -> str | None:
     except UsageError:
         known = ", ".join(runtimes.list_runtimes())
         return f"the server's runtime is {server.runtime!r}, which is unknown (known: {known})"
+    kind = get_kind(repository.kind)
+    support = None if kind is None or kind.is_portable else kind.triton
+    if support is not None and support.extra is not None:
+        # Its models run in a Python of this package, by any tritonserver with a Python backend.
+        if server.runtime == PORTABLE_RUNTIME:
+            return None
+        return f"kind {repository.kind} runs in a Python of this package, not in {server.runtime}"
     engine_runtime = repository.runtime.get("id")
     if engine_runtime is not None and engine_runtime != server.runtime:
         return f"the engine is for runtime {engine_runtime}, the server's runtime is {server.runtime}"
@@ -189,7 +198,8 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
         )
     binary = server.stub.read_bytes()
     linked = re.search(rb"libpython3\.(\d+)\.so", binary)
-    names = find_triton_support(kind).packages
+    support = find_triton_support(kind)
+    names = support.packages
     script = (
         "import importlib.util, json, sys\n"
         "from importlib.metadata import version\n"
@@ -220,9 +230,9 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
         raise MachineError(
             f"lacks {', '.join(missing)}, which the repository's models import",
             where=str(python),
-            fix=f"{format_install_command('serve', 'serve', str(python))}\n"
+            fix=f"{format_install_command(support.extra, 'serve', str(python))}\n"
             "       or --python of an environment that has them"
-            if is_portable(kind)
+            if support.extra is not None
             else "--python of the runtime's image",
         )
     if numpy.split(".")[0] not in ("0", "1") and b"numpy._core" not in binary:

@@ -23,6 +23,7 @@ class RepositoryOptions:
         preprocessing_instances, postprocessing_instances: processes of each; for kind ``tensorrt``.
         ensemble_instances: processes that tokenize and decode; for kind ``reference``.
         device: device of the reference executor, as torch names it.
+        interpreter: checkpoint whose network PyTorch executes in place of NVIDIA's runtime; for kind ``rtx``.
         add_special_tokens: put the tokenizer's special tokens around a prompt, as it defines them.
         skip_special_tokens: leave special tokens out of the text.
         exclude_input_in_output: return the answer without the prompt unless a request says otherwise.
@@ -36,6 +37,7 @@ class RepositoryOptions:
     postprocessing_instances: int = 1
     ensemble_instances: int = 1
     device: str = "cpu"
+    interpreter: Path | None = None
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
     exclude_input_in_output: bool = True

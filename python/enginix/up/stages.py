@@ -13,7 +13,7 @@ from enginix import __version__
 from enginix.errors import UsageError
 from enginix.files import find_user_cache, sha256_json
 from enginix.hub.lock import Lock
-from enginix.kinds.registry import DEFAULT_KIND, explain_unserved, find_kind
+from enginix.kinds.registry import DEFAULT_KIND, find_kind
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class UpRequest:
         build_options: words for ``enginix build``, such as ``--target h200``.
         serve_options: words for ``enginix serve``, such as ``--rootfs DIR``.
         gates: whether the engine is compared with its model.
+        interpreted: kind rtx: the interpreter of its network serves it, on the CPU.
     """
 
     name: str
@@ -40,6 +41,7 @@ class UpRequest:
     build_options: tuple[str, ...] = ()
     serve_options: tuple[str, ...] = ()
     gates: bool = True
+    interpreted: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
     kind = find_kind(request.kind)
     if kind.triton is None:
         raise UsageError(
-            f"enginix up has no way to serve kind {kind.name}" + explain_unserved(kind),
+            f"enginix up has no way to serve kind {kind.name}",
             where="--kind",
             fix=", then ".join(kind.build_commands),
         )
@@ -103,20 +105,72 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
         calibration = request.calibration or add("calibrate", ["calibrate", str(model)], identity)
         source = add("quantize", [*words, "--calibration", str(calibration)], identity)
     build = ["build", "--kind", kind.name, "--model", str(source), "--name", name_endpoint(request)]
+    checkpoint: Path | None = None
     if kind.built_from == "checkpoint":
         converted = [
             "convert",
             str(source),
             "--kind",
-            "reference" if kind.name == DEFAULT_KIND else "tensorrt",
+            "reference" if kind.name in (DEFAULT_KIND, "rtx") else "tensorrt",
         ]
-        build[1:1] = [str(add("convert", converted, identity)), "--link-checkpoint"]
+        checkpoint = add("convert", converted, identity)
+        build[1:1] = [str(checkpoint), "--link-checkpoint"]
     if source != model:
         build += ["--reference", str(model)]
     build += [*request.build_options, *([] if request.gates else ["--no-gates"])]
+    if kind.name == "rtx":  # a command of its own, whose gate is no option
+        build = ["rtx-build", str(checkpoint), "--model", str(source), "--name", name_endpoint(request)]
     engine = add("build", build, identity)
-    add("triton-repo", ["triton-repo", str(engine)], identity)
+    if is_served_by_triton(kind.name):
+        interpreter = ["--interpreter", str(checkpoint)] if request.interpreted else []
+        add("triton-repo", ["triton-repo", str(engine), *interpreter], identity)
     return tuple(stages)
+
+
+def is_served_by_triton(kind: str) -> bool:
+    """Tell whether Triton serves a kind behind the gateway; the others have an OpenAI server of their own.
+
+    As mkGateway has it: NVIDIA's Triton models tell neither why an answer ended nor its tokens as OpenAI's
+    interface has them.
+    """
+    return find_kind(kind).server is None
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """The server behind the gateway.
+
+    Attributes:
+        words: its command, after ``enginix``.
+        backend: its row of the gateway's description.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    backend: dict[str, str]
+
+
+def plan_server(request: UpRequest, artefact: Path, port: int) -> ServerPlan:
+    """Return the server of a finished request.
+
+    Args:
+        artefact: the output of the last stage.
+    """
+    address = f"http://127.0.0.1:{port}"
+    if is_served_by_triton(request.kind):
+        words: tuple[str, ...] = (
+            "serve",
+            str(artefact),
+            "--http-port",
+            str(port),
+            "--no-grpc",
+            "--no-metrics",
+        )
+        backend = {"kind": "triton", "url": address, "model": "ensemble"}
+        return ServerPlan("tritonserver", (*words, *request.serve_options), backend)
+    words = ("runner", str(artefact), "--port", str(port), *request.serve_options)
+    backend = {"kind": "openai", "url": f"{address}/v1", "model": name_endpoint(request)}
+    return ServerPlan("trtllm-serve", words, backend)
 
 
 def name_endpoint(request: UpRequest) -> str:
@@ -164,7 +218,7 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
         f"  engine = {engine};",
         # The gateway takes no Triton server of NVIDIA's models.
         "  server = mkTritonServer { repo = mkTritonRepo { inherit engine; }; };"
-        if request.kind == DEFAULT_KIND
+        if is_served_by_triton(request.kind)
         else "  server = mkServe { inherit engine; };",
         "in",
         f'mkGateway {{ servers."{name_endpoint(request)}" = server; }}',
@@ -175,10 +229,9 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
 def _format_engine_arguments(request: UpRequest) -> str:
     given = dict(zip(request.build_options[::2], request.build_options[1::2], strict=True))
     words = [f'kind = "{request.kind}";', "inherit quantized;" if request.format else "inherit model;"]
-    # Kind reference has neither target nor runtime.
-    target, runtime = (
-        (None, None) if request.kind == DEFAULT_KIND else (given.get("--target"), given.get("--runtime"))
-    )
+    # Kind reference has neither target nor runtime, and kind rtx is for every GPU that its format allows.
+    is_for_all = request.kind in (DEFAULT_KIND, "rtx")
+    target, runtime = (None, None) if is_for_all else (given.get("--target"), given.get("--runtime"))
     if target is not None:
         words.append(f'target = "{target}";')
     if runtime is not None and runtime.endswith(".json"):

@@ -75,7 +75,7 @@ test_checkpoint_by_modelopt_takes_the_given_python() {
 }
 
 test_checkpoint_converter_must_take_the_architecture() {
-  refused "model = $(named RWForCausalLM);" 'converter = "enginix" does not take RWForCausalLM' 'converter = "tensorrt_llm" (inside' Qwen3ForCausalLM &&
+  refused "model = $(named BaiChuanForCausalLM);" 'converter = "enginix" does not take BaiChuanForCausalLM' 'converter = "tensorrt_llm" (inside' Qwen3ForCausalLM &&
     refused "model = $(named Qwen3ForCausalLM); converter = \"modelopt\";" 'converter = "enginix" (CPU, pure) does' GPT2LMHeadModel &&
     refused "model = $(named Gemma3ForCausalLM); converter = \"tensorrt_llm\";" 'no converter takes Gemma3ForCausalLM' &&
     refused "model = $(named MptForCausalLM); converter = \"modelopt\"; tensorParallel = 8;" 'at most 4' &&

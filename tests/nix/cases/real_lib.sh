@@ -155,7 +155,8 @@ test_real_lib_module_own_servers() {
     fails "{ servers.a = { $edge ownServer = false; }; }" 'has no Triton repository' &&
     fails '{ servers.a = { repo = tiny; ownServer = true; }; }' 'repo is served by Triton; set engine' &&
     fails '{ servers.a = { engine = reference; ownServer = true; }; }' 'kind reference has no server of its own' &&
-    fails '{ servers.a.engine = engine "rtx"; }' 'kind rtx is not served: enginix has no server for it yet' &&
+    holds '{ servers.a = { engine = engine "rtx"; gpus = [ 0 ]; }; }' &&
+    fails '{ servers.a.engine = engine "rtx"; }' 'gpus names 0' 'name one GPU a rank' &&
     fails '{ servers.a = { repo = tiny; apiKeyFile = "/run/k"; }; }' 'Triton asks for no key' &&
     fails "{ servers.a = { $edge apiKeyFile = \"/nix/store/x-key\"; }; }" 'in the store, where everybody reads it' &&
     fails "{ servers.a = { $edge host = \"0.0.0.0\"; }; }" 'there is no key; set apiKeyFile'

@@ -57,10 +57,14 @@ test_rtx_targets_are_sms_in_order() {
     says '[[86,89,120],[89,120,121]]'
 }
 
-test_rtx_nothing_serves_it_and_says_why() {
-  ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
-    ! with_rtx eval '(e.mkServe { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
-    # The NixOS module's assertion reads this; tests/nix/cases/real_lib.sh has it fail.
-    with_rtx eval '(import (root + "/nix/nixos/served.nix") { inherit (e) lib; parts = e; } { engine = rtx { }; repo = null; settings = { }; ownServer = null; flags = { }; }).unserved' &&
-    says 'no server for it yet'
+test_rtx_repositories_are_served_in_the_environment_that_builds() {
+  need_rtx || return
+  with_rtx build 'e.mkTritonRepo { engine = rtx { }; interpreter = true; }' -o "$tmp/repo" &&
+    grep -q interpreter_checkpoint "$tmp/repo/tensorrt_llm/config.pbtxt" &&
+    with_rtx eval '(e.mkTritonServer { repo = e.mkTritonRepo { engine = rtx { }; }; }).installation' &&
+    says 'python3-rtx/bin/python3' &&
+    with_rtx eval '(e.mkGateway { servers.a = e.mkTritonServer { repo = e.mkTritonRepo { engine = rtx { }; }; }; }).drvPath' &&
+    ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; maxBatchSize = 3; }).drvPath' && says "above the engine's 2" &&
+    ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; device = "cuda"; }).drvPath' && says 'unknown argument "device"' &&
+    ! with_rtx eval '(e.mkServe { engine = rtx { }; }).drvPath' && says 'engine.kind'
 }

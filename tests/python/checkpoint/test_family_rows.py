@@ -12,6 +12,7 @@ from family_golden import list_family_conversions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import golden
 from enginix.checkpoint import byte_sources, compiled_casts
 from enginix.checkpoint.byte_sources import SourceFileReader, TransposedRows
 from enginix.checkpoint.compare_with_model import CheckpointComparison
@@ -83,7 +84,7 @@ def test_transposed_rows(
     if not compiled:
         monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
     kind = {"F16": "<u2", "F32": "<u4"}[dtype]
-    matrix = np.random.default_rng(5).integers(0, 60000, (37, 70)).astype(kind)
+    matrix = np.random.default_rng(5).integers(0, 0x7C00, (37, 70)).astype(kind)
     (tmp_path / "weights").write_bytes(b"head" + matrix.tobytes())
     info = TensorInfo("w", dtype, matrix.shape, tmp_path / "weights", 4, 4 + matrix.nbytes)
     for rows, cols in (((0, 70), (0, 37)), ((3, 68), (5, 29)), ((69, 70), (36, 37))):
@@ -91,6 +92,29 @@ def test_transposed_rows(
         with SourceFileReader() as reader:
             made = b"".join(bytes(block) for block in part.blocks(reader))
         assert len(made) == part.size and made == matrix.T[slice(*rows), slice(*cols)].tobytes()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_transposed_matrix_that_ends_early(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_sources, "TRANSPOSED", 64)
+    if not compiled:
+        monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
+    (tmp_path / "weights").write_bytes(bytes(37 * 70 * 2 - 1))
+    info = TensorInfo("w", "F16", (37, 70), tmp_path / "weights", 0, 37 * 70 * 2)
+    with SourceFileReader() as reader, pytest.raises(ModelError, match="ends at byte 5179"):
+        list(TransposedRows(info, 37, 70, (0, 70), (0, 37)).blocks(reader))
+
+
+@pytest.mark.parametrize("at", [0, 37 * 70 - 1])
+def test_a_transposed_matrix_with_nan(at: int, tmp_path: Path) -> None:
+    matrix = np.zeros(37 * 70, "<f2")
+    matrix[at] = np.nan
+    (tmp_path / "weights").write_bytes(matrix.tobytes())
+    info = TensorInfo("w", "F16", (37, 70), tmp_path / "weights", 0, matrix.nbytes)
+    with SourceFileReader() as reader, pytest.raises(ModelError, match="'w' holds NaN"):
+        list(TransposedRows(info, 37, 70, (0, 70), (0, 37)).blocks(reader))
 
 
 def test_expressions() -> None:
@@ -151,10 +175,12 @@ def test_model_types_are_those_of_the_causal_language_models(name: str) -> None:
     hub = {
         "ExaoneForCausalLM": "exaone", "InternLM2ForCausalLM": "internlm2", "QWenLMHeadModel": "qwen",
         "BaichuanForCausalLM": "baichuan", "ChatGLMModel": "chatglm", "MPTForCausalLM": "mpt",
-        "ChatGLMForConditionalGeneration": "chatglm",
+        "ChatGLMForConditionalGeneration": "chatglm", "InternLMForCausalLM": "internlm",
+        "PhiMoEForCausalLM": "phimoe", "Phi3SmallForCausalLM": "phi3small",
     }  # fmt: skip
+    old = {"RWForCausalLM": ["RefinedWeb", "RefinedWebModel"]}
     known = [kind for kind, loaded in NAMES.items() if loaded == name]
-    assert list_family_rows()[name]["modelTypes"] == (known or [hub[name]])
+    assert list_family_rows()[name]["modelTypes"] == (known or old.get(name) or [hub[name]])
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -241,6 +267,76 @@ def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
     convert_model(MODELS["GPT2LMHeadModel"], tmp_path / "long", ConvertOptions())
     ranks = [(tmp_path / name / "rank0.safetensors").read_bytes() for name in ("short", "long")]
     assert ranks[0] == ranks[1]
+
+
+# Old configurations of Falcon's golden models: model_type, and the keys that mean what later ones say.
+OLD_FALCON = {
+    "falcon7b": ("RefinedWebModel", ("multi_query", "parallel_attn", "bias", "alibi")),
+    "falcon-rw1b": ("RefinedWebModel", ("multi_query", "parallel_attn", "bias", "alibi")),
+    "falcon40b": ("RefinedWeb", ("parallel_attn", "bias", "alibi")),
+}
+
+
+@pytest.mark.parametrize("name", OLD_FALCON)
+def test_the_old_name_of_falcon(name: str, tmp_path: Path) -> None:
+    """Its configuration has other keys; the checkpoint is that of FalconForCausalLM, held by golden data."""
+    source = next(c.model for c in list_family_conversions() if c.case == name)
+    kind, keys = OLD_FALCON[name]
+    raw = json.loads((source / "config.json").read_text())
+    old = {key: raw[key] for key in (*keys, "vocab_size", "hidden_size", "layer_norm_epsilon", "torch_dtype")}
+    old |= {"architectures": ["RWForCausalLM"], "model_type": kind, "n_layer": raw["num_hidden_layers"]}
+    old |= {"n_head": raw["num_attention_heads"]}
+    old |= {"n_head_kv": raw["num_kv_heads"]} if kind == "RefinedWeb" else {}
+    # Every model of the old configuration has the later one's default.
+    compare_conversions(source, old, {"max_position_embeddings": 2048}, tmp_path)
+
+
+def test_internlm_is_llama_with_biases(tmp_path: Path) -> None:
+    """Its checkpoint is that of a Llama model with attention_bias, which golden data hold."""
+    source = next(c.model for c in golden.conversions() if c.case == "llama-bias")
+    raw = json.loads((source / "config.json").read_text())
+    tensors = golden.tensors(source / "model.safetensors")
+    made = {}
+    for name, (dtype, shape, data) in tensors.items():
+        if "k_proj" in name or "v_proj" in name:  # each KV head twice: InternLM has as many as heads
+            half = len(data) // 2
+            made[name] = (dtype, (2 * shape[0], *shape[1:]), data[:half] * 2 + data[half:] * 2)
+        elif ".mlp." not in name or not name.endswith(".bias"):
+            made[name] = (dtype, shape, data)
+    (tmp_path / "source").mkdir()
+    write_safetensors(tmp_path / "source/model.safetensors", made)
+    llama = raw | {"num_key_value_heads": 4, "head_dim": None, "mlp_bias": False}
+    (tmp_path / "source/config.json").write_text(json.dumps(llama))
+    dropped = ("attention_bias", "mlp_bias", "num_key_value_heads", "head_dim")
+    internlm = {key: value for key, value in raw.items() if key not in dropped}
+    internlm |= {"architectures": ["InternLMForCausalLM"], "model_type": "internlm", "bias": True}
+    compare_conversions(tmp_path / "source", internlm, {}, tmp_path)
+
+
+def compare_conversions(source: Path, config: dict[str, Any], keys: dict[str, Any], work: Path) -> None:
+    """Convert a model under another config.json; only the architecture's name and ``keys`` may differ."""
+    renamed = work / "renamed"
+    renamed.mkdir()
+    (renamed / "config.json").write_text(json.dumps(config))
+    (renamed / "model.safetensors").symlink_to(source / "model.safetensors")
+    for model, out in ((source, work / "one"), (renamed, work / "other")):
+        convert_model(model, out, ConvertOptions(mapping=CheckpointMapping(2), kind="tensorrt"))
+    for rank in range(2):
+        ranks = [(work / d / f"rank{rank}.safetensors").read_bytes() for d in ("one", "other")]
+        assert ranks[0] == ranks[1]
+    configs = [json.loads((work / d / "config.json").read_text()) for d in ("one", "other")]
+    assert configs[1].pop("architecture") != configs[0].pop("architecture")
+    assert configs[0] | keys == configs[1]
+
+
+def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+    header, at = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    data = b"".join(data for _, _, data in tensors.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

@@ -85,8 +85,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("is_nix", [True, False])
 def test_fixes_fit_how_enginix_was_installed(monkeypatch: pytest.MonkeyPatch, is_nix: bool) -> None:
     """A package of the flake names another one that has the libraries, never itself; pip's names pip."""
-    for module in (machine_checks, optional_libraries):
-        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setattr(optional_libraries, "find_spec", lambda _: None)
     monkeypatch.setattr(optional_libraries, "is_in_nix_store", lambda *_: is_nix)
     results = run_checks(ask_hub=False)
     for name, extra in EXTRAS.items():

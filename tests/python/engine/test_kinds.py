@@ -43,8 +43,8 @@ def test_a_kind_satisfies_the_protocol(name: str) -> None:
     assert "\n" not in kind.summary
     # Either one command, or commands of its own.
     assert (kind.build is None) == bool(kind.build_commands)
-    # It has a server or Triton, or says why nothing serves it; and what is compiled is for a GPU.
-    assert (kind.server is None and kind.triton is None) == (kind.unserved_reason is not None)
+    # Something serves it; and what is compiled is for a GPU.
+    assert kind.server is not None or kind.triton is not None
     assert not (kind.is_portable and (kind.is_compiled or kind.runs_in_image))
 
 
@@ -114,7 +114,6 @@ def test_every_kind_has_its_counterpart_in_nix() -> None:
         assert row["build"] == f"import ./{kind.name}"
         assert (ROOT / "nix" / "kinds" / kind.name / "default.nix").is_file()
         assert row["server"] == kind.server
-        assert row.get("unserved") == kind.unserved_reason
         assert row["inImage"] == kind.runs_in_image
         # A list is no word, and so is left out of the row.
         assert ("tritonRepo" in row) == (kind.triton is None)
@@ -124,7 +123,7 @@ def test_every_kind_has_its_counterpart_in_nix() -> None:
 def test_tables_have_the_rows_of_every_kind() -> None:
     assert set(load_table("kinds")["kinds"]) == set(KIND_NAMES)
     gated = {name for name in load_table("gates")["kinds"] if name != "about"}
-    assert gated == {k.name for k in list_kinds() if not k.is_portable and k.unserved_reason is None}
+    assert gated == {k.name for k in list_kinds() if not k.is_portable}
     executed = {kind for row in load_table("runtimes")["runtimes"].values() for kind in row["kinds"]}
     assert executed == set(KIND_NAMES)
     served = set(load_table("llm_args")["serve"]["backends"])
@@ -139,4 +138,4 @@ def test_parts_without_the_registry_agree_with_it() -> None:
     every = {*check.PORTABLE_KINDS, *check.COMPILED_KINDS, *check.UNCOMPILED_KINDS}
     assert every == set(KIND_NAMES)
     assert set(trtllm_asker.KINDS) == {kind.name for kind in kinds if kind.runs_in_image}
-    assert list_triton_kinds() == ("tensorrt", "llmapi", "reference")
+    assert list_triton_kinds() == ("tensorrt", "llmapi", "rtx", "reference")

@@ -31,6 +31,7 @@ MODEL = ROOT / "tests/models/tiny-qwen3"
 REFERENCE, MEASUREMENTS = ROOT / "docs/reference/gates.md", ROOT / "docs/explanation/measurements.md"
 BEGIN, END = "<!-- tables: make gates-table -->", "<!-- end of tables -->"
 BOUNDS_BEGIN, BOUNDS_END = "<!-- bounds: make gates-table -->", "<!-- end of bounds -->"
+FAMILIES_BEGIN, FAMILIES_END = "<!-- families: make gates-table -->", "<!-- end of families -->"
 CONTEXT_BEGIN, CONTEXT_END = "<!-- context: make gates-table -->", "<!-- end of context -->"
 
 
@@ -75,7 +76,7 @@ def tables() -> str:
     tokenizer = hf.TransformersTokenizer(MODEL)
     asked = material.load_material(tokenizer, 2048, 2048)
     judge = tests.Judge(
-        tokenizer, asked, answers.ask_reference(TransformersSubject(MODEL), asked, tests.ENDS, {})
+        tokenizer, asked, answers.ask_reference(TransformersSubject(MODEL), asked, tests.ENDS, {}, tokenizer)
     )
     with tempfile.TemporaryDirectory() as work:
         plain = Path(work) / "plain"
@@ -114,6 +115,30 @@ def tables() -> str:
     assert not any(row.endswith("| none |") for row in broken[2:]), broken
     assert "a reference that is missing" in broken[-1], broken
     return "\n".join([*healthy, "", *broken])
+
+
+def families() -> str:
+    """What the gates find of further families, sound and with an error of NVIDIA's converter, in Markdown."""
+    tests = _tests("test_family_gates")
+    torch.set_num_threads(1)
+    lines = [
+        "| architecture | checkpoint | same token | mean KL | perplexity ratio | gates that fail |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in tests.CASES:
+        with tempfile.TemporaryDirectory() as work:
+            judge = tests.FamilyJudge(case, MODEL, Path(work))
+            sound = judge.convert_soundly()
+            broken = judge.convert_wrongly(sound)
+            for what, checkpoint in (("sound", sound), (case.error, broken)):
+                found = judge(checkpoint)
+                failed = [name for name, outcome in found.items() if not outcome.passed]
+                assert bool(failed) == (checkpoint == broken), (case.name, what, failed)
+                agreement, perplexity = (found[gate].detail for gate in ("agreement", "perplexity"))
+                cells = [case.name, what, f"{agreement['top1Found']:.1%}", f"{agreement['klFound']:.2g}"]
+                cells += [f"{perplexity['ratioFound']:.4g}", ", ".join(failed) or "none"]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def bounds() -> str:
@@ -187,12 +212,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put them into their pages below docs")
     parser.add_argument("--context", action="store_true", help="that gate's table and the bounds alone")
+    parser.add_argument("--families", action="store_true", help="the table of further families alone")
     args = parser.parse_args()
-    made = [
-        (MEASUREMENTS, CONTEXT_BEGIN, CONTEXT_END, context()),
-        (REFERENCE, BOUNDS_BEGIN, BOUNDS_END, bounds()),
-    ]
+    made = []
     if not args.context:
+        made.append((MEASUREMENTS, FAMILIES_BEGIN, FAMILIES_END, families()))
+    if not args.families:
+        made.append((MEASUREMENTS, CONTEXT_BEGIN, CONTEXT_END, context()))
+        made.append((REFERENCE, BOUNDS_BEGIN, BOUNDS_END, bounds()))
+    if not args.context and not args.families:
         made.append((MEASUREMENTS, BEGIN, END, tables()))
     for page, begin, end, text in made:
         sys.stdout.write(text + "\n\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,48 +48,80 @@ def drop_multipliers(out: Path) -> None:
     (out / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if k not in dropped}))
 
 
-# Architecture, keys, TensorRT-LLM 0.17's error: what changes the tensors, and what the files.
-CASES: list[tuple[str, dict[str, Any], Callable[[Tensors], None], Callable[[Path], None]]] = [
-    ("NemotronForCausalLM", {"head_dim": 16}, add_one_to_norms, lambda out: None),
-    ("GPT2LMHeadModel", {"tie_word_embeddings": False}, write_embedding_as_head, lambda out: None),
-    ("GraniteForCausalLM", GRANITE, lambda tensors: None, drop_multipliers),
+@dataclass(frozen=True)
+class FamilyCase:
+    """An architecture, and an error of TensorRT-LLM 0.17's converter with it.
+
+    Attributes:
+        error: name of the error in the page.
+        change: what it does to the tensors.
+        edit: what it does to the files.
+    """
+
+    name: str
+    keys: dict[str, Any]
+    error: str
+    change: Callable[[Tensors], None] = lambda tensors: None
+    edit: Callable[[Path], None] = lambda out: None
+
+
+CASES = [
+    FamilyCase("NemotronForCausalLM", {"head_dim": 16}, "norms get 1 added twice", add_one_to_norms),
+    FamilyCase(
+        "GPT2LMHeadModel",
+        {"tie_word_embeddings": False},
+        "the embedding in place of the head",
+        write_embedding_as_head,
+    ),
+    FamilyCase("GraniteForCausalLM", GRANITE, "without the multipliers", edit=drop_multipliers),
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "keys", "change", "edit"), CASES, ids=lambda v: v if isinstance(v, str) else ""
-)
-def test_errors_of_nvidias_converter_are_rejected(
-    name: str,
-    keys: dict[str, Any],
-    change: Callable[[Tensors], None],
-    edit: Callable[[Path], None],
-    model: Path,
-    tmp_path: Path,
-) -> None:
-    import transformers
+class FamilyJudge:
+    """A random model of a case's architecture, and the gates that compare checkpoints with it.
 
-    tokenizer = hf.TransformersTokenizer(model)
-    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    stem = {"GPT2LMHeadModel": "GPT2"}.get(name, name.removesuffix("ForCausalLM"))
-    torch.manual_seed(3)
-    config = getattr(transformers, f"{stem}Config")(**(SIZES | keys | {"vocab_size": vocabulary}))
-    own = getattr(transformers, name)(config)
-    for parameter in own.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    own.float().save_pretrained(tmp_path / "model")
-    asked = material.load_material(tokenizer, 2048, 2048)
-    reference = answers.ask_reference(
-        TransformersSubject(tmp_path / "model"), asked, frozenset({2}), {"name": name}
-    )
+    Args:
+        model: whose tokenizer and vocabulary it has.
+    """
 
-    def judge(checkpoint: Path) -> dict[str, GateOutcome]:
+    def __init__(self, case: FamilyCase, model: Path, work: Path) -> None:
+        import transformers
+
+        self.case, self.work, self.tokenizer = case, work, hf.TransformersTokenizer(model)
+        vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+        stem = {"GPT2LMHeadModel": "GPT2"}.get(case.name, case.name.removesuffix("ForCausalLM"))
+        torch.manual_seed(3)
+        config = getattr(transformers, f"{stem}Config")(**(SIZES | case.keys | {"vocab_size": vocabulary}))
+        own = getattr(transformers, case.name)(config)
+        for parameter in own.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        own.float().save_pretrained(work / "model")
+        self.asked = material.load_material(self.tokenizer, 2048, 2048)
+        self.reference = answers.ask_reference(
+            TransformersSubject(work / "model"),
+            self.asked,
+            frozenset({2}),
+            {"name": case.name},
+            self.tokenizer,
+        )
+
+    def convert_soundly(self) -> Path:
+        out = self.work / "sound"
+        options = ConvertOptions("float32", CheckpointMapping(), kind="tensorrt")
+        convert_model(self.work / "model", out, options)
+        return out
+
+    def convert_wrongly(self, sound: Path) -> Path:
+        broken = damaged(sound, self.work / "broken", self.case.change)
+        self.case.edit(broken)
+        return broken
+
+    def __call__(self, checkpoint: Path) -> dict[str, GateOutcome]:
         def load() -> suite.JudgedEngine:
             executor = Executor.load(checkpoint, dtype="float32")
             return suite.JudgedEngine(
                 ExecutorSubject(executor),
-                tokenizer,
+                self.tokenizer,
                 executor.config,
                 without_rounding=executor.without_rounding,
             )
@@ -96,13 +129,15 @@ def test_errors_of_nvidias_converter_are_rejected(
         wanted = suite.resolve_checkpoint_bounds(
             read_executor_config(checkpoint), {"agreement": {}, "perplexity": {}}
         )
-        return {o.gate: o for o in suite.run_gates(load, tokenizer, asked, reference, wanted)[0]}
+        outcomes, *_ = suite.run_gates(load, self.tokenizer, self.asked, self.reference, wanted)
+        return {o.gate: o for o in outcomes}
 
-    sound = tmp_path / "sound"
-    convert_model(tmp_path / "model", sound, ConvertOptions("float32", CheckpointMapping(), kind="tensorrt"))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_errors_of_nvidias_converter_are_rejected(case: FamilyCase, model: Path, tmp_path: Path) -> None:
+    judge = FamilyJudge(case, model, tmp_path)
+    sound = judge.convert_soundly()
     for outcome in judge(sound).values():
         assert outcome.passed, f"{outcome.gate}: {outcome.summary}"
-    broken = damaged(sound, tmp_path / "broken", change)
-    edit(broken)
-    found = judge(broken)
-    assert not found["agreement"].passed
+    assert not judge(judge.convert_wrongly(sound))["agreement"].passed

@@ -46,6 +46,7 @@ SWITCHES = {
 DIFFERENT = {
     ("mk-quantized.nix", "device"): "null takes the CPU for small models; a command's user is at the machine",
     ("kinds/reference/default.nix", "runtime"): "the option is of the other kinds",
+    ("mk-triton-repo.nix", "interpreter"): "a switch, as Nix knows the engine's checkpoint",
 }
 
 

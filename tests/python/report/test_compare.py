@@ -179,7 +179,7 @@ def test_llmapi_does_not_take_what_the_table_says_it_does_not(name: str) -> None
     assert row.takes is None or (row.targets == () and name in row.why[0])
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in list_kinds() if kind.unserved_reason is None])
+@pytest.mark.parametrize("kind", [kind.name for kind in list_kinds() if kind.unplanned_reason is None])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
     row = judge(kind, "Qwen3ForCausalLM", name)

@@ -13,12 +13,14 @@ import pytest
 import environments
 import tiny_model
 from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.kinds.rtx.engine_build import RtxBuildOptions, build_rtx_engine
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
 
 one_thread = tiny_model.one_thread
-sys.path.insert(0, str(Path(__file__).parent))  # modules beside the tests
+# Modules beside these tests, and beside those of checkpoints.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "checkpoint")]
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
 # Sequences longer than the windows and rotations of the golden models, in pieces of 8 tokens.
@@ -84,3 +86,13 @@ def quantized(made_once: Callable[..., Path]) -> Callable[[str], Path]:
         return out / "checkpoint"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def served(trt: Any, tiny: Path, made_once: Callable[..., Path]) -> Path:
+    """An engine of tiny-qwen3 with the sizes that a server has by default."""
+
+    def make(out: Path) -> None:
+        build_rtx_engine(tiny, TINY, out, RtxBuildOptions(name="tiny-qwen3", max_seq_len=2048))
+
+    return made_once("rtx-served", make)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import random_models
 
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.errors import GateError
 from enginix.kinds.rtx import network_gate
 from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support
@@ -17,6 +19,7 @@ from enginix.kinds.rtx.network import decoder, quantized_products
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.rotation_table import make_rotation_tables
 from enginix.kinds.rtx.network.writer import NetworkWriter
+from enginix.kinds.rtx.plan_builder import build_plan
 from enginix.tables import load_table
 
 TINY = Path(__file__).resolve().parents[2] / "models/tiny-qwen3"
@@ -26,6 +29,7 @@ CASES = (
     *("llama-bf16", "llama-bias", "llama-odd-vocab", "llama-tied", "llama-rope-linear", "llama-rope-llama3"),
     *("mistral-bf16", "qwen2-bf16", "qwen2-tied", "qwen2-rope-yarn"),
     *("qwen3-bf16", "qwen3-tied", "qwen3-rope-yarn"),
+    *("phi3-bf16", "phi3-tied-odd"),
 )
 FORMATS = {"FP8": "FP8", "INT8_SQ": "W8A8_SQ_PER_CHANNEL", "INT4_AWQ": "W4A16_AWQ"}
 Describe = Callable[..., Any]
@@ -44,7 +48,7 @@ def test_networks_equal_transformers(
 
 def test_every_architecture_is_among_the_cases() -> None:
     families = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
-    families["MistralForCausalLM"] = "mistral"
+    families |= {"MistralForCausalLM": "mistral", "Phi3ForCausalLM": "phi3"}
     assert set(load_table("rtx")["architectures"]["taken"]) == set(families)
     assert {case.split("-")[0] for case in CASES} == set(families.values())
     taken = {"NO_QUANT", *FORMATS.values()}
@@ -53,6 +57,26 @@ def test_every_architecture_is_among_the_cases() -> None:
         == taken
         == {"NO_QUANT", *quantized_products.PRODUCT_FORMATS}
     )
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75])
+def test_partly_rotated_heads_equal_transformers(describe: Describe, tmp_path: Path, factor: float) -> None:
+    """Heads of 32 elements, of which 16 or 24 are rotated; the builder fuses their attention."""
+    sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 96, "vocab_size": 64}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = random_models.config("Phi3ForCausalLM", partial_rotary_factor=factor, **sizes, **tokens)
+    model = tmp_path / "model"
+    tensors = random_models.write(model, config)
+    narrow = {n: t if "norm" in n else (t / 8).astype(t.dtype) for n, t in tensors.items()}
+    (model / "model.safetensors").write_bytes(random_models.safetensors_bytes(narrow))
+    checkpoint = tmp_path / "checkpoint"
+    convert_model(model, checkpoint, ConvertOptions())
+    network, log = describe(checkpoint)
+    check_checkpoint_support(network.config, checkpoint)
+    assert (network.config.rotary_embedding_dim, network.config.head_size) == (32 * factor, 32)
+    outcome = network_gate.judge_network(network, checkpoint, model, TOKENS)
+    assert outcome.passed, outcome.summary
+    build_plan(network, log, (80, 86, 89, 120, 121), tmp_path / "plan")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -66,6 +90,16 @@ def test_quantized_networks_equal_the_reference_executor(
     outcome = network_gate.judge_network(network, checkpoint, TINY, TOKENS)
     assert outcome.passed, outcome.summary
     assert [leg["leg"] for leg in outcome.detail["legs"]] == ["wide", "wideRounded", "bfloat16Quantized"]
+
+
+def test_a_quantized_matrix_of_two_is_cut(
+    golden: Path, converted: Callable[..., Path], describe: Describe
+) -> None:
+    """FP8 of Phi-3, whose gate and up are one matrix."""
+    model = golden / "phi3-fp8/hf"
+    checkpoint = converted(model, "phi3-fp8")
+    outcome = network_gate.judge_network(describe(checkpoint)[0], checkpoint, model, TOKENS)
+    assert outcome.passed, outcome.summary
 
 
 def test_float16(converted: Callable[..., Path], describe: Describe) -> None:

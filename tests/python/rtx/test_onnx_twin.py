@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnx_twin import make_onnx_twin
 
 from enginix.evaluation.judgement.logits import relative_error
 from enginix.kinds.rtx import network_gate
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
+from enginix.kinds.rtx.network.writer import NetworkWriter
 
 SHAPE = EngineShape(3, 8, 40)
 
@@ -79,3 +81,49 @@ def test_nvidias_parser_reads_the_operators_as_the_layers_of_the_network(
     ours, theirs = count_kinds(network.writer.network), count_kinds(parsed)
     for kind, number in {"ATTENTION_INPUT": 4, "KV_CACHE_UPDATE": 8, "ROTARY_EMBEDDING": 8}.items():
         assert ours[kind] == theirs[kind] == number, kind
+
+
+def test_a_part_of_a_head_is_rotated_as_onnxruntime_does(trt: Any) -> None:
+    """The first 16 of 32 elements, by halves of their own; NVIDIA's parser reads the same."""
+    generator = np.random.default_rng(3)
+    x = generator.standard_normal((2, 3, 5, 32)).astype(np.float32)
+    angles = np.arange(40)[:, None] / 10000.0 ** (np.arange(0, 16, 2) / 16)
+    tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    positions = generator.integers(0, 40, (2, 5))
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape),
+        helper.make_tensor_value_info("positions", TensorProto.INT64, positions.shape),
+    ]
+    node = helper.make_node(
+        "RotaryEmbedding", ["x", "cos", "sin", "positions"], ["y"], rotary_embedding_dim=16
+    )
+    constants = [numpy_helper.from_array(t, name) for t, name in zip(tables, ("cos", "sin"), strict=True)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, x.shape)]
+    graph = helper.make_graph([node], "rotation", inputs, outputs, constants)
+    opset = [helper.make_opsetid("", 24)]
+    content = helper.make_model(graph, opset_imports=opset, ir_version=11).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x, "positions": positions})
+
+    writer = NetworkWriter(trt, trt.Logger(trt.Logger.ERROR))
+    rotated = writer.rotate(
+        writer.add_input("x", np.dtype(np.float32), x.shape),
+        *(writer.constant(name, table) for table, name in zip(tables, ("cos", "sin"), strict=True)),
+        writer.add_input("positions", np.dtype(np.int32), positions.shape),
+        "rotated",
+        16,
+    )
+    writer.mark_output(rotated, "y")
+    given = {"x": torch.from_numpy(x), "positions": torch.from_numpy(positions.astype(np.int32))}
+    computed = NetworkInterpreter(writer).run(given)["y"]
+    torch.testing.assert_close(computed, torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    parsed = builder.create_network(0)
+    parser = trt.OnnxParser(parsed, logger)
+    assert parser.parse(content)
+    layers = [parsed.get_layer(index) for index in range(parsed.num_layers)]
+    (layer,) = (layer for layer in layers if str(layer.type).endswith("ROTARY_EMBEDDING"))
+    layer.__class__ = trt.IRotaryEmbeddingLayer
+    assert layer.rotary_embedding_dim == 16 and not layer.interleaved

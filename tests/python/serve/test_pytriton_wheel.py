@@ -89,7 +89,7 @@ def test_a_directory_that_went_is_not_found(
     assert _run("-o", tmp_path / "out", "--wheel", wheel) == 0
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     monkeypatch.setattr(pytriton_wheel, "find_installed", lambda: None)
-    with pytest.raises(MachineError, match="enginix tritonserver -o"):
+    with pytest.raises(MachineError, match="tritonserver -o"):
         tritonserver.find_tritonserver(None)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import shutil
@@ -15,12 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from enginix.cli import main
+from enginix import optional_libraries
+from enginix.cli import COMMANDS, main
 from enginix.errors import UsageError
+from enginix.gateway.spec import read_gateway_spec
 from enginix.hub.lock import read_lock
 from enginix.up import session, stages
 from enginix.up.session import RunLog, StageFailed, StageRecord, run_stages
-from enginix.up.stages import Stage, UpRequest, format_nix, name_model, plan_stages
+from enginix.up.stages import Stage, UpRequest, format_nix, name_model, plan_server, plan_stages
 from environments import environment
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +42,7 @@ def test_the_stages_of_each_request(request_of_lock: UpRequest, tmp_path: Path) 
         return [stage.name for stage in plan_stages(request, tmp_path)]
 
     assert names(request_of_lock) == ["fetch", "convert", "build", "triton-repo"]
-    assert names(replace(request_of_lock, kind="llmapi")) == ["fetch", "build", "triton-repo"]
+    assert names(replace(request_of_lock, kind="llmapi")) == ["fetch", "build"]
     quantized = replace(request_of_lock, format="fp8")
     assert names(quantized) == ["fetch", "calibrate", "quantize", "convert", "build", "triton-repo"]
     assert names(replace(quantized, lock=None, source=MODEL, calibration=MODEL))[0] == "quantize"
@@ -138,6 +142,42 @@ def test_the_nix_expression_has_every_option(request_of_lock: UpRequest) -> None
     assert "gates" not in plain and "target" not in plain
 
 
+@pytest.mark.parametrize("kind", ["reference", "llmapi", "tensorrt"])
+def test_the_server_behind_the_gateway(request_of_lock: UpRequest, kind: str, tmp_path: Path) -> None:
+    """As mkGateway has it: Triton for kind reference, trtllm-serve for the others; --print-nix as well."""
+    request = replace(request_of_lock, kind=kind, serve_options=("--rootfs", "/image"))
+    plan = plan_server(request, tmp_path, 8123)
+    is_triton = kind == "reference"
+    assert ("mkTritonServer" in format_nix(request, LOCK.name).split("let")[1]) is is_triton
+    assert plan.words[0] == ("serve" if is_triton else "runner")
+    assert (plan.backend["kind"], "triton-repo" in [s.name for s in plan_stages(request, tmp_path)]) == (
+        ("triton", True) if is_triton else ("openai", False)
+    )
+    command, *words = plan.words
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(f"enginix.cli.{COMMANDS[command][0]}").add_arguments(parser)
+    assert str(parser.parse_args(words).rootfs) == "/image"
+    (tmp_path / "gateway.json").write_text(
+        json.dumps({"version": 1, "name": "n", "models": {"n": [plan.backend]}})
+    )
+    assert read_gateway_spec(tmp_path / "gateway.json").models
+
+
+def test_all_that_is_missing_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINIX_GATEWAY_PYTHON", sys.executable)
+    monkeypatch.delenv("ENGINIX_TRITONSERVER", raising=False)
+    monkeypatch.setattr(optional_libraries, "find_spec", lambda name: None if name == "modelopt" else name)
+    assert main(["up", str(MODEL), "--format", "fp8"]) == 5
+    error = capsys.readouterr().err
+    for part in ("extra 'gateway'", "no tritonserver is named", "modelopt is not installed"):
+        assert part in error
+    assert error.count("\n       ") >= 2 and not list(tmp_path.iterdir())
+
+
 def test_a_missing_gateway_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,10 +265,10 @@ def test_from_a_name_to_an_answer(tmp_path: Path) -> None:
             asked = urllib.request.Request(
                 f"{ready['url']}/completions", body, {"Content-Type": "application/json"}
             )
-            with urllib.request.urlopen(asked, timeout=60) as response:
+            with urllib.request.urlopen(asked, timeout=600) as response:
                 assert json.loads(response.read())["choices"][0]["text"]
             up.send_signal(signal.SIGTERM)
-            return ready, up.wait(60)
+            return ready, up.wait(300)
 
         first, status = run_until_ready()
         assert status == 0 and not any(row["cached"] for row in first["stages"])  # type: ignore[attr-defined]
@@ -237,7 +277,7 @@ def test_from_a_name_to_an_answer(tmp_path: Path) -> None:
         second, status = run_until_ready()
         assert status == 0 and all(row["cached"] for row in second["stages"])  # type: ignore[attr-defined]
         assert len(hub.requests) == requests
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 300
         while _is_port_open(str(second["url"])) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not _is_port_open(str(second["url"]))

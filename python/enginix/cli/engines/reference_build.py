@@ -22,8 +22,9 @@ def run(args: argparse.Namespace) -> int:
             "--tolerance with --no-gates" if args.no_gates else f"--tolerance is {args.tolerance}",
             fix="pass a positive number, with the gates on",
         )
-    if args.no_gates and args.gates is not None:
-        raise UsageError("--gates with --no-gates", fix="one of them")
+    for option in ("gates", "questions"):
+        if args.no_gates and getattr(args, option) is not None:
+            raise UsageError(f"--{option} with --no-gates", fix="one of them")
     from enginix.evaluation.judgement.judge import parse_gates
     from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
 

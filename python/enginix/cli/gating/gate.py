@@ -7,6 +7,9 @@ Gates: logits (the same function, for unquantized checkpoints), coverage, smoke,
 context, invariance. Which run by default, and with which bounds, depends on the number format
 (docs/reference/gates.md).
 
+An engine of kind rtx is asked in this Python, by NVIDIA's runtime on a GPU of its targets, and what to report
+is printed. With --interpreter the network of its checkpoint is asked, on the CPU, and not that runtime.
+
 An engine of kind tensorrt, llmapi or edgellm is asked by its own runtime, on its GPU (pass --rootfs, or run
 this in a container of the runtime's image). The gates judge its answers: smoke, greedy, task, invariance, and
 agreement and perplexity where the runtime scores a text. --said takes answers that were written elsewhere.
@@ -18,6 +21,7 @@ agreement and perplexity where the runtime scores a text. --said takes answers t
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from enginix import console
@@ -71,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="minutes without a sign until it counts as hung",
     )
+    group = parser.add_argument_group("engines of kind rtx")
+    group.add_argument(
+        "--interpreter",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="execute the network of the engine's checkpoint on the CPU, not the engine",
+    )
     group.add_argument("--gated-checkpoint", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     group.add_argument(
         "--gated-engine", action="store_true", help="write a gated engine to -o, with links to ENGINE"
@@ -93,7 +104,11 @@ def run(args: argparse.Namespace) -> int:
             from enginix.kinds.gating import gate_engine
 
             return gate_engine.run_engine_gates(args, artefact_manifest)
-    checkpoint, tokenizer, name = args.engine, args.model or args.reference, args.engine.resolve().name
+    checkpoint, tokenizer, name = (
+        args.engine,
+        args.model or args.reference,
+        Path(os.path.realpath(args.engine)).name,
+    )
     is_answers = (args.reference / kept_answers.FILE).is_file()
     model_files = args.reference / kept_answers.MODEL_FILES if is_answers else args.reference
     end_tokens = None

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         machine = probe_machine(driver.find_driver(args.driver))
     except MachineError as e:
+        if args.driver is not None:
+            raise
         console.print_message(f"note: {e.what}")
     rows = [_target_row(t, machine) for t in chosen]
     lines = [_format_target(row) for row in rows]

@@ -17,11 +17,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, console
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.progress import track_step
+
+if TYPE_CHECKING:
+    from enginix.bench.load import RequestMix
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the measurement there")
     parser.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FILE",
+        help="write the same requests for trtllm-bench throughput --dataset FILE, in place of URL",
+    )
+    parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="measurements, in place of URL"
     )
     parser.add_argument(
@@ -55,23 +64,19 @@ def run(args: argparse.Namespace) -> int:
     """Measure, or compare two measurements."""
     if args.compare is not None:
         return _compare(args)
+    if args.dataset is not None:
+        return _write_dataset(args)
     if args.url is None:
-        raise UsageError("pass URL, or --compare BEFORE AFTER", fix="enginix bench http://127.0.0.1:4000/v1")
-    from enginix.bench.load import RequestMix, explain_refusal, run_load
+        raise UsageError(
+            "pass URL, --dataset FILE or --compare BEFORE AFTER", fix="enginix bench http://127.0.0.1:4000/v1"
+        )
+    from enginix.bench.load import explain_refusal, run_load
     from enginix.bench.measurement import describe_measurement
     from enginix.files import dump_json, write_text
     from enginix.gateway.keys import read_key
     from enginix.up.chat import choose_model
 
-    mix = RequestMix(
-        args.input_words,
-        args.output_tokens,
-        args.requests,
-        args.concurrency,
-        args.rate,
-        args.warmup,
-        args.seed,
-    )
+    mix = _read_mix(args)
     mix.check()
     output = _choose_output(args)
     setting = None if args.engine is None else _describe_engine(args.engine)
@@ -90,6 +95,37 @@ def run(args: argparse.Namespace) -> int:
         text += f"\nfix: {explain_refusal(url, model, mix, key, status)}"
     console.print_result(shown, text, as_json=args.json)
     return EXIT_CHECK_FAILED if measured["failed"] else EXIT_OK
+
+
+def _read_mix(args: argparse.Namespace) -> RequestMix:
+    from enginix.bench.load import RequestMix
+
+    return RequestMix(
+        args.input_words,
+        args.output_tokens,
+        args.requests,
+        args.concurrency,
+        args.rate,
+        args.warmup,
+        args.seed,
+    )
+
+
+def _write_dataset(args: argparse.Namespace) -> int:
+    from enginix.bench.load import format_dataset
+    from enginix.files import require_absent_file, write_text
+
+    if args.url is not None or args.output is not None or args.engine is not None:
+        raise UsageError("--dataset runs no load", fix="leave URL, -o and --engine out")
+    text = format_dataset(_read_mix(args))
+    require_absent_file(args.dataset)
+    write_text(args.dataset, text)
+    console.print_result(
+        {"dataset": str(args.dataset), "requests": args.requests},
+        f"{args.dataset}: {args.requests} requests for trtllm-bench --dataset",
+        as_json=args.json,
+    )
+    return EXIT_OK
 
 
 def _choose_output(args: argparse.Namespace) -> Path | None:

@@ -9,6 +9,8 @@ ENGINE is the output of `enginix build`, of any kind. Tensor names are NVIDIA's.
              --parameter reaches every documented key of the backend, checked here, because the backend
              ignores what it cannot read
   llmapi     tensorrt_llm alone, its config.pbtxt and model.yaml agreeing
+  rtx        the models of kind reference over NVIDIA's runtime; with --interpreter over an interpreter of the
+             engine's network on the CPU, for tests
 
 The files name the engine, its tokenizer and the enginix package by absolute path, so these must stay where
 they are; in a Nix store they do. NVIDIA's own model.py are linked from the runtime's image (--rootfs), never
@@ -68,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for model, kind in (
         ("preprocessing", "tensorrt"),
         ("postprocessing", "tensorrt"),
-        ("ensemble", "reference"),
+        ("ensemble", "reference, rtx"),
     ):
         parser.add_argument(
             f"--{model}-instances",
@@ -77,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"processes of {model} (kind {kind}; default: 1)",
         )
+    parser.add_argument(
+        "--interpreter",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="kind rtx: execute the network of the engine's checkpoint on the CPU, not the engine",
+    )
     parser.add_argument("--device", default="cpu", help="device of the reference executor: cpu, cuda, cuda:N")
     parser.add_argument(
         "--no-add-special-tokens",
@@ -158,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
             postprocessing_instances=args.postprocessing_instances,
             ensemble_instances=args.ensemble_instances,
             device=args.device,
+            interpreter=args.interpreter,
             add_special_tokens=not args.no_add_special_tokens,
             skip_special_tokens=not args.keep_special_tokens,
             exclude_input_in_output=not args.include_input,

@@ -12,8 +12,9 @@ named by everything that went into it. A second run starts the servers at once, 
 where it stopped. stages.jsonl there has the seconds, speed and memory of each stage that ran.
 
 Kind reference runs on every machine, by PyTorch: it is the yardstick, not the fastest. Kinds tensorrt and
-llmapi need the runtime's image: --runtime and --rootfs. $ENGINIX_GATEWAY_PYTHON and $ENGINIX_QUANTIZE_PYTHON
-name environments that have LiteLLM and ModelOpt, where this one lacks them.
+llmapi need the runtime's image: --runtime and --rootfs. Kind rtx needs TensorRT for RTX in this Python, and a
+GPU that it takes, where enginix was never run (docs/reference/rtx.md). $ENGINIX_GATEWAY_PYTHON and
+$ENGINIX_QUANTIZE_PYTHON name environments that have LiteLLM and ModelOpt, where this one lacks them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     parser.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
+    parser.add_argument(
+        "--interpreter", action="store_true", help="kind rtx: execute its network on the CPU, for tests"
+    )
     parser.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
     parser.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
     parser.add_argument(
@@ -94,11 +98,7 @@ def run(args: argparse.Namespace) -> int:
     planned = stages.plan_stages(request, cache)
     if args.dry_run:
         return _print_stages(planned, as_json=args.json)
-    gateway_python = _find_gateway_python(args)
-    if args.rootfs is None:
-        from enginix.serve.tritonserver import find_tritonserver
-
-        find_tritonserver(args.tritonserver)
+    gateway_python = _require_software(args)
     _require_disk(request, planned, cache)
     log = session.RunLog(cache / "stages.jsonl")
     records = session.run_stages(planned, log, as_json=args.json, quiet=args.quiet)
@@ -126,22 +126,33 @@ def _check_options(args: argparse.Namespace) -> None:
                 where="enginix up",
                 fix=f"for instance --{option} " + ("h200" if option == "target" else DEFAULT_RUNTIME),
             )
+    if args.interpreter and args.kind != "rtx":
+        raise UsageError("kind rtx alone has an interpreter", where="--interpreter", fix="leave it out")
+    if args.kind == "rtx":
+        # Its engines are for every GPU that the format allows, and its gate is a part of the build.
+        others = ("target", "runtime", "rootfs", "device", "no_gates")
+        unsupported = [name for name in others if getattr(args, name)]
+        if unsupported:
+            name = unsupported[0].replace("_", "-")
+            raise UsageError("not an option of kind rtx", where=f"--{name}", fix="leave it out")
     if args.target is not None:
         from enginix.machine.target import find_target
 
         find_target(args.target)
     if args.runtime is not None and needed:
-        from enginix.runtime.table import find_runtime, require_triton
+        from enginix.runtime.table import find_runtime
 
-        runtime = find_runtime(args.runtime, args.kind)
-        # The Nix expression has mkServe, which needs no Triton.
-        if not args.print_nix:
-            require_triton(runtime, "enginix up")
+        find_runtime(args.runtime, args.kind)
     for option in ("calibration", "rootfs", "tritonserver", "gateway_python"):
-        path = getattr(args, option)
-        if path is not None and not path.exists():
-            name = f"--{option.replace('_', '-')}"
+        path, name = getattr(args, option), f"--{option.replace('_', '-')}"
+        if path is not None and not os.path.exists(path):
             raise UsageError(f"{path} does not exist", where=name, fix="pass a path that does")
+        if path is not None and option in ("rootfs", "tritonserver") and not path.is_dir():
+            raise UsageError(f"{path} is no directory", where=name, fix="pass the directory that it is in")
+    if args.calibration is not None:
+        from enginix.quantize.calibration import read_calibration
+
+        read_calibration(args.calibration)
 
 
 def _read_request(args: argparse.Namespace) -> UpRequest:
@@ -169,6 +180,7 @@ def _read_request(args: argparse.Namespace) -> UpRequest:
         build_options=tuple([*gpu, *runtime, *image, *device]),
         serve_options=tuple(image),
         gates=not args.no_gates,
+        interpreted=args.interpreter,
     )
 
 
@@ -222,14 +234,41 @@ def _print_stages(planned: tuple[Stage, ...], *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _find_gateway_python(args: argparse.Namespace) -> Path:
-    """Return an environment with LiteLLM, before an hour of work rather than after it."""
+def _require_software(args: argparse.Namespace) -> Path:
+    """Return an environment with LiteLLM; name all that is missing at once, before an hour of work.
+
+    Raises:
+        MachineError: LiteLLM, tritonserver, ModelOpt or libraries of the kind are missing.
+    """
     from enginix.gateway.launch import require_litellm
+    from enginix.optional_libraries import require_extra
+    from enginix.serve.tritonserver import find_tritonserver
+    from enginix.up.stages import is_served_by_triton
 
     given = args.gateway_python or os.environ.get("ENGINIX_GATEWAY_PYTHON")
     # Not resolved: an environment's python3 may be a link to the interpreter without its libraries.
     python = Path(given or sys.executable).absolute()
-    require_litellm(python)
+    checks: list[Callable[[], object]] = [lambda: require_litellm(python)]
+    if is_served_by_triton(args.kind):
+        checks += [
+            lambda: require_extra("serve", "triton-repo"),
+            lambda: find_tritonserver(args.tritonserver),
+        ]
+    if args.kind == "rtx":
+        checks.append(lambda: require_extra("rtx", "rtx-build"))
+    if args.format is not None and not os.environ.get("ENGINIX_QUANTIZE_PYTHON"):
+        checks.append(lambda: require_extra("quantize", "quantize"))
+    missing: list[MachineError] = []
+    for check in checks:
+        try:
+            check()
+        except MachineError as e:
+            missing.append(e)
+    if len(missing) == 1:
+        raise missing[0]
+    if missing:
+        what = "; ".join(f"{e.where}: {e.what}" for e in missing)
+        raise MachineError(what, fix="\n       ".join(e.fix for e in missing if e.fix))
     return python
 
 
@@ -254,7 +293,7 @@ def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -
 def _serve(
     args: argparse.Namespace,
     request: UpRequest,
-    repository: Path,
+    artefact: Path,
     gateway_python: Path,
     records: Sequence[StageRecord],
 ) -> int:
@@ -262,24 +301,23 @@ def _serve(
 
     from enginix import ports
     from enginix.up import session
-    from enginix.up.stages import name_endpoint
+    from enginix.up.stages import name_endpoint, plan_server
 
     name = name_endpoint(request)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interrupt_on_sigterm())
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-up-")))
         [port] = ports.reserve_ports("127.0.0.1", [("--port", args.port)])
-        triton_port = ports.choose_loopback_port()
-        words = ["serve", str(repository), "--http-port", str(triton_port), "--no-grpc", "--no-metrics"]
-        words += ["--start-timeout", str(args.start_timeout), *request.serve_options]
-        if args.tritonserver is not None:
-            words += ["--tritonserver", str(args.tritonserver.resolve())]
-        servers = [stack.enter_context(session.run_server("tritonserver", words, work / "server.log"))]
+        plan = plan_server(request, artefact, ports.choose_loopback_port())
+        words = [*plan.words]
+        if plan.name == "tritonserver":
+            words += ["--start-timeout", str(args.start_timeout)]
+            words += [] if args.tritonserver is None else ["--tritonserver", str(args.tritonserver.resolve())]
+        servers = [stack.enter_context(session.run_server(plan.name, words, work / "server.log"))]
         # Beside it: the gateway is ready when the server behind it has answered.
-        model = "tensorrt_llm" if request.kind == "llmapi" else "ensemble"
-        backend = {"kind": "triton", "url": f"http://127.0.0.1:{triton_port}", "model": model}
+        models = {name: [plan.backend]}
         description = work / "gateway.json"
-        description.write_text(json.dumps({"version": 1, "name": name, "models": {name: [backend]}}), "utf-8")
+        description.write_text(json.dumps({"version": 1, "name": name, "models": models}), "utf-8")
         words = ["gateway", str(description), "--port", str(port), "--python", str(gateway_python)]
         words += ["--start-timeout", str(args.start_timeout)]
         servers.append(stack.enter_context(session.run_server("gateway", words, work / "gateway.log")))

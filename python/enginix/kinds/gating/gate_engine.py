@@ -7,7 +7,9 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginix import console
 from enginix import device as devices
@@ -25,6 +27,9 @@ from enginix.manifest import Manifest
 from enginix.report import evidence
 from enginix.wording import count_noun
 
+if TYPE_CHECKING:
+    from enginix.kinds.rtx_serving.gate_report import GateReport
+
 
 def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int:
     """Ask the engine unless --said has its answers, judge the answers, and write the results.
@@ -34,11 +39,11 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         GateError: a gate failed, or the reference is missing.
         UsageError: a gate or an argument does not fit the engine.
     """
-    if (reason := find_kind(engine_manifest.kind).unserved_reason) is not None:
+    if args.interpreter is not None and engine_manifest.kind != "rtx":
         raise UsageError(
-            f"an engine of kind {engine_manifest.kind} cannot be asked: {reason}",
-            where=str(args.engine),
-            fix="its gates.json has what its build verified",
+            f"an engine of kind {engine_manifest.kind} has no interpreter",
+            where="--interpreter",
+            fix="leave it out",
         )
     requested_gates = None if args.gates is None else judge.parse_gates(args.gates)
     ready = (args.reference / kept_answers.FILE).is_file()
@@ -54,6 +59,9 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-gate-")))
         reference, answers_directory = args.reference, args.said
+        report: GateReport | None = None
+        if rows and answers_directory is None and engine_manifest.kind == "rtx":
+            answers_directory, report = _ask_rtx(args, engine_manifest, model, work, rows)
         if rows and answers_directory is None:
             _require_runtime(args, engine_manifest)
         # The reference before the engine: questions that cannot judge are refused before its GPU works.
@@ -73,6 +81,9 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
             console.print_message(
                 f"gate {outcome.gate}: {'passed' if outcome.passed else 'FAILED'}, {outcome.summary}"
             )
+        if report is not None:
+            for line in report.list_lines(outcomes):
+                console.print_message(line)
         if args.output is not None and not args.gated_engine:
             evidence.write_evidence_directory(args.output, args.engine, engine_manifest.name, gate_evidence)
         if outcomes:
@@ -123,6 +134,21 @@ def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path
         edgellm_options = edgellm_asker.EdgellmAskOptions(args.python, args.driver, stall)
         edgellm_asker.ask_edgellm_engine(args.engine, model, work, answers_directory, edgellm_options)
     return answers_directory
+
+
+def _ask_rtx(
+    args: argparse.Namespace, engine_manifest: Manifest, model: Path, work: Path, gates: Collection[str]
+) -> tuple[Path, GateReport]:
+    """Ask an engine of kind rtx in this process: by NVIDIA's runtime, or by the interpreter."""
+    from enginix.kinds.rtx_serving import gate_report
+
+    engine, checkpoint, stall = args.engine, args.interpreter, args.stall_minutes * 60
+    machine = gate_report.check_gated_machine(engine, engine_manifest, checkpoint, args.driver)
+    engine_questions.write_engine_questions(
+        question_builder.build_engine_questions(model, args.questions), work
+    )
+    report = gate_report.ask_and_time(engine, engine_manifest, work, checkpoint, machine, gates, stall)
+    return report.answers, report
 
 
 def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> None:

@@ -34,6 +34,7 @@ KIND: EngineKind = LlmapiKind(
     triton=TritonSupport(
         repository="enginix.kinds.llmapi.repository_content",
         packages=("numpy", "tensorrt_llm"),
+        extra=None,
         has_ensemble=False,
         probe={"text_input": "A", "sampling_param_max_tokens": 1},
         starts_workers=True,

@@ -322,9 +322,9 @@ def check_plan_request(request: PlanRequest) -> None:
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
     kind = find_kind(request.kind)
-    if kind.unserved_reason is not None:
+    if kind.unplanned_reason is not None:
         raise UsageError(
-            f"no memory plan is known for kind {kind.name}: {kind.unserved_reason}",
+            f"no memory plan is known for kind {kind.name}: {kind.unplanned_reason}",
             where="--kind",
             fix="ask for another kind",
         )

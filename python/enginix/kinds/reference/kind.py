@@ -30,6 +30,7 @@ KIND: EngineKind = ReferenceKind(
     triton=TritonSupport(
         repository="enginix.kinds.reference.repository_content",
         packages=("numpy", "tokenizers", "torch"),
+        extra="serve",
         has_ensemble=True,
         probe={"text_input": "A", "max_tokens": 1, "end_id": -1},
         one_machine_reason="it is one process",

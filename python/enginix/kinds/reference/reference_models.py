@@ -6,22 +6,25 @@ ensemble        text or messages → text, the model for clients
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import RepositoryError
-from enginix.kinds.reference.served_engine import ReferenceEngine
+from enginix.kinds.reference.served_engine import ServedEngine
 from enginix.triton import config, contract
 from enginix.triton.options import RepositoryOptions, resolve_batch_size
 
-CLASSES = {contract.EXECUTOR: "TensorrtLlm", contract.ENSEMBLE: "Ensemble"}
+# Model → module, and its class.
+CLASSES = {
+    contract.EXECUTOR: ("enginix.triton.models.tensorrt_llm", "TensorrtLlm"),
+    contract.ENSEMBLE: ("enginix.triton.models.ensemble", "Ensemble"),
+}
 
 
-def build_reference_configs(
-    engine: ReferenceEngine, options: RepositoryOptions, code: Path
-) -> dict[str, Any]:
+def build_reference_configs(engine: ServedEngine, options: RepositoryOptions, code: Path) -> dict[str, Any]:
     """Return the ``ModelConfig`` message of each model; ``options`` are resolved, without ``None``."""
     models = contract.load_reference_contract()
     batch = options.max_batch_size
@@ -52,7 +55,7 @@ def build_reference_configs(
             1,
             {
                 "gpt_model_type": "inflight_fused_batching",
-                "gpt_model_path": str(engine.checkpoint),
+                "gpt_model_path": str(engine.executed),
                 "max_beam_width": "1",
                 "max_queue_size": str(options.max_queue_size),
                 "device": options.device,
@@ -70,7 +73,7 @@ def build_reference_configs(
     }
 
 
-def resolve_reference_options(engine: ReferenceEngine, options: RepositoryOptions) -> RepositoryOptions:
+def resolve_reference_options(engine: ServedEngine, options: RepositoryOptions) -> RepositoryOptions:
     batch = resolve_batch_size(engine.directory, engine.max_batch_size, options)
     # A prompt has at least one token.
     max_tokens = engine.max_seq_len - 1 if engine.max_seq_len else 2**31 - 1
@@ -85,11 +88,15 @@ def resolve_reference_options(engine: ReferenceEngine, options: RepositoryOption
     return RepositoryOptions(**{**asdict(options), "max_batch_size": batch, "max_tokens_limit": limit})
 
 
-def write_model_shims(directory: Path) -> None:
-    """Write the model.py of each model."""
+def write_model_shims(directory: Path, classes: Mapping[str, tuple[str, str]] = CLASSES) -> None:
+    """Write the model.py of each model.
+
+    Args:
+        classes: model → module, and its class.
+    """
     text = resources.files("enginix.triton").joinpath("shims/model.py.txt").read_text("utf-8")
-    for name, kind in CLASSES.items():
-        shim = text.replace("@MODULE@", name).replace("@CLASS@", kind)
+    for name, (module, kind) in classes.items():
+        shim = text.replace("@MODULE@", module).replace("@CLASS@", kind)
         (directory / name / "1" / "model.py").write_text(shim, "utf-8")
 
 

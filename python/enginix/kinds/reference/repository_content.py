@@ -18,6 +18,7 @@ UNSUPPORTED_OPTIONS = (
     "preprocessing_instances",
     "postprocessing_instances",
     "max_queue_delay_microseconds",
+    "interpreter",
 )
 
 

@@ -1,4 +1,4 @@
-"""Properties of an engine of kind ``reference`` that a repository needs: limits, end tokens, tokenizer."""
+"""Properties of a served engine that a repository needs: limits, end tokens, tokenizer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from enginix.triton.models.detokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
-class ReferenceEngine:
-    """Properties of an engine of kind ``reference`` that a repository needs.
+class ServedEngine:
+    """Properties of an engine that enginix' own models serve.
 
     Attributes:
+        executed: directory that the executor loads.
         max_batch_size: the engine's limit; ``None`` without a limit.
         max_seq_len: prompt and answer together, tokens; 0 is unknown.
         end_ids: end tokens of a text, the default first.
@@ -28,6 +29,7 @@ class ReferenceEngine:
 
     directory: Path
     manifest: Manifest
+    executed: Path
     max_batch_size: int | None
     max_seq_len: int
     end_ids: tuple[int, ...]
@@ -37,13 +39,8 @@ class ReferenceEngine:
         """Return the directory of the tokenizer."""
         return self.directory / "tokenizer"
 
-    @property
-    def checkpoint(self) -> Path:
-        """Return the directory of the checkpoint."""
-        return self.directory / "checkpoint"
 
-
-def read_reference_engine(directory: Path) -> ReferenceEngine:
+def read_reference_engine(directory: Path) -> ServedEngine:
     """Read an engine's manifest, limits and tokenizer settings.
 
     Raises:
@@ -56,16 +53,17 @@ def read_reference_engine(directory: Path) -> ReferenceEngine:
     checkpoint = _read_json_object(directory / "checkpoint" / "config.json")
     limits = engine_manifest.options.get("limits")
     limits = limits if isinstance(limits, dict) else {}
-    return ReferenceEngine(
+    return ServedEngine(
         directory=directory,
         manifest=engine_manifest,
+        executed=directory / "checkpoint",
         max_batch_size=_read_limit(limits, "max_batch_size"),
         max_seq_len=_read_limit(limits, "max_seq_len") or read_checkpoint_context(checkpoint) or 0,
-        end_ids=_read_end_ids(engine_manifest, directory / "tokenizer"),
+        end_ids=read_engine_end_ids(engine_manifest, directory / "tokenizer"),
     )
 
 
-def _read_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int, ...]:
+def read_engine_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int, ...]:
     """Return the end tokens that the engine was built with, by its manifest."""
     ends, where = engine_manifest.model.get(END_TOKENS_KEY), str(tokenizer.parent / "enginix.json")
     if not isinstance(ends, list) or any(isinstance(e, bool) or not isinstance(e, int) for e in ends):

@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, StartModule, TritonSupport
 from enginix.tables import load_table
 from enginix.wording import list_known
 
@@ -59,15 +59,19 @@ def find_triton_support(name: str) -> TritonSupport:
     kind = find_kind(name)
     if kind.triton is None:
         raise UsageError(
-            f"kind {name} is not served by Triton" + explain_unserved(kind),
+            f"kind {name} is not served by Triton",
             fix=f"pass one of {', '.join(list_triton_kinds())}",
         )
     return kind.triton
 
 
-def explain_unserved(kind: EngineKind) -> str:
-    """Return the end of an error about a kind that nothing serves; empty where something does."""
-    return f": {kind.unserved_reason}" if kind.unserved_reason else ""
+def find_start_module(name: str | None) -> StartModule | None:
+    """Return what the start of a kind's server needs besides; None where nothing does."""
+    kind = get_kind(name)
+    if kind is None or kind.triton is None or kind.triton.start is None:
+        return None
+    module: StartModule = load_hook(kind.triton.start)
+    return module
 
 
 def is_portable(name: str | None) -> bool:

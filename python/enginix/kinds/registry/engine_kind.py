@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from enginix.kinds.registry.model_verdict import ModelVerdict
+from enginix.manifest import Manifest
 from enginix.tables import load_table
 
 
@@ -17,20 +19,48 @@ class TritonSupport:
     Attributes:
         repository: module with ``prepare_content`` and ``read_contract`` (enginix.triton.repository_content).
         packages: what the repository's Python models import.
+        extra: of this package, which brings them; None where they are in the runtime's image.
         has_ensemble: whether the models around the executor are an ensemble; else the executor takes text.
         probe: request of one token, text to text.
         has_rank_processes: whether the server has a process a GPU, which may be on several machines.
         starts_workers: whether the model itself starts a process a GPU.
         one_machine_reason: why one machine serves it, where it has none.
+        start: module with what a start needs besides (:class:`StartModule`).
     """
 
     repository: str
     packages: tuple[str, ...]
+    extra: str | None
     has_ensemble: bool
     probe: Mapping[str, Any]
     has_rank_processes: bool = False
     starts_workers: bool = False
     one_machine_reason: str = "it has no ranks"
+    start: str | None = None
+
+
+class StartModule(Protocol):
+    """What the start of a kind's server needs besides."""
+
+    def needs_gpu(self, options: Mapping[str, Any]) -> bool:
+        """Return whether a repository with these options of its manifest is served by a GPU."""
+        ...
+
+    def list_variables(self, name: str) -> dict[str, str]:
+        """Return variables of the server's environment.
+
+        Args:
+            name: of the engine.
+        """
+        ...
+
+    def check_environment(self, python: Path, directory: Path, repository: Manifest) -> list[str]:
+        """Check the environment of the Python models, and return notes.
+
+        Raises:
+            EnginixError: it cannot execute the engine; has the reason.
+        """
+        ...
 
 
 class EngineKind(Protocol):
@@ -53,7 +83,7 @@ class EngineKind(Protocol):
             server answers them, or, of a portable kind, this package.
         server: OpenAI server of its own.
         triton: None where Triton does not serve it.
-        unserved_reason: why nothing here serves it; None where something does.
+        unplanned_reason: why no memory plan is known; None where one is.
     """
 
     @property
@@ -85,7 +115,7 @@ class EngineKind(Protocol):
     @property
     def triton(self) -> TritonSupport | None: ...
     @property
-    def unserved_reason(self) -> str | None: ...
+    def unplanned_reason(self) -> str | None: ...
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
@@ -112,7 +142,7 @@ class KindDescription:
     has_pipeline: bool = False
     server: str | None = None
     triton: TritonSupport | None = None
-    unserved_reason: str | None = None
+    unplanned_reason: str | None = None
 
     @property
     def is_compiled(self) -> bool:

@@ -65,7 +65,11 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
     for name in list_checkpoint_formats(config):
         if name not in table["formats"]["taken"]:
             taken = ", ".join(table["formats"]["taken"])
-            refuse(f"number format {name} is not taken; taken are {taken}", "use kind llmapi or tensorrt")
+            why = table["formats"]["refused"].get(name)
+            reason = f" ({why})" if why else ""
+            refuse(
+                f"number format {name} is not taken{reason}; taken are {taken}", "use kind llmapi or tensorrt"
+            )
     row, size = table["headSizes"], config.head_size
     if not row["least"] <= size <= row["most"] or size % row["multiple"]:
         refuse(
@@ -73,8 +77,6 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
             f"{row['multiple']} have",
             "use kind llmapi or reference",
         )
-    if config.rotary_embedding_dim != size:
-        refuse(f"{config.rotary_embedding_dim} of {size} elements of a head are rotated", "use kind llmapi")
     if config.hidden_act not in ("silu", "swiglu"):
         refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
     scaling = (config.rotary_scaling or {}).get("rope_type") or "default"

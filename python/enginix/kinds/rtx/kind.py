@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
@@ -24,7 +24,8 @@ class RtxKind(KindDescription):
         if not why and architecture not in table["architectures"]["taken"]:
             why.append(explain_architecture(architecture, "is not taken by kind rtx"))
         if not why and name not in table["formats"]["taken"]:
-            why.append(f"format {name} is not taken by kind rtx")
+            reason = table["formats"]["refused"].get(name)
+            why.append(f"format {name} is not taken by kind rtx" + (f": {reason}" if reason else ""))
         if why:
             return ModelVerdict(False, tuple(why), ())
         sms, gpus = table["formats"]["taken"][name], load_table("gpus")["gpus"]
@@ -37,5 +38,14 @@ KIND: EngineKind = RtxKind(
     summary="TensorRT for RTX's engine, built without a GPU of a verified network",
     built_from="checkpoint",
     build_commands=("enginix rtx-build CHECKPOINT --model MODEL",),
-    unserved_reason="enginix has no server for it yet, and executed no engine of it",
+    unplanned_reason="what TensorRT for RTX takes on a GPU was never measured",
+    triton=TritonSupport(
+        repository="enginix.kinds.rtx_serving.repository_content",
+        packages=("numpy", "tokenizers", "torch", "ml_dtypes", "tensorrt_rtx_bindings"),
+        extra="rtx",
+        has_ensemble=True,
+        probe={"text_input": "A", "max_tokens": 1, "end_id": -1},
+        one_machine_reason="it runs on one GPU",
+        start="enginix.kinds.rtx_serving.start",
+    ),
 )

@@ -45,6 +45,7 @@ KIND: EngineKind = TensorrtKind(
     triton=TritonSupport(
         repository="enginix.kinds.tensorrt.repository_content",
         packages=("numpy", "torch", "transformers"),
+        extra=None,
         has_ensemble=True,
         probe={"text_input": "A", "max_tokens": 1, "end_id": -1},
         has_rank_processes=True,

@@ -25,9 +25,12 @@ def prepare_content(
 ) -> RepositoryContent:
     """See enginix.triton.repository_content.ContentModule."""
     engine = tensorrt_models.read_tensorrt_engine(directory, engine_manifest)
-    refuse_changed_options(options, ("device", "max_tokens_limit", "ensemble_instances"), "tensorrt")
+    refuse_changed_options(
+        options, ("device", "max_tokens_limit", "ensemble_instances", "interpreter"), "tensorrt"
+    )
     batch = resolve_batch_size(engine.directory, engine.max_batch_size, options)
     resolved = RepositoryOptions(**{**asdict(options), "max_batch_size": batch})
+    described = {name: value for name, value in asdict(resolved).items() if name != "interpreter"}
     nvidia_options = asdict(models) | {"parameters": dict(models.parameters)}
     names = {name: name for name in ("preprocessing", "postprocessing", tensorrt_models.BLS)}
     around = {"preprocessing": "Preprocessing", tensorrt_models.BLS: "Bls"} if models.chat else {}
@@ -35,7 +38,7 @@ def prepare_content(
         tensorrt_models.build_tensorrt_configs(engine, resolved, models, code),
         contract.build_tensorrt_contract(models.datatypes(), chat=models.chat),
         engine.max_batch_size,
-        {**asdict(resolved), **nvidia_options},
+        {**described, **nvidia_options},
         lambda out: tensorrt_models.link_models(out, rootfs, names, around),
     )
 

@@ -23,7 +23,7 @@ from enginix import manifest
 from enginix.errors import ManifestError, UsageError
 from enginix.files import new_directory, sha256_file
 from enginix.integrity import require_unchanged
-from enginix.kinds.registry import explain_unserved, get_kind, list_triton_kinds, load_hook
+from enginix.kinds.registry import get_kind, list_triton_kinds, load_hook
 from enginix.kinds.tensorrt import tensorrt_models
 from enginix.kinds.triton_repository.validate import validate_repository
 from enginix.manifest import Manifest
@@ -69,8 +69,7 @@ def build_triton_repository(
     kind = get_kind(engine_manifest.kind)
     if kind is None or kind.triton is None:
         raise ManifestError(
-            f"kind {engine_manifest.kind!r} has no Triton repository"
-            + ("" if kind is None else explain_unserved(kind)),
+            f"kind {engine_manifest.kind!r} has no Triton repository",
             where=str(directory),
             fix=f"build the engine with --kind {' or '.join(list_triton_kinds())}",
         )

@@ -23,7 +23,7 @@ from enginix.triton.suggestions import suggest_fix
 
 # Kind reference's ensemble is a Python model; Triton's own ensembles have no instances.
 TOKENIZER_MODELS = ("preprocessing", "postprocessing", "ensemble")
-PATHS = ("tokenizer_dir", "gpt_model_path", "enginix_path")
+PATHS = ("tokenizer_dir", "gpt_model_path", "enginix_path", "interpreter_checkpoint")
 
 
 @dataclass(frozen=True)

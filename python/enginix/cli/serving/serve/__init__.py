@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_serve_request(serve_request: ServeRequest) -> None:
     from enginix import manifest
-    from enginix.kinds.registry import DEFAULT_KIND
+    from enginix.kinds.registry import DEFAULT_KIND, find_start_module
     from enginix.runtime.sandbox import check_namespaces
     from enginix.serve import preflight, tritonserver
 
@@ -93,7 +93,11 @@ def _check_serve_request(serve_request: ServeRequest) -> None:
     preflight.check_backend(repository, server)
     preflight.check_open_files()
     if server.rootfs is None:
-        tritonserver.check_python(serve_request.plan.python, server, repository.manifest.kind or DEFAULT_KIND)
+        python, described = serve_request.plan.python, repository.manifest
+        tritonserver.check_python(python, server, described.kind or DEFAULT_KIND)
+        if (start := find_start_module(described.kind)) is not None:
+            for message in start.check_environment(python, repository.directory, described):
+                console.print_message(f"note: {message}")
         # An image's /dev/shm is a file system of its own.
         preflight.check_shared_memory(repository.instances)
     else:

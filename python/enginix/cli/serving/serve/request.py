@@ -10,7 +10,7 @@ from pathlib import Path
 
 from enginix import manifest
 from enginix.errors import UsageError
-from enginix.kinds.registry import DEFAULT_KIND, get_kind, has_rank_processes
+from enginix.kinds.registry import DEFAULT_KIND, find_start_module, get_kind, has_rank_processes
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
 from enginix.serve import flags, hosts, launch, preflight, tritonserver
@@ -142,8 +142,10 @@ def _find_hosts(
 
 
 def _worker_environment(repository: ServedRepository) -> dict[str, str]:
-    """Return a variable that lets the LLM class start a process for each GPU, but none for a single GPU."""
-    kind = get_kind(repository.manifest.kind)
+    """Return the variables that a kind needs; the LLM class starts a process for each of several GPUs."""
+    kind, start = get_kind(repository.manifest.kind), find_start_module(repository.manifest.kind)
+    if start is not None:
+        return start.list_variables(repository.manifest.name)
     if kind is None or kind.triton is None or not kind.triton.starts_workers:
         return {}
     return {"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if repository.manifest.target.get("count", 1) == 1 else "0"}

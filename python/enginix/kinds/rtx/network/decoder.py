@@ -191,10 +191,17 @@ class DecoderNetwork:
     def _rotate(self, x: Any, name: str) -> Any:
         """Return rotated queries or keys in float32."""
         wide = self.writer.cast(x, self.writer.trt.float32, f"{name}.wide")
-        return self.writer.rotate(wide, *self._tables, self._positions, f"{name}.rotated")
+        rotated = self.config.rotary_embedding_dim
+        count = 0 if rotated == self.config.head_size else rotated
+        return self.writer.rotate(wide, *self._tables, self._positions, f"{name}.rotated", count)
 
     def _mlp(self, x: Any, name: str) -> Any:
         w = self.writer
-        gate, up = self._linear(x, f"{name}.fc"), self._linear(x, f"{name}.gate")
+        if f"{name}.gate" in self._linears:
+            gate, up = self._linear(x, f"{name}.fc"), self._linear(x, f"{name}.gate")
+        else:  # [up; gate] in one matrix
+            middle = self._linears[f"{name}.fc"].out // 2
+            up = self._linear(x, f"{name}.fc", slice(0, middle), "up")
+            gate = self._linear(x, f"{name}.fc", slice(middle, 2 * middle), "gate")
         active = w.combine(gate, w.sigmoid(gate, f"{name}.sigmoid"), "PROD", f"{name}.silu")
         return self._linear(w.combine(active, up, "PROD", f"{name}.gated"), f"{name}.proj")

@@ -251,11 +251,12 @@ class NetworkInterpreter:
 
     def _rotary_embedding(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
         x, cosines, sines, positions = inputs[:4]
-        if layer.interleaved or layer.rotary_embedding_dim not in (0, x.shape[-1]):
-            raise GateError(f"layer {layer.name} does not rotate whole heads by halves")
+        if layer.interleaved:
+            raise GateError(f"layer {layer.name} does not rotate heads by halves")
+        x, passed = x.split([count := layer.rotary_embedding_dim or x.shape[-1], x.shape[-1] - count], -1)
         cos, sin = (table[positions.long()][:, None] for table in (cosines, sines))
         first, second = x.chunk(2, -1)
-        return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos, passed), -1)
 
     def _cache_update(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
         """Write in place, as the library does: input and output of a cache have one address."""

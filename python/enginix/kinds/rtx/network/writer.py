@@ -153,9 +153,13 @@ class NetworkWriter:
             layer.axis = axis
         return self._named(layer, name)
 
-    def rotate(self, x: Any, cosines: Any, sines: Any, positions: Any, name: str) -> Any:
-        """Rotate x [B, heads, S, size] by its two halves (GPT-NeoX style); positions [B, S]."""
-        layer = self.network.add_rotary_embedding(x, cosines, sines, False, 0)
+    def rotate(self, x: Any, cosines: Any, sines: Any, positions: Any, name: str, rotated: int = 0) -> Any:
+        """Rotate x [B, heads, S, size] by its two halves (GPT-NeoX style); positions [B, S].
+
+        Args:
+            rotated: first elements of a head that are rotated, by halves of their own; 0 for all.
+        """
+        layer = self.network.add_rotary_embedding(x, cosines, sines, False, rotated)
         layer.set_input(3, positions)
         return self._named(layer, name)
 

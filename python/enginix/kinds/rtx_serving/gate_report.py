@@ -1,0 +1,108 @@
+"""``enginix gate`` of an engine of kind ``rtx``: ask it here, and say what to report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix import console
+from enginix.compatibility.check import check_before_start, require_versions
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.files import sha256_file
+from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
+from enginix.kinds.rtx_serving.load_executor import load_step_backend
+from enginix.kinds.rtx_serving.rtx_asker import AskingTimes, ask_rtx_engine
+from enginix.kinds.rtx_serving.start import INTERPRETED, NEVER_EXECUTED
+from enginix.machine import driver as drivers
+from enginix.machine.target import probe_machine
+from enginix.manifest import MANIFEST_FILE, Manifest
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """Where an engine's answers are, and what a report of them needs.
+
+    Attributes:
+        answers: directory of said.json.
+        facts: what executed, in words and numbers; name → value.
+    """
+
+    answers: Path
+    facts: dict[str, Any]
+
+    def list_lines(self, outcomes: Sequence[GateOutcome]) -> list[str]:
+        """Return the report, a line each: these lines tell enough of the machine and nothing of its owner."""
+        failed = [outcome.gate for outcome in outcomes if not outcome.passed]
+        verdict = f"FAILED: {', '.join(failed)}" if failed else "all gates passed"
+        return [
+            "please report these lines: how this kind does on a GPU is not known yet"
+            if "gpu" in self.facts
+            else "executed by the interpreter: this says nothing of NVIDIA's runtime",
+            *(f"  {name}: {value}" for name, value in self.facts.items()),
+            f"  gates: {verdict}",
+        ]
+
+
+def check_gated_machine(
+    engine: Path, engine_manifest: Manifest, checkpoint: Path | None, driver: Path | None
+) -> dict[str, Any]:
+    """Compare an engine with this machine before it is asked, and return facts about the machine.
+
+    Args:
+        checkpoint: see :func:`ask_and_time`; the interpreter runs on any machine.
+        driver: the GPU driver's root; None finds it.
+
+    Raises:
+        Mismatch: the engine is for another GPU, driver or version of the library.
+        MachineError: TensorRT for RTX is of another version than this package knows.
+    """
+    console.print_message(f"note: {NEVER_EXECUTED if checkpoint is None else INTERPRETED}")
+    live = {"tensorrtRtx": import_tensorrt_rtx().__version__}
+    if checkpoint is not None:
+        require_versions(engine_manifest, engine, live)
+        return {}
+    check_before_start(engine_manifest, engine, driver, live=live)
+    return {"driver": probe_machine(drivers.find_driver(driver)).driver}
+
+
+def ask_and_time(
+    engine: Path,
+    engine_manifest: Manifest,
+    questions: Path,
+    checkpoint: Path | None,
+    machine: Mapping[str, Any],
+    gates: Collection[str],
+    stall: float,
+) -> GateReport:
+    """Ask an engine the questions, and return its answers' directory with facts about the run.
+
+    Args:
+        questions: directory of asked.json, and of the answers.
+        checkpoint: of the engine, which the interpreter executes; None for NVIDIA's runtime.
+        machine: facts of :func:`check_gated_machine`.
+        gates, stall: see :func:`.rtx_asker.ask_rtx_engine`.
+
+    Raises:
+        EnginixError: the engine cannot be executed here; has the reason.
+    """
+    begun = time.monotonic()
+    backend = load_step_backend(engine, checkpoint)
+    loaded = time.monotonic() - begun
+    described = backend.describe()
+    shape = backend.shape
+    times: AskingTimes = ask_rtx_engine(engine, questions, questions / "said", backend, gates, stall)
+    model = engine_manifest.model
+    facts = {
+        "engine": f"{engine_manifest.name}, {sha256_file(engine / MANIFEST_FILE)[:16]}",
+        "model": f"{model.get('architecture')}, {model.get('quantization') or 'not quantized'}",
+        "sizes": f"{shape.slots} slots, steps of {shape.step_tokens} tokens, {shape.max_seq_len} tokens",
+        **described,
+        **machine,
+        "loaded": f"{loaded:.1f} s",
+        "first step": f"{times.first_step:.2f} s",
+        "a step": f"{times.step * 1000:.1f} ms, mean of {times.steps}",
+    }
+    return GateReport(questions / "said", facts)

@@ -1,0 +1,37 @@
+"""The backend and the scheduler of a served engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
+from enginix.kinds.rtx_serving.step_backend import StepBackend
+
+# Directory of compiled kernels, which ``enginix serve`` sets.
+CACHE_VARIABLE = "ENGINIX_RTX_CACHE"
+
+
+def load_step_backend(engine: Path, checkpoint: Path | None, cache: Path | None = None) -> StepBackend:
+    """Load an engine into NVIDIA's runtime, or its network into the interpreter.
+
+    Args:
+        checkpoint: of the engine, which the interpreter executes on the CPU; None for NVIDIA's runtime.
+        cache: directory of compiled kernels; None takes $ENGINIX_RTX_CACHE, or keeps none.
+
+    Raises:
+        EnginixError: the engine cannot be executed here; has the reason.
+    """
+    if checkpoint is not None:
+        from enginix.kinds.rtx_serving.interpreter_backend import InterpreterBackend
+
+        return InterpreterBackend(engine, checkpoint)
+    from enginix.kinds.rtx_serving.runtime_backend import RuntimeBackend
+
+    named = os.environ.get(CACHE_VARIABLE)
+    return RuntimeBackend(engine, cache or (Path(named) if named else None))
+
+
+def make_slot_scheduler(engine: Path, checkpoint: Path | None, max_batch_size: int) -> SlotScheduler:
+    """Return the scheduler of an engine; see :func:`load_step_backend`."""
+    return SlotScheduler(load_step_backend(engine, checkpoint), max_batch_size)

@@ -1,0 +1,313 @@
+"""Execute an engine by NVIDIA's runtime, TensorRT for RTX, on a GPU.
+
+NEVER EXECUTED: no machine of this project has a GPU that the library takes. It is written by NVIDIA's
+documentation of 1.7. Tests hold each call against the signatures of NVIDIA's own bindings, and run the whole
+over a stand-in of them (tests/standin/tensorrt_rtx.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enginix import __version__
+from enginix.errors import MachineError
+from enginix.files import sha256_file
+from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
+from enginix.kinds.rtx.step_inputs import StepInputs
+from enginix.kinds.rtx_serving.engine_description import EngineDescription, read_engine_description
+from enginix.manifest import MANIFEST_FILE
+
+_SHOWN = 3  # messages of an error
+# Libraries and drivers whose kernels a cache holds are checked by NVIDIA's library, which refuses others.
+CACHE_SUFFIX = ".rtxcache"
+
+
+class CudaMemory:
+    """Buffers and a stream of the first GPU, by PyTorch: the library's bindings allocate nothing.
+
+    Raises:
+        MachineError: this PyTorch has no CUDA, or there is no GPU.
+    """
+
+    def __init__(self) -> None:
+        if torch.version.cuda is None:
+            raise MachineError(
+                f"PyTorch {torch.__version__} has no CUDA, and buffers on the GPU are PyTorch's",
+                fix="install PyTorch with CUDA (docs/how-to/environments.md)",
+            )
+        if not torch.cuda.is_available():
+            raise MachineError("PyTorch finds no GPU", fix="check nvidia-smi, the driver, and --gpus")
+        self.device = torch.device("cuda", 0)
+        with torch.cuda.device(self.device):
+            # Not the default stream: the library would wait for the whole GPU at each step.
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    @property
+    def stream_handle(self) -> int:
+        return int(self._stream.cuda_stream)
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return zeros: the columns that a mask excludes must be finite."""
+        with self.active():
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Make the GPU and the stream current in this thread, and wait for the stream at the end."""
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            yield
+            self._stream.synchronize()
+
+    def describe(self) -> dict[str, Any]:
+        properties = torch.cuda.get_device_properties(self.device)
+        return {
+            "gpu": properties.name,
+            "sm": properties.major * 10 + properties.minor,
+            "memory": properties.total_memory,
+            "torch": torch.__version__,
+            "torchCuda": torch.version.cuda,
+        }
+
+
+@dataclass
+class RuntimeLog:
+    """Messages of the runtime of severity ERROR and INTERNAL_ERROR, in order."""
+
+    errors: list[str] = field(default_factory=list)
+
+    def explain(self, what: str) -> str:
+        """Return what failed, with the runtime's last messages."""
+        return f"{what}: " + ("; ".join(self.errors[-_SHOWN:]) or "TensorRT for RTX says nothing of it")
+
+
+def make_runtime_logger(trt: Any, log: RuntimeLog) -> Any:
+    """Return a logger of the library that keeps errors."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                log.errors.append(message.strip().replace("\n", " "))
+
+    return Logger()
+
+
+class RuntimeBackend:
+    """See :class:`.step_backend.StepBackend`.
+
+    The KV cache's inputs and outputs are bound to one address each, where the library updates them in place.
+    Its kernels are compiled at the first steps; what was compiled is kept in a file, the runtime cache.
+    """
+
+    def __init__(
+        self, engine: Path, cache_directory: Path | None = None, *, memory: CudaMemory | None = None
+    ) -> None:
+        """Load an engine.
+
+        Args:
+            cache_directory: where compiled kernels are kept; None keeps none.
+            memory: buffers in place of :class:`CudaMemory`, for tests.
+
+        Raises:
+            ManifestError: the engine's description is damaged.
+            MachineError: no GPU, no CUDA in PyTorch, another version of the library, a GPU that the plan is
+                not for, or the library refuses the plan; with its reasons.
+        """
+        self._description = description = read_engine_description(engine)
+        trt = import_tensorrt_rtx()
+        self._trt, self._log = trt, RuntimeLog()
+        # First: the library takes the CUDA context that PyTorch makes current.
+        self._memory = CudaMemory() if memory is None else memory
+        self._inputs, self._caches, self._logits = self._allocate_buffers()
+        require_target(description, self._memory.describe())
+        self._cache_file = None
+        if cache_directory is not None:
+            self._cache_file = cache_directory / _name_cache_file(engine, description)
+        # The library refers to its logger and runtime as long as the engine lives.
+        self._logger = make_runtime_logger(trt, self._log)
+        self._runtime = trt.Runtime(self._logger)
+        with self._memory.active():
+            self._engine = self._load_plan()
+            self._check_bindings()
+            self._context, self._cache = self._create_context()
+            self._bind_buffers()
+        self._saved_bytes = -1
+
+    @property
+    def shape(self) -> EngineShape:
+        return self._description.shape
+
+    @property
+    def vocab_size(self) -> int:
+        return self._description.vocab_size
+
+    def _allocate_buffers(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+        d, s = self._description, self._description.shape
+        dtype = getattr(torch, d.dtype)
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_ids": (s.slots, s.step_tokens),
+            "write_indices": (s.slots,),
+            "last_indices": (s.slots, 1),
+        }
+        try:
+            inputs = {name: self._memory.allocate(shape, torch.int32) for name, shape in shapes.items()}
+            caches = {name: self._memory.allocate(d.cache_shape, dtype) for name in d.caches}
+            return inputs, caches, self._memory.allocate((s.slots, d.vocab_size), torch.float32)
+        except torch.OutOfMemoryError as e:
+            raise MachineError(
+                f"out of memory while allocating the KV cache: {e}",
+                where=str(d.plan),
+                fix="end what uses the GPU, or build the engine with lower --max-seq-len or --max-batch-size",
+            ) from e
+
+    def _load_plan(self) -> Any:
+        path = self._description.plan
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise MachineError(
+                self._log.explain("TensorRT for RTX does not load the plan"),
+                where=str(path),
+                fix="enginix check ENGINE compares GPU, driver and files; else report it with this message",
+            )
+        return engine
+
+    def _check_bindings(self) -> None:
+        """Compare the plan's tensors with the engine's description: another size would be written over."""
+        trt, engine, d = self._trt, self._engine, self._description
+        types = {torch.int32: trt.int32, torch.float32: trt.float32, torch.float16: trt.float16}
+        types[torch.bfloat16] = trt.bfloat16
+        buffers = self._list_buffers()
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        differences = [f"tensor {name} is not known" for name in names if name not in buffers]
+        differences += [f"tensor {name} is missing" for name in buffers if name not in names]
+        for name in names:
+            if name not in buffers:
+                continue
+            buffer = buffers[name]
+            shape, dtype = tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name)
+            if shape != tuple(buffer.shape) or dtype != types[buffer.dtype]:
+                differences.append(f"tensor {name} is {dtype} {list(shape)}")
+            if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+                differences.append(f"tensor {name} is not on the GPU")
+        for name in d.caches:
+            alias = engine.get_aliased_input_tensor(f"{name}_next") if f"{name}_next" in names else name
+            if alias not in (None, "", name):
+                differences.append(f"tensor {name}_next is in the place of {alias}")
+        if differences:
+            raise MachineError(
+                "the plan's tensors are not those of engine.json: " + "; ".join(differences[:_SHOWN]),
+                where=str(d.plan),
+                fix="build the engine again",
+            )
+
+    def _list_buffers(self) -> dict[str, torch.Tensor]:
+        """Return each tensor of the plan and its buffer."""
+        updated = {f"{name}_next": cache for name, cache in self._caches.items()}
+        return {**self._inputs, **self._caches, **updated, "logits": self._logits}
+
+    def _create_context(self) -> tuple[Any, Any]:
+        """Return an execution context and its runtime cache, with what an earlier run has compiled."""
+        config = self._engine.create_runtime_config()
+        cache = config.create_runtime_cache()
+        if self._cache_file is not None and self._cache_file.is_file():
+            # Of another GPU, driver or library it is refused, and all is compiled again.
+            cache.deserialize(self._cache_file.read_bytes())
+        config.set_runtime_cache(cache)
+        context = self._engine.create_execution_context(runtime_config=config)
+        if context is None:
+            raise MachineError(
+                self._log.explain("TensorRT for RTX makes no execution context"),
+                where=str(self._description.plan),
+                fix="end what uses the GPU's memory, or report it with this message",
+            )
+        return context, cache
+
+    def _bind_buffers(self) -> None:
+        for name, buffer in self._list_buffers().items():
+            if not self._context.set_tensor_address(name, buffer.data_ptr()):
+                raise MachineError(
+                    self._log.explain(f"TensorRT for RTX refuses the address of {name}"),
+                    where=str(self._description.plan),
+                    fix="report it with this message",
+                )
+
+    def run_step(self, inputs: StepInputs) -> torch.Tensor:
+        with self._memory.active():
+            for name, tensor in inputs.as_tensors().items():
+                self._inputs[name].copy_(tensor)
+            if not self._context.execute_async_v3(self._memory.stream_handle):
+                raise MachineError(
+                    self._log.explain("TensorRT for RTX did not execute a step"),
+                    where=str(self._description.plan),
+                    fix="report it with this message",
+                )
+        if self._saved_bytes < 0:
+            self._save_runtime_cache()
+        return self._logits
+
+    def _save_runtime_cache(self) -> None:
+        """Keep what was compiled; a directory that cannot be written costs the next start time alone."""
+        if self._cache_file is None:
+            self._saved_bytes = 0
+            return
+        with self._memory.active():
+            blob = bytes(self._cache.serialize())
+        if len(blob) == self._saved_bytes:
+            return
+        self._saved_bytes = len(blob)
+        with contextlib.suppress(OSError):
+            self._cache_file.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._cache_file.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(blob)
+            os.replace(name, self._cache_file)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "executor": "NVIDIA's runtime, TensorRT for RTX",
+            "enginix": __version__,
+            "tensorrtRtx": self._trt.__version__,
+            **self._memory.describe(),
+        }
+
+    def close(self) -> None:
+        if self._context is None:
+            return
+        if self._saved_bytes >= 0:
+            self._save_runtime_cache()
+        # In this order: each refers to the next one.
+        self._context = self._cache = self._engine = self._runtime = None
+        self._inputs, self._caches = {}, {}
+
+
+def require_target(description: EngineDescription, gpu: dict[str, Any]) -> None:
+    """Refuse a GPU that a plan is not for; the library would say less.
+
+    Raises:
+        MachineError: its SM is not among the targets.
+    """
+    if gpu["sm"] not in description.targets:
+        targets = ", ".join(map(str, description.targets))
+        raise MachineError(
+            f"the engine is for SM {targets}, and {gpu['gpu']} has SM {gpu['sm']}",
+            where=str(description.plan),
+            fix="serve it on such a GPU, or build it for this one: enginix rtx-build --sm",
+        )
+
+
+def _name_cache_file(engine: Path, description: EngineDescription) -> str:
+    """Return the name of the file of an engine's kernels."""
+    return f"{sha256_file(engine / MANIFEST_FILE)[:16]}-{description.version}{CACHE_SUFFIX}"
