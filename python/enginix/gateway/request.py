@@ -128,6 +128,9 @@ def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if name == "ignore_eos":
             # -1 means no logprobs (docs/reference/triton.md); false is the default.
             triton_inputs |= {"end_id": -1} if value else {}
+        elif name == "seed":
+            # OpenAI's has a sign; Triton's input has none.
+            triton_inputs["seed"] = value % 2**63
         elif name == "chat_template_kwargs":
             triton_inputs["chat_template_args"] = json.dumps(value, ensure_ascii=False)
         else:
