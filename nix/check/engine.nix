@@ -177,7 +177,7 @@ in
         name: memoryGB:
         let
           found = gpus.find function name;
-          ambiguity = gpus.ambiguity name;
+          ambiguity = builtins.seq found (gpus.ambiguity name);
           noted =
             if ambiguity == null then
               found.name
