@@ -88,6 +88,33 @@ def test_no_silence_on_a_terminal_and_the_line_goes_away() -> None:
     assert shown == ["a message", "the result", ""]
 
 
+WAITING = """
+import time
+from enginix import console
+heartbeat = console.Heartbeat(600)
+for second in range(3):
+    heartbeat.beat(f"server: starting since {second} s")
+with console.show_waiting("waiting for the servers"):
+    time.sleep(1.3)
+console.print_message("ready")
+"""
+
+
+def test_a_wait_is_drawn_again_on_a_terminal_and_seldom_told_in_a_log() -> None:
+    main_end, terminal = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "TERM": "xterm"}
+    words = [sys.executable, "-c", WAITING]
+    subprocess.run(words, stdout=terminal, stderr=terminal, env=environment, check=True)
+    os.close(terminal)
+    shown = os.read(main_end, 65536).decode()
+    os.close(main_end)
+    assert all(f"\r\x1b[Kserver: starting since {second} s" in shown for second in range(3))
+    assert "\r\x1b[Kwaiting for the servers: 1 s" in shown and shown.endswith("\r\x1b[Kready\r\n")
+    done = subprocess.run(words, capture_output=True, env=environment, check=True, text=True)
+    # show_waiting is for terminals alone; a log has the heartbeat's lines.
+    assert "server:" not in done.stderr and done.stderr.endswith("ready\n")
+
+
 def test_a_log_is_calm_and_quiet_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
     words = [sys.executable, "-c", SLOW.replace("time.sleep", "(lambda s: None)")]

@@ -437,6 +437,8 @@ def test_the_command_stays_until_a_signal_and_exits_with_0(
             process.kill()
     assert process.returncode == 0, said
     assert said.rstrip().endswith("stopped")
+    # Of a stop Triton logs each model, and each second.
+    assert not [line for line in said.splitlines() if "successfully unloaded" in line or "Signal (" in line]
 
 
 def test_a_signal_while_it_loads_ends_it_at_once(
