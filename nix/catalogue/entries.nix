@@ -12,4 +12,5 @@
   llama-3_1-8b-fp8 = ./llama-3_1-8b-fp8.nix;
   phi-4-nvfp4 = ./phi-4-nvfp4.nix;
   tinyllama-1_1b-chat = ./tinyllama-1_1b-chat.nix;
+  gpt2 = ./gpt2.nix;
 }

@@ -165,7 +165,8 @@ in
   }
   // hardening
   // lib.optionalAttrs (!served.ownServer) (import ./final-failures.nix)
-  // lib.optionalAttrs served.ownServer {
+  # Kind rtx keeps the kernels that NVIDIA's runtime compiles on this machine.
+  // lib.optionalAttrs (served.ownServer || served.kind == "rtx") {
     StateDirectory = "enginix-${name}";
   }
   // lib.optionalAttrs (preflight != [ ]) {

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ _SETTLED_SECONDS = 2.0
 _CACHE_FORMAT = 1
 # Files of weights that a user has at once; a row has 200 bytes.
 _MAX_CACHED = 4096
+# An artefact has far fewer; a link to /proc or / has no end.
+_MOST_FILES = 100_000
+_DEEPEST = 64
 # Nix's base 32 has no e, o, t and u.
 STORE_NAME = re.compile(r"^[0-9abcdfghijklmnpqrsvwxyz]{32}-")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -176,9 +180,15 @@ def list_files(directory: Path, *, unfinished: bool = True) -> Iterator[tuple[st
         unfinished: also what other runs are writing under hidden names, which comes and goes.
 
     Raises:
-        ManifestError: links that lead in a circle, or something that cannot be read.
+        ManifestError: links that lead in a circle or to no end, or something that cannot be read.
     """
-    yield from sorted(_walk_files(directory, "", (os.path.realpath(directory),), unfinished))
+    walk = _walk_files(directory, "", (os.path.realpath(directory),), unfinished)
+    files = sorted(islice(walk, _MOST_FILES + 1))
+    if len(files) > _MOST_FILES:
+        raise ManifestError(
+            f"more than {_MOST_FILES} files", where=str(directory), fix="remove the link that leads elsewhere"
+        )
+    yield from files
 
 
 def _walk_files(
@@ -196,6 +206,10 @@ def _walk_files(
             real = os.path.realpath(path)
             if real in above:
                 raise ManifestError("a link that leads in a circle", where=str(path), fix="remove it")
+            if len(above) > _DEEPEST:
+                raise ManifestError(
+                    f"directories nested deeper than {_DEEPEST}", where=str(path)[:200], fix="remove them"
+                )
             yield from _walk_files(path, f"{prefix}{entry.name}/", (*above, real), unfinished)
     except OSError as e:
         raise ManifestError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.console import format_bytes, print_message
-from enginix.digests import ContentDigest, digest_directory, is_in_store
+from enginix.digests import ContentDigest, digest_directory, is_in_store, list_files
 from enginix.errors import ManifestError
 from enginix.files import sha256_file
 from enginix.manifest import MANIFEST_FILE, UNLISTED_FILES, Manifest, read_manifest, require_whole_manifest
@@ -52,20 +52,47 @@ class CheckedArtefact:
 
 def compare_files(expected: Mapping[str, ContentDigest], found: Mapping[str, ContentDigest]) -> list[str]:
     """Return the differences between two lists of files, one line each."""
-    lines = [f"{name} is missing" for name in expected if name not in found]
-    lines += [f"{name} was added" for name in found if name not in expected]
+    lines = [f"{_escape_name(name)} is missing" for name in expected if name not in found]
+    lines += [f"{_escape_name(name)} was added" for name in found if name not in expected]
     for name, digest in expected.items():
         if name in found and found[name] != digest:
             other = found[name]
             if digest.link is not None or other.link is not None:
-                lines.append(f"{name} is {_name_type(other)}, it was {_name_type(digest)}")
+                lines.append(f"{_escape_name(name)} is {_name_type(other)}, it was {_name_type(digest)}")
             else:
-                lines.append(f"{name} changed")
+                lines.append(f"{_escape_name(name)} changed")
     return sorted(lines)
 
 
+def _escape_name(name: str) -> str:
+    """Return a stranger's name without control characters, which a terminal would obey."""
+    return ascii(name)[1:-1][:200]
+
+
 def _name_type(digest: ContentDigest) -> str:
-    return "a file" if digest.link is None else f"a link to {ascii(digest.link)[1:-1][:200]}"
+    return "a file" if digest.link is None else f"a link to {_escape_name(digest.link)}"
+
+
+def _list_sizes(directory: Path, expected: Mapping[str, ContentDigest]) -> dict[str, ContentDigest]:
+    """Return what is known of a directory's files without reading: the listed ones of the listed size."""
+    sizes = {}
+    for name, path in list_files(directory):
+        if name in UNLISTED_FILES:
+            continue
+        listed = expected.get(name, ContentDigest("", 0))
+        is_other = listed.link is None and path.is_file() and path.stat().st_size != listed.size
+        sizes[name] = ContentDigest("", path.stat().st_size) if is_other else listed
+    return sizes
+
+
+def _is_whole_in_store(directory: Path) -> bool:
+    """Return whether an artefact and all that its links lead to lie in a store of Nix.
+
+    The store's hash covers a link's text, not what it leads to.
+    """
+    return is_in_store(directory) and all(
+        is_in_store(path) or not path.exists() for _, path in list_files(directory)
+    )
 
 
 def check_artefact(directory: Path, *, full: bool = False, in_store: bool = False) -> CheckedArtefact:
@@ -79,12 +106,16 @@ def check_artefact(directory: Path, *, full: bool = False, in_store: bool = Fals
         ManifestError: no manifest, a changed one, or a file that was changed, added or removed.
     """
     artefact_manifest = read_manifest(directory)
-    is_stored, expected = is_in_store(directory), artefact_manifest.files
+    is_stored, expected = _is_whole_in_store(directory), artefact_manifest.files
     if expected is None or (is_stored and not (full or in_store)):
         return CheckedArtefact(directory, artefact_manifest, 0, 0, expected is not None, is_stored)
     require_whole_manifest(directory)
-    found = digest_directory(directory, leave_out=UNLISTED_FILES, full=full)
-    if differences := compare_files(expected, found):
+    # Before anything is read: an added file may be of any size.
+    differences = compare_files(expected, _list_sizes(directory, expected))
+    if not differences:
+        content = digest_directory(directory, leave_out=UNLISTED_FILES, full=full)
+        differences = compare_files(expected, content)
+    if differences:
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise ManifestError(
             f"changed since it was made: {', '.join(differences[:_SHOWN])}{more}",

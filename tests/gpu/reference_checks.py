@@ -287,7 +287,7 @@ def gates(device: str, work: Path) -> Iterator[Row]:
             weights = models.RandomWeights(device, **changes)
             subject = ExecutorSubject(weights.load(torch.float32))
             material = load_material(tokenizer, subject.vocab_size, subject.max_length)
-            answers = ask_reference(subject, material, frozenset([0]), {})
+            answers = ask_reference(subject, material, frozenset([0]), {}, tokenizer)
             engine = suite.JudgedEngine(ExecutorSubject(subject.executor), tokenizer, weights.config)
             names = [g for g in suite.GATES if g != suite.LOGITS]
             bounds = suite.resolve_checkpoint_bounds(weights.config, {gate: {} for gate in names})

@@ -49,8 +49,9 @@ def require_architecture(directory: Path, converter: str) -> tuple[str, dict[str
             f"converter {converter!r} does not support architecture {model_architecture!r}; "
             f"it supports: {', '.join(sorted(rows))}",
             where=where,
-            fix=reason
-            or (
+            fix=f"serve the model with the llmapi kind: {reason}"
+            if reason
+            else (
                 f"--converter {' or '.join(other_converters)}"
                 if other_converters
                 else "the llmapi kind needs no checkpoint"

@@ -147,16 +147,14 @@ def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
         return row
     name = name if isinstance(name, str) else repr(name)
     other = [k for k, v in load_table("converters")["converters"].items() if name in v["architectures"]]
+    reason = load_table("converters")["refused"].get(name)
     raise ModelError(
         f"architecture {name!r} is unknown to converter 'enginix'; known: "
         f"{', '.join(sorted({*rows, *list_family_rows()}))}",
         where=where,
-        fix=(
-            f"--converter {' or '.join(other)} takes it"
-            if other
-            else load_table("converters")["refused"].get(name)
-        )
-        or "serve the model with the llmapi kind",
+        fix=f"--converter {' or '.join(other)} takes it"
+        if other
+        else "serve the model with the llmapi kind" + (f": {reason}" if reason else ""),
     )
 
 

@@ -104,7 +104,9 @@ def _needs_gpu(repository_manifest: Manifest) -> bool:
 def _require_whole_chain(directory: Path, repository_manifest: Manifest, reads: Sequence[Path]) -> None:
     """Refuse a repository, or an engine in it, that changed since it was made or gated."""
     require_unchanged(directory)
-    if not is_in_store(directory) and (engine := find_engine(reads)) is not None:
+    engine = find_engine(reads)
+    # A repository that was added to a store may still name an engine outside of it.
+    if engine is not None and not (is_in_store(directory) and is_in_store(engine)):
         engine_manifest = manifest.read_manifest(engine, "engine")
         require_input(directory, repository_manifest, "engine", engine)
         require_same_results(directory, repository_manifest, engine_manifest)

@@ -31,7 +31,7 @@ test_nixos_units_of_every_kind_are_clean() {
   # A directory of its own: systemd reads a unit's neighbours, too.
   local arguments checked=$tmp/kinds/enginix-checked.service
   mkdir -p "$tmp/kinds"
-  for arguments in 'settings = { gpus = [ 0 ]; };' "$unit_image" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
+  for arguments in 'settings = { gpus = [ 0 ]; };' "$unit_image" "$unit_edgellm" "$unit_own" "$unit_rtx" "$unit_gateway"; do
     unit "$arguments" "$checked" || return 1
     sed -i 's,"/x-command/bin/enginix","/usr/bin/true",' "$checked"
     quietly systemd-analyze verify --man=no "$checked" || return 1
@@ -87,6 +87,10 @@ unit_own='settings = { gpus = [ 0 ]; ownServer = true; engine = {
     outPath = "/x-engine"; kind = "llmapi"; runtime = "trtllm-1.2.1"; modelName = "m"; runtimePackage.command = "/x-command";
   }; };
   image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" ]; };'
+unit_rtx='settings = { gpus = [ 0 ]; engine = {
+    outPath = "/x-engine"; kind = "rtx"; runtime = "rtx-1.7.1.116"; modelName = "m"; servingPython = "/x-python";
+  }; };
+  parts.mkTritonRepo = _: { outPath = "/x-repo"; };'
 unit_gateway='gateway = { keyFile = "/run/secrets/operator"; clients.alice = {
     keyFile = "/run/secrets/alice"; models = [ ]; requestsPerMinute = 6; tokensPerMinute = 0; parallelRequests = 0;
   }; };'
@@ -95,7 +99,7 @@ test_nixos_unit_is_hardened() {
   need_systemd || return
   local arguments tenths
   for arguments in '' 'settings = { gpus = [ 0 ]; };' 'settings = { gpus = [ 0 ]; host = "0.0.0.0"; };' \
-    "$unit_image" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
+    "$unit_image" "$unit_edgellm" "$unit_own" "$unit_rtx" "$unit_gateway"; do
     unit "$arguments" "$tmp/enginix-tiny.service" || return 1
     tenths=$(exposure "$tmp/enginix-tiny.service")
     echo "exposure of { $arguments }: $tenths tenths" | tee -a "$out"
@@ -145,6 +149,13 @@ test_nixos_unit_does_not_restart_in_vain() {
     says RestartPreventExitStatus=3 && says MemoryMax=2G && says TasksMax=256 &&
     unit "$unit_own" "$tmp/t.service" && cp "$tmp/t.service" "$out" && says StartLimitBurst=10 && ! grep -q RestartPrevent "$out" && says '"check" "/x-engine"' &&
     unit '' "$tmp/t.service" && cp "$tmp/t.service" "$out" && ! grep -q 'MemoryMax\|TasksMax\|StartLimit' "$out"
+}
+
+# Triton of this machine, and the Python that has TensorRT for RTX; compiled kernels are in the unit's state.
+test_nixos_unit_of_an_rtx_engine() {
+  unit "$unit_rtx" "$tmp/rtx.service" && cp "$tmp/rtx.service" "$out" && says '"serve" "/x-repo" "--tritonserver" "/nix/store/' &&
+    says '"--python" "/x-python/bin/python3" "--gpus" "0"' && says StateDirectory=enginix-tiny &&
+    unit '' "$tmp/t.service" && ! grep -q -- --python "$tmp/t.service"
 }
 
 # A program that notifies only when it can answer must be started by a unit that waits for that.

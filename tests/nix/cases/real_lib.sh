@@ -157,7 +157,6 @@ test_real_lib_module_own_servers() {
     fails '{ servers.a = { engine = reference; ownServer = true; }; }' 'kind reference has no server of its own' &&
     holds '{ servers.a = { engine = engine "rtx"; gpus = [ 0 ]; }; }' &&
     fails '{ servers.a.engine = engine "rtx"; }' 'gpus names 0' 'name one GPU a rank' &&
-    holds '{ gateway.enable = true; servers.a = { engine = engine "rtx"; settings.interpreter = true; }; }' &&
     fails '{ servers.a = { repo = tiny; apiKeyFile = "/run/k"; }; }' 'Triton asks for no key' &&
     fails "{ servers.a = { $edge apiKeyFile = \"/nix/store/x-key\"; }; }" 'in the store, where everybody reads it' &&
     fails "{ servers.a = { $edge host = \"0.0.0.0\"; }; }" 'there is no key; set apiKeyFile'

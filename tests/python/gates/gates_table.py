@@ -76,7 +76,7 @@ def tables() -> str:
     tokenizer = hf.TransformersTokenizer(MODEL)
     asked = material.load_material(tokenizer, 2048, 2048)
     judge = tests.Judge(
-        tokenizer, asked, answers.ask_reference(TransformersSubject(MODEL), asked, tests.ENDS, {})
+        tokenizer, asked, answers.ask_reference(TransformersSubject(MODEL), asked, tests.ENDS, {}, tokenizer)
     )
     with tempfile.TemporaryDirectory() as work:
         plain = Path(work) / "plain"

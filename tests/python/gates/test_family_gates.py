@@ -98,7 +98,11 @@ class FamilyJudge:
         own.float().save_pretrained(work / "model")
         self.asked = material.load_material(self.tokenizer, 2048, 2048)
         self.reference = answers.ask_reference(
-            TransformersSubject(work / "model"), self.asked, frozenset({2}), {"name": case.name}
+            TransformersSubject(work / "model"),
+            self.asked,
+            frozenset({2}),
+            {"name": case.name},
+            self.tokenizer,
         )
 
     def convert_soundly(self) -> Path:

@@ -18,7 +18,7 @@ from enginix.evaluation.judgement import quality, run, suite
 from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
-from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers import exact_answers, hf
 from enginix.evaluation.reference_answers import material as materials
 from enginix.evaluation.reference_answers.answers import ReferenceAnswers
 from enginix.evaluation.reference_answers.material import Material
@@ -43,9 +43,10 @@ def material(tokenizer: hf.TransformersTokenizer) -> Material:
 
 
 @pytest.fixture(scope="session")
-def answers(model: Path, material: Material) -> ReferenceAnswers:
+def answers(model: Path, material: Material, tokenizer: hf.TransformersTokenizer) -> ReferenceAnswers:
     torch.set_num_threads(1)
-    return kept_answers.ask_reference(TransformersSubject(model), material, ENDS, {"name": "tiny-qwen3"})
+    subject = TransformersSubject(model)
+    return kept_answers.ask_reference(subject, material, ENDS, {"name": "tiny-qwen3"}, tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -432,7 +433,7 @@ def test_what_a_right_answer_is() -> None:
     for reply, answer in (
         ("8", "8"), ("A byte has 8 bits.", "8"), ("Paris.", "paris"), ("法国的首都是巴黎。", "巴黎"),
     ):  # fmt: skip
-        assert quality.contains_answer(reply, answer)
+        assert exact_answers.contains_answer(reply, answer)
     for reply, answer in (
         ("18", "8"),
         ("80", "8"),
@@ -441,7 +442,7 @@ def test_what_a_right_answer_is() -> None:
         ("", "8"),
         ("東", "東京"),
     ):
-        assert not quality.contains_answer(reply, answer)
+        assert not exact_answers.contains_answer(reply, answer)
 
 
 def test_divergence_is_kullback_leiblers() -> None:

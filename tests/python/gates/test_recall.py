@@ -88,3 +88,32 @@ def test_an_engine_is_asked_what_it_takes(model: Path) -> None:
     nothing = replace(answers, recalls=((2,),) * len(asked.recalls))
     with pytest.raises(GateError, match="leave the gate context out"):
         quality.judge_context(engine, asked, nothing, tokenizer, {"share": 0.5})
+
+
+class Counting(Short):
+    """Stands in for a model that finds the facts of some texts; says which texts it was asked."""
+
+    def __init__(self, answers: dict[tuple[int, ...], list[int]]) -> None:
+        super().__init__(2048)
+        self.answers, self.texts = answers, list[tuple[int, ...]]()
+
+    def generate(self, prompts: Sequence[Sequence[int]], most: int, ends: Any, **_: Any) -> list[list[int]]:
+        self.texts += map(tuple, prompts)
+        return [self.answers.get(tuple(p), []) for p in prompts]
+
+
+@pytest.mark.parametrize("number", [None, 0, 7])
+def test_long_texts_are_asked_of_a_model_that_finds_facts_in_short_ones(
+    model: Path, number: int | None
+) -> None:
+    from enginix.evaluation.reference_answers import hf, material
+    from enginix.evaluation.reference_answers.answers import _ask_recalls
+
+    tokenizer = hf.TransformersTokenizer(model)
+    texts = material.load_material(tokenizer, 2048, 2048).recalls
+    right = {} if number is None else {texts[number].tokens: tokenizer.encode(texts[number].answer)}
+    subject: Any = Counting(right)
+    replies = _ask_recalls(subject, texts, frozenset({2}), tokenizer)
+    assert len(replies) == len(texts) == 16
+    assert [bool(reply) for reply in replies] == [n == number for n in range(len(texts))]
+    assert subject.texts == [q.tokens for q in texts[: 8 if number is None else 16]]

@@ -173,17 +173,17 @@ def test_a_signal_ends_a_command_with_all_that_it_started(tmp_path: Path, number
     words = [sys.executable, "-c", SLOW_COMMAND, tmp_path / "out"]
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
     notes, pids = [tmp_path / "beside", tmp_path / "pids"], []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(pids) < 5 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
         pids = [int(pid) for note in notes if note.exists() for pid in note.read_text().split()]
     assert len(pids) == 5 and list(tmp_path.glob(".out.*")), process.poll()
     process.send_signal(number)
-    text = process.communicate(timeout=30)[1]
+    text = process.communicate(timeout=300)[1]
     assert process.returncode == 128 + number, text
     assert text == ("error: interrupted\n" if number == signal.SIGINT else f"error: ended by {number.name}\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "pids"]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 300
     while (left := [pid for pid in pids if read_start_time(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
@@ -195,7 +195,7 @@ def test_a_terminal_that_is_closed_ends_a_command(tmp_path: Path) -> None:
     if child == 0:
         os.environ["PYTHONPATH"] = str(PACKAGE)
         os.execv(sys.executable, [sys.executable, "-c", SLOW_COMMAND, str(tmp_path / "out")])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.close(terminal)
@@ -255,7 +255,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     first = run_fill(out, wait="filling")
     with pytest.raises(UsageError, match="another enginix is writing to the same place"):
         fill(out)
-    _, said = first.communicate("", timeout=30)
+    _, said = first.communicate("", timeout=300)
     assert first.returncode == 0, said
     assert [p.name for p in out.iterdir()] == ["half"] and [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -266,7 +266,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(
     out = tmp_path / "out"
     killed = run_fill(out, wait="filling")
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=30)
+    killed.communicate(timeout=300)
     (left,) = tmp_path.glob(".out.*.partial")
     # Of another output, whose name makes it look like ours.
     other = tmp_path / ".out.awq_int4.partial"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ class MiddlewareClient:
         self.auth_middleware = AuthMiddleware(
             self.app, spec, Keys(spec), lambda: (False, {}), self.log.append
         )
+
+    async def await_requests(self, count: int) -> None:
+        """Wait until so many requests have come to the application."""
+        deadline = time.monotonic() + 300
+        while len(self.app.bodies) < count:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
 
     async def ask(
         self,
@@ -277,9 +285,9 @@ def test_a_client_that_leaves_ends_the_answer(middleware: MiddlewareClient) -> N
     async def leaves() -> tuple[int, bytes, Any]:
         leave = asyncio.Event()
         asking = asyncio.ensure_future(middleware.ask(CHAT, leave=leave))
-        await asyncio.sleep(0.05)
+        await middleware.await_requests(1)
         leave.set()
-        return await asyncio.wait_for(asking, 5)
+        return await asyncio.wait_for(asking, 300)
 
     assert asyncio.run(leaves())[0] == 0
     assert middleware.app.cancelled == 1
@@ -293,7 +301,7 @@ def test_more_at_once_than_allowed_is_429_and_places_come_back(tmp_path: Path) -
     async def crowd() -> list[int]:
         leave = asyncio.Event()
         asking = [asyncio.ensure_future(middleware.ask(CHAT, leave=leave)) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await middleware.await_requests(2)
         refused = await middleware.ask(CHAT)
         leave.set()
         await asyncio.gather(*asking)
@@ -310,7 +318,7 @@ def test_a_clients_places_are_its_own_and_come_back(middleware: MiddlewareClient
     async def crowd() -> list[int]:
         leave = asyncio.Event()
         asking = asyncio.ensure_future(middleware.ask(CHAT, headers=alice, leave=leave))
-        await asyncio.sleep(0.05)
+        await middleware.await_requests(1)
         refused = await middleware.ask(CHAT, headers=alice)
         leave.set()
         await asking

@@ -217,7 +217,7 @@ def load(gateway: Any, prometheus: Prometheus, tiny: Served) -> Load:
     for _ in range(3):
         client = gateway.client(gateway.operator)
         client.chat.completions.create(model="other", messages=[{"role": "user", "content": "x"}])
-    assert httpx.get(f"{gateway.url}/v1/models").status_code == 401
+    assert httpx.get(f"{gateway.url}/v1/models", timeout=600).status_code == 401
     # A few scrapes after the load.
     time.sleep(5)
     load.seconds = time.monotonic() - load.begin
@@ -379,7 +379,7 @@ def test_names_of_metrics_are_known_to_prometheus(
 ) -> None:
     """`promtool check metrics` reads the gateway's page and finds no fault."""
     key = (gateway.log.parent / "monitor").read_text().strip()
-    page = httpx.get(f"{gateway.url}/metrics", headers={"Authorization": f"Bearer {key}"}).text
+    page = httpx.get(f"{gateway.url}/metrics", headers={"Authorization": f"Bearer {key}"}, timeout=600).text
     checked = subprocess.run(
         [program / "promtool", "check", "metrics"], input=page, capture_output=True, text=True
     )

@@ -135,6 +135,7 @@ def test_orders_in_the_address_are_refused(gateway: Any, query: str) -> None:
             f"{gateway.url}/v1/{path}?{query}",
             json={"model": "tiny", "max_tokens": 1, **more},
             headers={"Authorization": f"Bearer {gateway.alice}"},
+            timeout=600,
         )
         assert answer.status_code == 400, answer.text
         assert "query string" in answer.json()["error"]["message"]
@@ -212,6 +213,18 @@ def test_sixty_four_streams_at_once_say_what_each_says_alone(client: Any) -> Non
     assert together == alone * 8
 
 
+def test_two_hundred_at_once_are_answered(client: Any) -> None:
+    """LiteLLM keeps the loop busy then; servers that answer meanwhile are not taken for lost ones."""
+
+    def one(number: int) -> str:
+        answer = ask(client, stream=number % 2 == 0, max_tokens=8)
+        return text(answer) if number % 2 == 0 else answer.choices[0].message.content
+
+    alone = one(0)
+    with ThreadPoolExecutor(200) as pool:
+        assert set(pool.map(one, range(200))) == {alone}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_vanishes_frees_its_place(gateway: Any, tiny: Served, stream: bool) -> None:
     import httpx
@@ -244,7 +257,7 @@ def test_a_client_that_vanishes_frees_its_place(gateway: Any, tiny: Served, stre
         assert time.monotonic() < deadline, gateway.lines()[-10:]
         time.sleep(0.1)
     # Eight answers of 2000 tokens would still be computed otherwise. A sender may be a moment behind.
-    tiny.await_idle(60)
+    tiny.await_idle(300)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +286,7 @@ def test_malformed_bodies_are_refused_and_leave_no_trace(gateway: Any, body: byt
         f"{gateway.url}/v1/chat/completions",
         content=body,
         headers={"Authorization": f"Bearer {gateway.operator}"},
+        timeout=600,
     )
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
@@ -288,7 +302,7 @@ def test_nothing_else_of_litellm_is_reachable(gateway: Any, path: str) -> None:
 
     for method in ("GET", "POST"):
         key = {"Authorization": f"Bearer {gateway.operator}"}
-        answer = httpx.request(method, f"{gateway.url}{path}", headers=key)
+        answer = httpx.request(method, f"{gateway.url}{path}", headers=key, timeout=600)
         assert answer.status_code in (404, 405)
 
 
@@ -326,11 +340,11 @@ def test_ready_killed_and_back(
             time.sleep(5)
             assert not started.done()
             served = stack.enter_context(triton(port))
-            gateway = started.result(60)
-        assert httpx.get(f"{gateway.url}/health/ready").status_code == 200
+            gateway = started.result(500)
+        assert httpx.get(f"{gateway.url}/health/ready", timeout=600).status_code == 200
         client = gateway.client()
         times = []
-        with httpx.Client(headers={"Authorization": f"Bearer {gateway.operator}"}) as plain:
+        with httpx.Client(headers={"Authorization": f"Bearer {gateway.operator}"}, timeout=600) as plain:
             plain.get(f"{gateway.url}/v1/models")
             for _ in range(6):
                 begin = time.monotonic()
@@ -356,7 +370,7 @@ def test_ready_killed_and_back(
             assert ask(client, model="both").choices[0].message.content == told
             assert text(ask(client, model="both", stream=True)) == told
         deadline = time.monotonic() + 300
-        while httpx.get(f"{gateway.url}/health/ready").status_code == 200:
+        while httpx.get(f"{gateway.url}/health/ready", timeout=600).status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         served.process.wait(300)

@@ -126,10 +126,10 @@ def test_what_is_no_text_is_refused(gateway: Any) -> None:
     key = {"Authorization": f"Bearer {gateway.operator}"}
     url = f"{gateway.url}/v1/chat/completions"
     packed = gzip.compress(json.dumps(body).encode())
-    answer = httpx.post(url, content=packed, headers={**key, "Content-Encoding": "gzip"})
+    answer = httpx.post(url, content=packed, headers={**key, "Content-Encoding": "gzip"}, timeout=600)
     assert answer.status_code == 415 and "encoding" in answer.text.lower()
     raw = json.dumps(body).replace("Once", "a\\ud800b").encode()
-    answer = httpx.post(url, content=raw, headers=key)
+    answer = httpx.post(url, content=raw, headers=key, timeout=600)
     assert answer.status_code == 400 and "surrogate" in answer.text
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.mapping import CheckpointMapping
@@ -145,3 +148,70 @@ def test_a_bias_on_every_rank_is_refused(tmp_path: Path) -> None:
 def test_every_form_is_tested() -> None:
     """MPTForCausalLM is the Hub's name of MptForCausalLM."""
     assert {name for name, _, _ in MODELS} | {"MPTForCausalLM"} == set(FORMS)
+
+
+# Family → keys that a model may have, each with its values.
+TOGGLES: dict[str, dict[str, list[Any]]] = {
+    "GPT2LMHeadModel": {"tie_word_embeddings": [True, False], "n_inner": [None, 40]},
+    "GPTBigCodeForCausalLM": {"num_key_value_heads": [1]},
+    "Starcoder2ForCausalLM": {"use_bias": [True, False], "tie_word_embeddings": [True, False]},
+    "NemotronForCausalLM": {"head_dim": [8, 16], "partial_rotary_factor": [0.5, 1.0]},
+    "GraniteForCausalLM": {"attention_bias": [True, False], "logits_scaling": [1.0, 8.0]},
+    "GPTNeoXForCausalLM": {"rotary_pct": [0.25, 0.5, 1.0]},
+    "GPTJForCausalLM": {"rotary_dim": [4, 8]},
+    "OPTForCausalLM": {},
+    "PhiForCausalLM": {"partial_rotary_factor": [0.5, 1.0]},
+    "FalconForCausalLM": {"new_decoder_architecture": [True, False], "bias": [True, False]},
+    "BloomForCausalLM": {},
+    "MptForCausalLM": {},
+    "GemmaForCausalLM": {"head_dim": [8, 16]},
+    "Gemma2ForCausalLM": {
+        "head_dim": [8, 16],
+        "query_pre_attn_scalar": [3, 8],
+        **{k: [v] for k, v in GEMMA2.items()},
+    },
+    "CohereForCausalLM": {"logit_scale": [0.0625, 0.5]},
+}
+
+
+def draw_model(name: str, data: st.DataObject) -> dict[str, Any]:
+    """Return random sizes and keys of a family, by every name that its class may read."""
+    heads = data.draw(st.sampled_from([2, 4, 6]), "heads")
+    hidden, layers = heads * data.draw(st.sampled_from([8, 16]), "head size"), data.draw(st.integers(1, 3))
+    vocabulary, width = 2 * data.draw(st.integers(20, 60)), 4 * data.draw(st.integers(3, 30))
+    # Classes of one width or of as many KV heads as heads refuse others by name.
+    if name in ("GPTNeoXForCausalLM", "OPTForCausalLM", "FalconForCausalLM", "BloomForCausalLM"):
+        width = 4 * hidden
+    kv = data.draw(st.sampled_from([h for h in (1, 2, heads) if heads % h == 0]), "KV heads")
+    if name in ("PhiForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM"):
+        kv = heads
+    if name in ("Gemma2ForCausalLM",) and kv == 1:
+        kv = heads
+    keys = {
+        "hidden_size": hidden, "n_embd": hidden, "d_model": hidden, "word_embed_proj_dim": hidden,
+        "num_hidden_layers": layers, "n_layer": layers, "n_layers": layers,
+        "num_attention_heads": heads, "n_head": heads, "n_heads": heads,
+        "num_key_value_heads": kv, "num_kv_heads": kv, "vocab_size": vocabulary,
+        "intermediate_size": width, "ffn_dim": width, "max_seq_len": 32,
+    }  # fmt: skip
+    if name == "GPTBigCodeForCausalLM":
+        keys["num_key_value_heads"] = 1
+    return keys | {key: data.draw(st.sampled_from(values), key) for key, values in TOGGLES[name].items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOGGLES)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_random_models_of_every_family(name: str, data: st.DataObject) -> None:
+    """Converted at one rank and at two, with other sizes and keys: transformers' logits."""
+    tolerance = next(t for n, _, t in MODELS if n == name)
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        model = save_model(work / "model", name, draw_model(name, data))
+        ids = torch.randint(3, 40, (20,)).tolist()
+        with torch.inference_mode():
+            expected = model(torch.tensor([ids])).logits[0]
+        for tp in (1, 2):
+            executor = Executor.load(convert_float32(work / "model", work / f"out{tp}", tp))
+            assert relative_error(executor.forward([ids])[0], expected).max() < 2 * tolerance

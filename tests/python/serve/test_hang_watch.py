@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,17 +74,18 @@ class _StandInScheduler:
 
 
 def test_a_scheduler_that_does_no_step_stops_the_signs(signs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served_channels, "LONGEST_STEP", 0.05)
+    clock = [100.0]
+    monkeypatch.setattr(served_channels, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     signs.mkdir()
     scheduler = _StandInScheduler()
     generations = Generations(scheduler, lambda **fields: fields)
     sign = HeartbeatFile("tensorrt_llm", generations.is_stuck)
-    time.sleep(0.1)
+    clock[0] += 2 * served_channels.LONGEST_STEP
     sign.beat()  # idle is not stuck
     (file,) = signs.iterdir()
     assert file.stat().st_mtime_ns == 1
     LocalChannel(generations).add("1", {"prompt": [1], "end_ids": []}, "")
-    time.sleep(0.1)
+    clock[0] += 2 * served_channels.LONGEST_STEP
     sign.beat()
     assert generations.is_stuck() and file.stat().st_mtime_ns == 1
     scheduler.after_step()

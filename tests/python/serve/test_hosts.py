@@ -393,7 +393,7 @@ def test_a_machine_that_comes_later_is_awaited(plan: LaunchSpec, tmp_path: Path)
 def test_a_machine_without_what_its_ranks_need_is_named(plan: LaunchSpec) -> None:
     assert plan.agent is not None
     with pytest.raises(HostError, match="has no /nowhere/it is") as raised:
-        hosts.await_hosts(plan.hosts, plan.agent, ["/bin/sh", "/nowhere/it is"], 10)
+        hosts.await_hosts(plan.hosts, plan.agent, ["/bin/sh", "/nowhere/it is"], 300)
     assert raised.value.where == "host pod-1, rank 2 to 3"
 
 

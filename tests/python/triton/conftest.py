@@ -200,7 +200,7 @@ def closes(model: Any) -> None:
     """A model's end, which must not hang."""
     closing = threading.Thread(target=model.close)
     closing.start()
-    closing.join(10)
+    closing.join(300)
     assert not closing.is_alive()
 
 

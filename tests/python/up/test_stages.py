@@ -265,10 +265,10 @@ def test_from_a_name_to_an_answer(tmp_path: Path) -> None:
             asked = urllib.request.Request(
                 f"{ready['url']}/completions", body, {"Content-Type": "application/json"}
             )
-            with urllib.request.urlopen(asked, timeout=60) as response:
+            with urllib.request.urlopen(asked, timeout=600) as response:
                 assert json.loads(response.read())["choices"][0]["text"]
             up.send_signal(signal.SIGTERM)
-            return ready, up.wait(60)
+            return ready, up.wait(300)
 
         first, status = run_until_ready()
         assert status == 0 and not any(row["cached"] for row in first["stages"])  # type: ignore[attr-defined]
@@ -277,7 +277,7 @@ def test_from_a_name_to_an_answer(tmp_path: Path) -> None:
         second, status = run_until_ready()
         assert status == 0 and all(row["cached"] for row in second["stages"])  # type: ignore[attr-defined]
         assert len(hub.requests) == requests
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 300
         while _is_port_open(str(second["url"])) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not _is_port_open(str(second["url"]))

@@ -69,5 +69,5 @@ def ask_model(
         require_answered(questions, material.questions, replies, ends, tokenizer)
 
     with track_step("asking the model"):
-        answers = kept_answers.ask_reference(subject, material, ends, named, check_replies)
+        answers = kept_answers.ask_reference(subject, material, ends, named, tokenizer, check_replies)
     return replace(answers, dtype=hf.read_stored_dtype(model)), material, subject

@@ -1,0 +1,57 @@
+"""The reference's answers are those of transformers' greedy search, whatever the model keeps of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers.subject import TransformersSubject
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+KEYS = {
+    "Qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "Gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16},
+    "Bloom": {"n_layer": 3, "n_head": 4},
+    # Its state is in its layers, and its answers have no cache.
+    "RecurrentGemma": {"num_key_value_heads": 1, "lru_width": 64, "attention_window_size": 16},
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_answers_are_those_of_greedy_search(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**(SIZES | KEYS[name]))
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(hf, "load_hf_model", lambda *_: model)
+    subject = TransformersSubject(tmp_path)
+    for length in (5, 40):
+        prompt = torch.randint(3, 300, (1, length))
+        with torch.inference_mode():
+            words = {"max_new_tokens": 30, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
+            whole = model.generate(prompt, attention_mask=torch.ones_like(prompt), eos_token_id=None, **words)
+        expected = whole[0, length:].tolist()
+        assert subject.generate(prompt.tolist(), 30, frozenset()) == [expected]
+        end = expected[12]
+        (answer,) = subject.generate(prompt.tolist(), 30, frozenset({end}))
+        assert answer == expected[: expected.index(end) + 1]
