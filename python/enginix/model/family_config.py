@@ -105,6 +105,7 @@ class _FamilyReader:
         names = ("sizes", "kvHeads", "headSize", "position", "rope", "experts", "window", "variants")
         expressions = [row[k] for k in names if k in row]
         keys = list_keys_read([*expressions, row["config"]["set"]]) | set(row["defaults"])
+        keys |= set(row.get("aliases", ()))
         return keys | {rule["key"] for rule in row.get("refuse", ())} | {key.split(".")[0] for key in keys}
 
     def refuse_unimplemented(self, name: str) -> None:
