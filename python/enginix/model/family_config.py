@@ -112,8 +112,16 @@ class _FamilyReader:
         """Refuse keys that change what other architectures compute and that this row does not read."""
         known = load_table("architectures")["configuration"]["changes"]
         for key in sorted(set(self.raw) & set(known) - self.keys_read() - set(_ROPE_KEYS)):
-            if self.raw[key] not in known[key] and not (key == "layer_types" and self._are_layers_as_built()):
-                raise make_unimplemented_error(key, self.raw[key], name, self.where)
+            if self.raw[key] in known[key] or (key == "layer_types" and self._are_layers_as_built()):
+                continue
+            if key == "layer_types" and "window" in self.row:
+                raise ModelError(
+                    f"layer_types is {self.raw[key]!r}: {self.row['engineClass']} of TensorRT-LLM alternates "
+                    "layers with a sliding window and without one in its own order",
+                    where=self.where,
+                    fix=_LLMAPI,
+                )
+            raise make_unimplemented_error(key, self.raw[key], name, self.where)
 
     def _are_layers_as_built(self) -> bool:
         """Return whether layer_types is the alternation that the engine's class builds."""

@@ -19,7 +19,7 @@ from enginix.checkpoint.byte_sources import SourceFileReader, TransposedRows
 from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.family_layout import QKV_KINDS, join_neighbours, select_heads, swap_halves
-from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism, check_pipeline_support
 from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.hub.model_metadata import extract_model_metadata
@@ -332,12 +332,28 @@ def test_a_tied_head_keeps_its_own_bias(name: str, tmp_path: Path) -> None:
             "RecurrentGemmaForCausalLM",
             {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
         ),
+        ("GemmaForCausalLM", {"use_bidirectional_attention": True}),
+        ("Gemma2ForCausalLM", {"use_bidirectional_attention": True}),
+        ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 9}),
     ],
 )
 def test_values_that_a_checkpoint_would_lose(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError) as e:
         ModelConfig.read(change_config(name, tmp_path, **keys))
     assert next(iter(keys)) in str(e.value) and e.value.fix
+    assert "does not implement" not in str(e.value)  # transformers' class does
+
+
+def test_sizes_that_an_error_proposes_work(tmp_path: Path) -> None:
+    """Bloom takes no stages, and no ranks that do not divide the vocabulary: a fix knows both."""
+    raw = json.loads((MODELS["BloomForCausalLM"] / "config.json").read_text())
+    config = parse_config(raw | {"vocab_size": 67}, tmp_path)
+    with pytest.raises(UsageError) as e:
+        check_pipeline_support(config, CheckpointMapping(1, 2))
+    assert e.value.fix == "leave --pipeline-parallel out, and use --tensor-parallel 1"
+    with pytest.raises(UsageError) as e:
+        check_parallelism(config, CheckpointMapping(3))
+    assert e.value.fix == "--tensor-parallel one of 1"
 
 
 def test_gpt_neox_has_its_own_names_of_the_rotation(tmp_path: Path) -> None:
