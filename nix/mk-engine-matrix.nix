@@ -55,6 +55,11 @@ let
     in
     if args ? target then
       throw "${function}: pass targets, not target."
+    else if builtins.isList targets && common.kind or "tensorrt" == "rtx" then
+      throw (
+        "${function}: one engine of kind rtx is for several GPUs; pass them to mkEngine: "
+        + "mkEngine { kind = \"rtx\"; targets = [ … ]; }."
+      )
     else if argumentsByTarget == { } then
       throw "${function}: targets is empty."
     else

@@ -22,8 +22,15 @@ let
     in
     if foreign != [ ] then
       throw (
-        "${function}: ${first} is an argument of the kind "
-        + "${builtins.concatStringsSep " and " (kindsWith first)}, not of ${kind}; leave it out."
+        "${function}: ${first} is an argument of the kind"
+        + (if builtins.length (kindsWith first) == 1 then " " else "s ")
+        + "${builtins.concatStringsSep ", " (kindsWith first)}, not of ${kind}; "
+        + (
+          if first == "target" && builtins.elem "targets" known then
+            "pass targets = [ GPU ], since one engine is for several."
+          else
+            "leave it out."
+        )
       )
     else
       check.arguments.only function known args;

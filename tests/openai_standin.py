@@ -31,6 +31,9 @@ class StandIn(ThreadingHTTPServer):
         self.pieces: list[str] = ["a", "b"]
         self.message: dict[str, Any] = {"role": "assistant", "content": "hi"}
         self.deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"content": "hi"}]
+        # Rows of a stream of OpenAI's interface, as they are; and the error that it answers, with its status.
+        self.rows: list[Any] | None = None
+        self.error: tuple[int, dict[str, Any]] | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -42,9 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: StandIn
 
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections += 1
+    has_asked = False
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -79,6 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(b'{"data": [{"id": "mine"}]}', "application/json", status)
 
     def do_POST(self) -> None:
+        # Checks of health come in between, on connections of their own.
+        self.server.connections += not self.has_asked
+        self.has_asked = True
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, body, self.headers.get("Authorization", "")))
         failure = self.server.failures.pop(0) if self.server.failures else self.server.failure
@@ -102,6 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_paced(triton_events(self.server.pieces))
         elif self.path.startswith("/v2/"):
             self._send_events(triton_events(self.server.pieces))
+        elif self.server.error is not None:
+            status, error = self.server.error
+            self._send(json.dumps({"error": error}).encode(), "application/json", status)
+        elif body.get("stream") and self.server.rows is not None:
+            self._send_events(self.server.rows)
         elif body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             self._send_events([*openai_chunks(self.path, self.server.deltas, usage=usage), "[DONE]"])

@@ -28,14 +28,20 @@ in
     let
       row =
         runtimes.${id}
-          or (throw "${function}: ${names.unknown "runtime" id (runtimesOf runtimes kind)}");
+          or (throw "${function}: ${names.unknownRuntime id (runtimesOf runtimes kind)}");
       removed =
         "runtime \"${id}\" has no engine path: NVIDIA removed trtllm-build and the TensorRT "
         + "backend from TensorRT-LLM in June and July 2026 (PRs #15763, #15907, #15918).";
       engineRuntimes = lib.concatStringsSep "\" or \"" (runtimesOf runtimes "tensorrt");
       sameModel =
         "mkEngine { kind = \"llmapi\"; model = …; target = ${show asked.target}; "
-        + "runtime = \"${id}\"; limits = ${show asked.limits}; }";
+        + "runtime = ${named}; limits = ${show asked.limits}; }";
+      # A described runtime has no name: it is mkRuntime's output.
+      named =
+        if row.verified or true then
+          "\"${id}\""
+        else
+          "mkRuntime { like = …; image = …; versions = { … }; }";
       guide = "https://nvidia.github.io/TensorRT-LLM/legacy/tensorrt-backend-removal.html";
     in
     if builtins.elem kind row.kinds then
@@ -171,7 +177,7 @@ in
         name: memoryGB:
         let
           found = gpus.find function name;
-          ambiguity = gpus.ambiguity name;
+          ambiguity = builtins.seq found (gpus.ambiguity name);
           noted =
             if ambiguity == null then
               found.name

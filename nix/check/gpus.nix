@@ -61,10 +61,26 @@ let
     name:
     let
       spaced = builtins.replaceStrings separators (map (_: " ") separators) (lib.toLower name);
+      words = builtins.foldl' addWord [ ] (lib.splitString " " spaced);
+      last = builtins.length words - 1;
+      at = builtins.elemAt words;
+      # A driver's "RTX A3000 12GB Laptop GPU".
+      isSized = i: builtins.match "[0-9]+gb" (at i) != null;
+      isSizedLaptop = last > 0 && at last == "laptop" && isSized (last - 1);
     in
-    lib.concatStringsSep "-" (builtins.foldl' addWord [ ] (lib.splitString " " spaced));
+    lib.concatStringsSep "-" (
+      if isSizedLaptop then
+        builtins.genList at (last - 1)
+        ++ [
+          "laptop"
+          (at (last - 1))
+        ]
+      else
+        words
+    );
 
-  # The table's name of a part: as it is, by an alias, or behind "rtx-"; null for none.
+  # The table's name of a part: as it is, by an alias, or behind "rtx-" or "jetson-"; null for
+  # none.
   findKnown =
     plain:
     let
@@ -78,6 +94,8 @@ let
       builtins.head named
     else if rows ? "rtx-${plain}" then
       "rtx-${plain}"
+    else if rows ? "jetson-${plain}" then
+      "jetson-${plain}"
     else
       null;
 
@@ -106,7 +124,7 @@ let
     else if reached == [ ] then
       throw (
         "${function}: target \"${name}\": SM ${toString sm} is before SM ${toString least}. Use a "
-        + "newer GPU, or kind = \"reference\", which runs on a CPU."
+        + "newer GPU; kind = \"reference\" runs on a CPU, without a target."
       )
     else
       {
@@ -127,9 +145,8 @@ let
         prefix: n:
         lib.hasPrefix "${prefix}-" n
         && builtins.match "[0-9]+gb" (lib.removePrefix "${prefix}-" n) != null;
-      sizes = builtins.filter (n: n == known || isSize plain n || isSize "rtx-${plain}" n) (
-        builtins.attrNames rows
-      );
+      isOne = n: builtins.any (prefix: isSize "${prefix}${plain}" n) [ "" "rtx-" "jetson-" ];
+      sizes = builtins.filter (n: n == known || isOne n) (builtins.attrNames rows);
     in
     if builtins.length sizes > 1 then sizes else [ ];
 
@@ -150,15 +167,42 @@ let
     in
     if known != null then known else findSmallest plain;
 
-  # A part's name with another memory, or a slice of a GPU, named by its memory: of MIG
-  # ("a100-40gb-mig-1g.5gb") or of a vGPU ("a10-12q", "a100-4-20c").
-  sizedPatterns = [
-    "(.+)-mig-[1-9]g[.]([1-9][0-9]{0,5})gb"
-    "(.+)-mig-[1-9]g[.]([1-9][0-9]{0,5})gb[.-]me"
-    "(.+)-([1-9][0-9]{0,5})gb"
-    "(.+)-[1-7]-([1-9][0-9]{0,2})[abcq]"
-    "(.+)-([1-9][0-9]{0,2})[abcq]"
-  ];
+  # The row of a part that is sliced: a label has the whole part's memory, a vGPU type its board.
+  findSlicedPart =
+    name:
+    let
+      plain = lib.removeSuffix "-mig" name;
+      known = findPart plain;
+      own = builtins.match "(.+)-[0-9]+gb" plain;
+    in
+    if known != null then
+      known
+    else
+      table.names.boards.${plain} or (if own == null then null else findPart (builtins.head own));
+
+  # The row and the memory that names say: a part's with another memory, or a slice of a GPU, named
+  # by its memory: of MIG ("a100-40gb-mig-1g.5gb") or of a vGPU ("a10-12q", "a100-4-20c").
+  # sizesIn :: string -> [ { row; memory; } ]
+  sizesIn =
+    plain:
+    let
+      slice = "([1-7]c[.])?[1-9]g[.]([1-9][0-9]{0,5})gb([.-](me|gfx|all))*";
+      virtual = "([1-9][0-9]{0,2})[abcq](nome|meall|me|gfx)?";
+      read =
+        find: index: pattern:
+        let
+          parts = builtins.match pattern plain;
+          row = find (builtins.head parts);
+        in
+        lib.optional (parts != null && row != null) {
+          inherit row;
+          memory = builtins.fromJSON (builtins.elemAt parts index);
+        };
+    in
+    read findSlicedPart 2 "(.+)-${slice}"
+    ++ read findPart 1 "(.+)-([1-9][0-9]{0,5})gb"
+    ++ read findSlicedPart 1 "(.+)-[1-7]-${virtual}"
+    ++ read findSlicedPart 1 "(.+)-${virtual}";
 
   # A row with the memory that a name says.
   resize =
@@ -189,9 +233,8 @@ rec {
       known = findKnown plain;
       unnamed = parseUnnamed plain;
       smallest = findSmallest plain;
-      sized = builtins.filter (m: m != null && findPart (builtins.head m) != null) (
-        map (pattern: builtins.match pattern plain) sizedPatterns
-      );
+      sized = sizesIn plain;
+      foreign = builtins.filter (row: builtins.match row.pattern plain != null) table.names.foreign;
       near = names.nearest plain (builtins.attrNames rows);
       number = i: matched: builtins.fromJSON (builtins.elemAt matched i);
     in
@@ -206,7 +249,12 @@ rec {
     else if smallest != null then
       rows.${smallest} // { name = smallest; }
     else if sized != [ ] then
-      resize (findPart (builtins.head (builtins.head sized))) (number 1 (builtins.head sized))
+      resize (builtins.head sized).row (builtins.head sized).memory
+    else if foreign != [ ] then
+      throw (
+        "${function}: target \"${name}\" ${(builtins.head foreign).why}. Use another GPU; kind = "
+        + "\"reference\" runs on a CPU, without a target."
+      )
     else
       throw (
         "${function}: unknown target \"${name}\"."

@@ -58,15 +58,34 @@ rec {
         lib.concatMapStringsSep "" (row: ", which ${row.why}") rows
       );
       others = lib.concatMapStringsSep " or " (k: "\"${k}\"") (running gpu);
+      systems = builtins.filter (system: builtins.elem gpu.sm kinds.${kind}.sms.${system}) (
+        builtins.attrNames kinds.${kind}.sms
+      );
     in
     if hasCode kind gpu && (version == null || first == null || isAtLeast version first) then
       null
     else if hasCode kind gpu then
       "kind ${kind} runs on SM ${toString gpu.sm} (target \"${gpu.name}\") from TensorRT-LLM "
       + "${first} on, not with ${version}. Use runtime \"trtllm-${first}\" or a later one."
+    else if systems != [ ] then
+      "kind ${kind} runs on SM ${toString gpu.sm} with ${lib.concatStringsSep " and " systems} "
+      + "alone; target \"${gpu.name}\" has ${partSystems.${gpu.part}}. Use kind ${others}, or "
+      + "another GPU."
     else
       "kind ${kind} runs on SM ${among known}; target \"${gpu.name}\" is SM "
       + "${toString gpu.sm}${which}. Use kind ${others}, or another GPU.";
+
+  # What to say where a GPU has a CPU that the evaluated system is not for; [ ] for any other.
+  # otherSystem :: { name; part ? …; } -> string -> [ string ]
+  otherSystem =
+    gpu: system:
+    let
+      own = partSystems.${gpu.part or "other"} or null;
+    in
+    lib.optional (own != null && own != system) (
+      "${gpu.name} has ${own}, and this is evaluated for ${system}: no builder of ${system} has "
+      + "the GPU; take the functions of legacyPackages.${own}"
+    );
 
   # The GPU, or a refusal.
   # require :: string -> string -> { name; sm; … } -> string|null -> { … }

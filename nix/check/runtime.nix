@@ -139,7 +139,11 @@ rec {
     else if strange != [ ] then
       throw "${function}: versions: ${names.unknown "name" (builtins.head strange) versionNames}"
     else if wrong != [ ] then
-      throw "${function}: versions.${builtins.head wrong} must be a version as a text."
+      throw (
+        "${function}: versions.${builtins.head wrong} = "
+        + "${arguments.describe versions.${builtins.head wrong}}, but it must be a version as a "
+        + "text, such as \"1.4.0rc2\"."
+      )
     else if version == null || release version == null then
       throw (
         "${function}: versions.tensorrtLlm = ${arguments.describe version}, but it must be "

@@ -46,6 +46,21 @@ let
     else
       row;
 
+  # Whether a kind of a GPU without the engine path takes a format; Python's twin is
+  # python/enginix/quantize/formats.py.
+  takenBy =
+    kinds: gpu: name:
+    let
+      row = algorithms.${name};
+      takes' = {
+        llmapi = row.llmapi != false;
+        edgellm = row.edgellm or null != null;
+      };
+    in
+    builtins.any (kind: takes'.${kind} or false) kinds
+    && (row.minSm == null || gpu.sm >= row.minSm)
+    && lacksNothing row gpu;
+
   first = list: if list == [ ] then null else builtins.head list;
 
   # What to do instead: a format for this GPU, as the caller's argument names it, or a GPU for this
@@ -111,6 +126,8 @@ rec {
     words: function: algorithm: gpu:
     let
       name = known algorithm;
+      kinds = builtins.filter (kind: kind != "reference") (kindSupport.running gpu);
+      offers = builtins.filter (takenBy kinds gpu) support.suggest.formats;
       row =
         algorithms.${name}
           or (
@@ -125,8 +142,23 @@ rec {
         ) "; or serve the model as it is with kind = \"llmapi\""
         + "."
       )
-    else if kindSupport.running gpu == [ "reference" ] then
-      kindSupport.require function "llmapi" gpu null
+    else if kinds == [ ] then
+      throw (
+        "${function}: no software of NVIDIA's that enginix serves with has code for SM "
+        + "${toString gpu.sm} (target \"${gpu.name}\"). Leave target out, and serve the model by "
+        + "kind = \"reference\", on a CPU; or name another GPU."
+      )
+    else if !builtins.elem "tensorrt" kinds then
+      # What TensorRT-LLM's builder refuses does not concern it.
+      if takenBy kinds gpu name then
+        algorithm
+      else
+        throw (
+          "${function}: kind ${lib.concatStringsSep " or " kinds} takes no ${name} on SM "
+          + "${toString gpu.sm} (target \"${gpu.name}\"). Use "
+          + lib.optionalString (offers != [ ]) "${words.format (builtins.head offers)}, or "
+          + "another target."
+        )
     else if !takes row gpu.sm || !lacksNothing row gpu then
       throw (
         "${function}: ${reason name row gpu} ${ways words.format row name gpu} "

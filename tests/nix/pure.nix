@@ -549,14 +549,15 @@ in
   };
   testFamilyRefuses = {
     expr = map (m: fails (family ({ quantization = null; variant = null; parallel = one; } // m))) [
-      { model.architecture = "GPT2LMHeadModel"; quantization = "FP8"; }
+      { model.architecture = "GPT2LMHeadModel"; quantization = "NVFP4"; }
+      { model.architecture = "FalconForCausalLM"; quantization = "FP8"; }
       { model.architecture = "GPT2LMHeadModel"; variant = "v2_7b"; }
       { model.architecture = "ChatGLMForConditionalGeneration"; variant = "v2_7b"; }
       { model.architecture = "OPTForCausalLM"; parallel = one // { pipelineParallel = 2; }; }
       { model = { architecture = "QWenLMHeadModel"; intermediateSize = 12; }; parallel = one // { tensorParallel = 4; }; }
       { model = { architecture = "QWenLMHeadModel"; intermediateSize = 16; }; parallel = one // { tensorParallel = 4; }; }
     ];
-    expected = [ true true true true true false ];
+    expected = [ true true true true true true false ];
   };
   testConverterTakes = {
     expr = (converter "modelopt" (of "GPT2LMHeadModel" { })).family;
@@ -575,7 +576,7 @@ in
     expected = true;
   };
   testConverterOfAnotherFamily = {
-    expr = fails (converter "enginix" (of "RWForCausalLM" { }));
+    expr = fails (converter "enginix" (of "ChatGLMForCausalLM" { }));
     expected = true;
   };
   testConverterRefusedByAll = {
@@ -705,6 +706,44 @@ in
     expected = [
       "target \"A100\" was taken for a100-40gb; say a100-80gb for the other memory."
       null
+    ];
+  };
+  # Nothing near another release is meant by it.
+  testUnknownRuntime = {
+    expr =
+      map
+        (
+          wanted:
+          let
+            said = check.names.unknownRuntime wanted [ "trtllm-1.1.0" "trtllm-1.2.1" ];
+            meant = builtins.match ".* Did you mean ([^?]*)[?].*" said;
+          in
+          [
+            (if meant == null then null else builtins.head meant)
+            (builtins.match ".*mkRuntime.*" said != null)
+          ]
+        )
+        [ "1.2.1" "trtllm-1.5.0" "trtlm-1.2.1" ]
+      ++ [ (check.names.unknownRuntime "edgellm-0.12.0" [ "edgellm-0.11.0" ]) ];
+    expected = [
+      [ "trtllm-1.2.1" true ]
+      [ null true ]
+      [ "trtllm-1.2.1" true ]
+      "unknown runtime \"edgellm-0.12.0\". Did you mean edgellm-0.11.0? Known: edgellm-0.11.0."
+    ];
+  };
+  testGpuOfAnotherSystem = {
+    expr = map (name: builtins.length (check.kindSupport.otherSystem (check.gpus.find "f" name) "x86_64-linux")) [
+      "gb200"
+      "gb10"
+      "h200"
+      "sm121-128gb"
+    ];
+    expected = [
+      1
+      1
+      0
+      0
     ];
   };
   testKindsOfAGpu = {

@@ -108,18 +108,28 @@ rec {
             "${function}: targets holds ${check.arguments.describe target}; it takes names of GPUs "
             + "and SMs: targets = [ \"l4\" 89 ]."
           );
+      # A part whose CPU the library is not for, though its SM is.
+      refusal =
+        target:
+        if builtins.isString target then
+          check.kindSupport.explain "rtx" (check.gpus.find function target) null
+        else
+          null;
       checked =
         target:
         let
           sm = smOf target;
         in
-        if builtins.elem sm able then
+        if builtins.elem sm able && refusal target != null then
+          throw "${function}: targets: ${refusal target}"
+        else if builtins.elem sm able then
           sm
         else
           throw (
-            "${function}: targets: ${toString target} is SM ${toString sm}, and TensorRT for RTX "
-            + "takes ${format} for SM ${among able} alone. Leave it out, or use another kind for "
-            + "that GPU: ${othersFor sm}."
+            "${function}: targets: ${toString target} is SM ${toString sm}, and kind rtx builds "
+            + "${if format == "NO_QUANT" then "unquantized models" else format} for SM "
+            + "${among able} alone. Leave it out, or use another kind for that GPU: "
+            + "${othersFor sm}."
           );
       sms = map checked requested;
     in

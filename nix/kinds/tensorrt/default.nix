@@ -163,10 +163,12 @@ let
     )
   ];
 
-  warnings = check.target.warnings {
-    inherit quantization kvCache architecture;
-    inherit (gpu) sm;
-  };
+  warnings =
+    check.target.warnings {
+      inherit quantization kvCache architecture;
+      inherit (gpu) sm;
+    }
+    ++ check.kindSupport.otherSystem gpu pkgs.stdenvNoCC.hostPlatform.system;
   withWarnings = value: builtins.foldl' (v: w: warn
     "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 

@@ -41,7 +41,8 @@ class CheckedRequest:
         body: the request's parameters, without those that count as absent.
         model: the model that the request's ``model`` resolves to.
         identity: the answer's id; ``None`` keeps the id of a server with OpenAI's interface.
-        parts: bodies, one for each text of ``prompt``; always one for a server with OpenAI's interface.
+        parts: bodies, one for each text of ``prompt``; for a server with OpenAI's interface one, unless the
+            answer is streamed.
         call: the call to a Triton server, without the prompt; ``None`` for other servers.
     """
 
@@ -67,8 +68,17 @@ class CheckedRequest:
         Args:
             request: the request's id.
         """
-        parameters = {name: body[name] for name in PARAMETERS if body.get(name) is not None}
+        parameters = {
+            name: body[name]
+            for name, row in PARAMETERS.items()
+            if body.get(name) is not None and not row.get("everywhere")
+        }
         if not is_triton:
+            prompts = _split_prompts(parameters.get("prompt")) if parameters.get("stream") else ()
+            if len(prompts) > 1:
+                # LiteLLM gives all choices of a streamed completion the index 0.
+                parts = [{**parameters, "prompt": prompt} for prompt in prompts]
+                return CheckedRequest(path, parameters, model, f"cmpl-{request}", parts, None)
             return CheckedRequest(path, parameters, model, None, [parameters], None)
         call = TritonCall(
             build_triton_inputs(parameters),
@@ -79,6 +89,11 @@ class CheckedRequest:
             return CheckedRequest(path, parameters, model, f"chatcmpl-{request}", [parameters], call)
         parts = [{**parameters, "prompt": prompt} for prompt in parse_prompts(parameters["prompt"])]
         return CheckedRequest(path, parameters, model, f"cmpl-{request}", parts, call)
+
+    @property
+    def prompts(self) -> int:
+        """Return the number of prompts, each of which counts as a request."""
+        return max(1, len(_split_prompts(self.body.get("prompt"))))
 
     @property
     def is_stream(self) -> bool:
@@ -103,6 +118,7 @@ class CheckedRequest:
             {**self.call.question, **prompt},
             self.call.stop,
             self.call.max_tokens,
+            model=str(self.body["model"]),
             see_piece=meter.see_piece,
         )
 
@@ -370,6 +386,11 @@ def _stream_error(call: TritonCall | None, event: Mapping[str, Any], status: int
 def _is_servers_fault(error: RequestRejected) -> bool:
     """Tell whether the server is at fault, so that another server may answer."""
     return error.status >= 500 or error.status in (408, 429)
+
+
+def _split_prompts(prompt: Any) -> list[Any]:
+    """Return the prompts of a ``prompt`` that has several: texts, or lists of token ids."""
+    return prompt if isinstance(prompt, list) and any(isinstance(p, str | list) for p in prompt) else []
 
 
 def _sum_usages(usages: Sequence[Mapping[str, Any]]) -> dict[str, int]:

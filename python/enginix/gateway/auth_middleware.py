@@ -180,7 +180,7 @@ class AuthMiddleware:
                 path, body, model, request.id, is_triton=is_triton, limits=self._spec.limits
             )
             with self._place(caller):
-                self._rates.take(caller, len(question.parts))
+                self._rates.take(caller, question.prompts)
                 with self._metrics.measure(model, caller.name) as meter:
                     await request.while_connected(self._answer(request, question, caller, meter))
         elif path in ROUTES or method != "GET":

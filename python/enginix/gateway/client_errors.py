@@ -21,6 +21,9 @@ _NAMES = {
     "end_id": "ignore_eos",
 }
 _BEGINNING = re.compile(rf"^({'|'.join(_NAMES)})\b")
+# The model that computes, as the other models of its server name it, and its socket.
+_EXECUTOR = re.compile(r"\btensorrt_llm, which computes,(?= is not reached)")
+_SOCKET = re.compile(r"(?<=is not reached) \(/[^()]*\)")
 _TOO_LONG = re.compile(r"^(\d+) prompt tokens; the engine holds (\d+)")
 _NO_ROOM = re.compile(
     r"^max_tokens: (\d+) prompt tokens \+ (\d+) are above the engine's (\d+); at most (\d+) fit"
@@ -29,12 +32,14 @@ _TOO_MANY_CHARACTERS = re.compile(r"^(?:text_input|messages): (\d+) characters; 
 _PARAMETER = re.compile(r"^(\w+)((?:\[\d+\][\w.\[\]]*)?)(?::| is )")
 
 
-def rewrite_backend_error(message: str, status: int) -> RequestRejected:
+def rewrite_backend_error(message: str, status: int, model: str = "the model") -> RequestRejected:
     """Return a server's error for the client.
 
     Args:
         message: the error of Triton's model.
+        model: the client's name of the model.
     """
+    message = _SOCKET.sub("", _EXECUTOR.sub(lambda _: f"the server of {model}", message))
     if status != 400:
         # A full server may have a place at any moment, unlike one that cannot be reached.
         is_full = status == 429 or message.endswith(load_table("triton_errors")["later"])

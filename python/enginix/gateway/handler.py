@@ -77,7 +77,7 @@ class TritonHandler(CustomLLM):  # type: ignore[misc]
                 async for piece in answer:
                     yield piece
         except BackendError as e:
-            call.failure = rewrite_backend_error(e.message, e.status)
+            call.failure = rewrite_backend_error(e.message, e.status, call.model)
             raise CustomLLMError(e.status, e.message) from e
 
 

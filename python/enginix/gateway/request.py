@@ -86,16 +86,18 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
             continue
         _check_numbers(name, value)
         _check_type(name, value, row)
-        if is_triton and "only" in row and not any(_is_same_json(value, v) for v in row["only"]):
-            raise RequestRejected(
-                f"{name}: not supported by this model's server{_list_allowed_values(row)}", name
-            )
+        is_limited = "only" in row and (is_triton or row.get("everywhere"))
+        if is_limited and not any(_is_same_json(value, v) for v in row["only"]):
+            whose = "" if row.get("everywhere") else " by this model's server"
+            raise RequestRejected(f"{name}: not supported{whose}{_list_allowed_values(row)}", name)
     needed = "messages" if route == "chat" else "prompt"
     for name in ("model", needed):
         if body.get(name) is None:
             raise RequestRejected(f"{name} is missing", name)
     _check_stream(body)
     _check_max_tokens(body)
+    if not is_triton:
+        _check_streamed_choices(route, body)
     if route == "chat":
         if is_triton:
             parse_text_messages(body["messages"])
@@ -126,6 +128,9 @@ def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if name == "ignore_eos":
             # -1 means no logprobs (docs/reference/triton.md); false is the default.
             triton_inputs |= {"end_id": -1} if value else {}
+        elif name == "seed":
+            # OpenAI's has a sign; Triton's input has none.
+            triton_inputs["seed"] = value % 2**63
         elif name == "chat_template_kwargs":
             triton_inputs["chat_template_args"] = json.dumps(value, ensure_ascii=False)
         else:
@@ -322,10 +327,35 @@ def _check_stream(body: Mapping[str, Any]) -> None:
     if not body.get("stream"):
         raise RequestRejected("stream_options: allowed only with stream", "stream_options")
     for name, value in options.items():
-        if name != "include_usage":
+        if name not in ("include_usage", "include_obfuscation"):
             raise RequestRejected(f"stream_options: {name} is unknown", "stream_options")
-        if not isinstance(value, bool):
-            raise RequestRejected("stream_options: include_usage is not true or false", "stream_options")
+        if value is not None and not isinstance(value, bool):
+            raise RequestRejected(f"stream_options: {name} is not true or false", "stream_options")
+    if options.get("include_obfuscation"):
+        raise RequestRejected(
+            "stream_options: include_obfuscation is not supported, except with the value false",
+            "stream_options",
+        )
+
+
+def _check_streamed_choices(route: str, body: Mapping[str, Any]) -> None:
+    """Refuse what LiteLLM loses in streams of a server with OpenAI's interface.
+
+    Of several choices one has a ``finish_reason``, and all of a completion have the index 0; a completion's
+    log-probabilities are left out. Whole answers have all of it.
+
+    Raises:
+        RequestRejected: several choices, or a completion's log-probabilities, in a stream.
+    """
+    if not body.get("stream"):
+        return
+    if (body.get("n") or 1) > 1:
+        raise RequestRejected("n: a streamed answer has one choice; ask without stream", "n")
+    if route == "completions" and not (body.get("logprobs") is None or body["logprobs"] is False):
+        raise RequestRejected(
+            "logprobs: not passed on in a streamed completion; ask without stream, or ask for a chat",
+            "logprobs",
+        )
 
 
 def _check_max_tokens(body: Mapping[str, Any]) -> None:
@@ -344,7 +374,7 @@ def _unknown_parameter(name: str, route: str) -> RequestRejected:
 
 
 def _list_allowed_values(row: Mapping[str, Any]) -> str:
-    values = ", ".join(json.dumps(v) for v in row["only"])
+    values = " or ".join(json.dumps(v) for v in row["only"])
     return f", except with the value {values}" if values else ""
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping
@@ -18,8 +19,10 @@ from enginix.gateway.client_errors import CONTEXT_CODE
 from enginix.gateway.events import DONE, EventParser
 from enginix.gateway.request import PARAMETERS, RequestRejected
 
-_PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Error: (?=\w+Exception - )|\w+Exception - )+")
-_SUFFIX = re.compile(r"\s*LiteLLM: model group .*$", re.DOTALL)
+_PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Error: (?=[\w-]+Exception - )|[\w-]+Exception - )+")
+_SUFFIX = re.compile(r"\s*(?:LiteLLM: model group | Original exception: \w+: litellm\.).*$", re.DOTALL)
+# The openai client's message, in which the answer is Python's text of a dict.
+_QUOTED = re.compile(r"^Error code: \d{3} - (\{.*\})$", re.DOTALL)
 # LiteLLM's message when every server of a model has just failed.
 _NONE_LEFT = "No deployments available"
 _NAMED = re.compile(r"^(\w+)(?:\[\d+\][\w.\[\]]*)?: ")
@@ -189,6 +192,8 @@ def has_tokens(choice: Mapping[str, Any]) -> bool:
 
 def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
     message = _SUFFIX.sub("", _PREFIX.sub("", str(row.get("message") or "")))
+    if quoted := _read_quoted_error(message):
+        row, message = {**row, "param": quoted.get("param")}, str(quoted["message"])
     named = _NAMED.match(message)
     param = row.get("param") or (named[1] if named and named[1] in PARAMETERS else None)
     kind = (
@@ -199,6 +204,18 @@ def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
     if code is None or str(code).isdigit():
         code = "rate_limit_exceeded" if status == 429 else None
     return {"message": message, "type": kind, "param": param, "code": code}
+
+
+def _read_quoted_error(message: str) -> dict[str, Any] | None:
+    """Return the server's error that the openai client's message quotes, if it does."""
+    match = _QUOTED.match(message)
+    if match is None:
+        return None
+    try:
+        error = ast.literal_eval(match[1])["error"]
+    except (ValueError, SyntaxError, MemoryError, RecursionError, KeyError, TypeError):
+        return None
+    return error if isinstance(error, dict) and "message" in error else None
 
 
 def _restore_fields(answer: dict[str, Any]) -> None:

@@ -91,7 +91,9 @@ def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
     from litellm.proxy.proxy_server import app
 
     from enginix.gateway.handler import handler
+    from enginix.gateway.unfinished import refuse_unfinished_streams
 
+    refuse_unfinished_streams()
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.error", "asyncio"):

@@ -18,8 +18,8 @@ ANOTHER_GPU = "a GPU that has no name here is written sm89-16gb: its SM and its 
 _SIZED = re.compile(r"(.+)-([1-9][0-9]{0,5})gb", re.ASCII)
 _UNNAMED = re.compile(r"sm([1-9][0-9]{1,2})(?:-([1-9][0-9]{0,5})gb)?(-unlisted)?", re.ASCII)
 # A slice of a GPU, named by its memory: of MIG ("a100-40gb-mig-1g.5gb") or of a vGPU ("a10-12q").
-_MIG_SLICE = re.compile(r"(.+)-mig-[1-9]g\.([1-9][0-9]{0,5})gb(?:[.-]me)?", re.ASCII)
-_VIRTUAL_GPU = re.compile(r"(.+?)(?:-[1-7])?-([1-9][0-9]{0,2})[abcq]", re.ASCII)
+_MIG_SLICE = re.compile(r"(.+)-(?:[1-7]c\.)?[1-9]g\.([1-9][0-9]{0,5})gb(?:[.-](?:me|gfx|all))*", re.ASCII)
+_VIRTUAL_GPU = re.compile(r"(.+?)(?:-[1-7])?-([1-9][0-9]{0,2})[abcq](?:nome|meall|me|gfx)?", re.ASCII)
 # The end of a row's name that is its memory.
 _OWN_SIZE = re.compile(r"-[0-9]+gb$", re.ASCII)
 
@@ -72,8 +72,16 @@ def find_gpu(name: str) -> GpuRow:
     if (smallest := _find_smallest(plain, rows)) is not None:
         return _make_row(smallest, rows[smallest])
     for pattern in (_MIG_SLICE, _SIZED, _VIRTUAL_GPU):
-        if (sized := pattern.fullmatch(plain)) and (known := _find_part(sized[1], rows)) is not None:
-            return _resize_row(known, rows[known], int(sized[2]))
+        if sized := pattern.fullmatch(plain):
+            find = _find_part if pattern is _SIZED else _find_sliced_part
+            if (known := find(sized[1], rows)) is not None:
+                return _resize_row(known, rows[known], int(sized[2]))
+    for foreign in load_table("gpus")["names"]["foreign"]:
+        if re.fullmatch(foreign["pattern"], plain):
+            raise UsageError(
+                f"target {name!r} {foreign['why']}",
+                fix='use another GPU; kind "reference" runs on a CPU, without a target',
+            )
     near = suggest_name(plain, rows, "enginix target lists the names")
     raise UsageError(f"unknown target {name!r}", fix=f"{near}; {ANOTHER_GPU}")
 
@@ -91,6 +99,14 @@ def _find_part(plain: str, rows: dict[str, Any]) -> str | None:
     """Return the row of a part's name, whatever its memory."""
     known = _find_known(plain, rows)
     return known if known is not None else _find_smallest(plain, rows)
+
+
+def _find_sliced_part(plain: str, rows: dict[str, Any]) -> str | None:
+    """Return the row of a part that is sliced: a label has the whole part's memory, a vGPU type its board."""
+    boards: dict[str, str] = load_table("gpus")["names"]["boards"]
+    plain = plain.removesuffix("-mig")
+    known = _find_part(plain, rows) or boards.get(plain)
+    return known if known is not None else _find_part(_OWN_SIZE.sub("", plain), rows)
 
 
 def _resize_row(known: str, row: dict[str, Any], gigabytes: int) -> GpuRow:
@@ -115,7 +131,7 @@ def list_sizes(name: str) -> list[str]:
     """Return the rows that a name without a memory stands for, if there are several: ``a100`` has two."""
     plain, rows = normalize_name(name), load_table("gpus")["gpus"]
     known = _find_known(plain, rows)
-    pattern = re.compile(rf"(rtx-)?{re.escape(plain)}-\d+gb")
+    pattern = re.compile(rf"(rtx-|jetson-)?{re.escape(plain)}-\d+gb")
     sizes = [row for row in rows if row == known or pattern.fullmatch(row)]
     return sizes if len(sizes) > 1 else []
 
@@ -131,13 +147,13 @@ def explain_size(name: str) -> str | None:
 
 
 def _find_known(plain: str, rows: dict[str, Any]) -> str | None:
-    """Return the table's name of a part: as it is, by an alias, or behind ``rtx-``."""
+    """Return the table's name of a part: as it is, by an alias, or behind ``rtx-`` or ``jetson-``."""
     if plain in rows:
         return plain
     named = [known for known, row in rows.items() if plain in row.get("aliases", ())]
     if named:
         return named[0]
-    return f"rtx-{plain}" if f"rtx-{plain}" in rows else None
+    return next((f"{maker}-{plain}" for maker in ("rtx", "jetson") if f"{maker}-{plain}" in rows), None)
 
 
 def normalize_name(name: str) -> str:
@@ -150,6 +166,8 @@ def normalize_name(name: str) -> str:
             words[-1] += "gb"
         elif word not in table["noise"]:
             words += [part for part in _split_word(word) if part not in table["noise"]]
+    if words[-1:] == ["laptop"] and re.fullmatch("[0-9]+gb", "".join(words[-2:-1])):
+        words[-2:] = ["laptop", words[-2]]  # a driver's "RTX A3000 12GB Laptop GPU"
     return "-".join(words)
 
 
@@ -208,7 +226,7 @@ def _describe_unnamed(name: str, sm: int, gigabytes: int, is_listed: bool) -> Gp
     if not reached:
         raise UsageError(
             f"target {name!r}: SM {sm} is before SM {formats[0]['least']}",
-            fix='use a newer GPU, or kind "reference", which runs on a CPU',
+            fix='use a newer GPU; kind "reference" runs on a CPU, without a target',
         )
     return GpuRow(
         name,

@@ -91,6 +91,9 @@ def explain_unsupported_gpu(
     sms = _read_kinds()[kind]["sms"]
     known = sorted({sm for row in sms.values() for sm in row})
     why = f"kind {kind} runs on SM {', '.join(map(str, known))}; {gpu.name} is SM {gpu.sm}"
+    if gpu.sm in known:
+        systems = " and ".join(system for system, row in sms.items() if gpu.sm in row)
+        why = f"kind {kind} runs on SM {gpu.sm} with {systems} alone; {gpu.name} has {gpu.system}"
     if kind in _TENSORRT_LLM:
         rows = load_table("engine_kinds")["withoutTensorrtLlm"]
         why += "".join(f", which {row['why']}" for row in rows if gpu.sm in row["sms"])

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import MachineError
+from enginix.errors import MachineError, UsageError
 from enginix.machine.driver import Driver
 from enginix.machine.gpu_table import (
     GpuRow,
@@ -127,12 +127,22 @@ def name_target(gpu: MachineGpu) -> str:
     rows = [find_gpu(name) for name in list_gpu_names()]
     rows = [row for row in rows if row.sm == gpu.sm and _has_product_words(row.product, gpu.name)]
     if not rows:
-        return describe_gpu(gpu.sm, gpu.total)
+        return _name_by_alias(gpu) or describe_gpu(gpu.sm, gpu.total)
     # "RTX 4000 SFF Ada" is no "RTX 4000 Ada": the product of the most words.
     most = max(len(_list_product_words(row.product)) for row in rows)
     rows = [row for row in rows if len(_list_product_words(row.product)) == most]
     fitting = [row.name for row in rows if row.memory and _is_size_of(row, gpu.total)]
     return fitting[0] if fitting else name_size(rows[0].name, gpu.total // 10**9)
+
+
+def _name_by_alias(gpu: MachineGpu) -> str | None:
+    """Return the row of what a driver calls a part otherwise, if it has that memory: ``NVIDIA Thor``."""
+    try:
+        row = find_gpu(gpu.name)
+    except UsageError:
+        return None
+    is_row = row.sm == gpu.sm and row.name in list_gpu_names() and row.memory > 0
+    return row.name if is_row and _is_size_of(row, gpu.total) else None
 
 
 def _list_product_words(product: str) -> set[str]:
@@ -204,6 +214,15 @@ def _query_nvidia_smi(program: Path) -> Machine:
             raise MachineError(f"an answer that cannot be read: {done.stdout[:200]!r}", where=str(program))
         return rows
 
+    def read_sm(name: str, reported: str) -> int:
+        if not re.fullmatch(r"[0-9]+\.[0-9]", reported):  # "[N/A]": nvidia-smi of Jetson's older systems
+            raise MachineError(
+                f"the compute capability of {name!r} is {reported!r}",
+                where=str(program),
+                fix="pass --target: enginix target lists the names; sm87-64gb is a GPU of that SM and memory",
+            )
+        return int(reported.replace(".", ""))
+
     def size(reported: str, which: int) -> int:
         return int(reported) * _MIB if reported.isdigit() else _read_shared_memory()[which]
 
@@ -212,6 +231,8 @@ def _query_nvidia_smi(program: Path) -> Machine:
         process_rows = ask("compute-apps", ("gpu_uuid", "pid", "used_memory")) if gpu_rows else []
         processes_by_gpu: dict[str, list[GpuProcess]] = {}
         for uuid, pid, memory in process_rows:
+            if not pid.isdigit():
+                continue  # "[N/A]", as Jetson's has it
             used = int(memory) * _MIB if memory.isdigit() else None
             processes_by_gpu.setdefault(uuid, []).append(GpuProcess(int(pid), used))
         gpus = tuple(
@@ -219,7 +240,7 @@ def _query_nvidia_smi(program: Path) -> Machine:
                 index=int(row[0]),
                 name=row[1],
                 uuid=row[2],
-                sm=int(row[3].replace(".", "")),
+                sm=read_sm(row[1], row[3]),
                 total=size(row[4], 0),
                 free=size(row[5], 1),
                 processes=tuple(processes_by_gpu.get(row[2], ())),

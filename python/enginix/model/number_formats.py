@@ -59,7 +59,7 @@ def find_fallback(name: str | None, sm: int) -> Mapping[str, Any] | None:
     """Return the kernels of TensorRT-LLM's PyTorch backend for a format that an SM has no hardware for.
 
     Returns:
-        A row of ``fallbacks`` in number_formats.json; None where there are none.
+        A row of ``fallbacks`` in number_formats.json; None for any other.
     """
     row: Mapping[str, Any] | None = load_table("number_formats")["fallbacks"].get(name)
     return row if row is not None and row["least"] <= sm < row["below"] else None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enginix.errors import UsageError
-from enginix.model.number_formats import read_algorithms
+from enginix.model.number_formats import read_algorithms, runs_on_gpu
 from enginix.tables import load_table
+
+if TYPE_CHECKING:
+    from enginix.machine.gpu_table import GpuRow
 
 MIXED = "mixed"
 
@@ -214,13 +217,41 @@ def _check_target_support(
     from enginix.machine.gpu_table import find_gpu
     from enginix.machine.kind_support import list_running_kinds
     from enginix.machine.target import find_target
-    from enginix.runtime.preflight import check_support, require_kind_support
+    from enginix.runtime.preflight import check_support
 
-    if list_running_kinds(find_gpu(name)) == ["reference"]:
-        require_kind_support("llmapi", find_target(name))
+    kinds = [kind for kind in list_running_kinds(find_gpu(name)) if kind != "reference"]
+    if not kinds:
+        raise UsageError(
+            f"no software of NVIDIA's that enginix serves with has code for SM {find_gpu(name).sm}",
+            where=f"target {name}",
+            fix="leave --target out, and serve the model by kind reference, on a CPU; or name another GPU",
+        )
+    if "tensorrt" not in kinds:  # what TensorRT-LLM's builder refuses does not concern it
+        _require_other_kind(algorithm, kinds, find_gpu(name))
+        return []
     known = architecture in load_table("engine_support")["architectures"]["engine"]
     target = find_target(name)
     return check_support(algorithm, kv_cache, architecture if known else None, target, _say_option)
+
+
+def _require_other_kind(algorithm: str, kinds: Sequence[str], gpu: GpuRow) -> None:
+    """Refuse a format that no kind of a GPU without the engine path takes, as nix/check/target.nix does."""
+    rows = read_algorithms()
+
+    def is_taken(name: str) -> bool:
+        row = rows[name]
+        takes = {"llmapi": row["llmapi"] is not False, "edgellm": row.get("edgellm") is not None}
+        is_known = any(takes.get(kind, False) for kind in kinds)
+        return is_known and runs_on_gpu(row, gpu.sm, gpu.formats, is_compiled=False)
+
+    if is_taken(algorithm):
+        return
+    offers = [name for name in load_table("engine_support")["suggest"]["formats"] if is_taken(name)]
+    raise UsageError(
+        f"kind {' or '.join(kinds)} takes no {algorithm} on SM {gpu.sm}",
+        where=f"target {gpu.name}",
+        fix="".join(f"use {_say_option(name)}, or " for name in offers[:1]) + "leave --target out",
+    )
 
 
 def _say_option(algorithm: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,13 +149,22 @@ def _find_row(name: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     elif name.endswith(".json"):
         described = read_description(Path(name))
     else:
-        raise UsageError(
-            f"unknown runtime {name!r}",
-            fix=f"{list_known(name, list_runtimes())}; or the file of a description, which ends in .json",
-        )
+        raise UsageError(f"unknown runtime {name!r}", fix=_suggest_runtime(name))
     unlisted, row = make_unlisted_row(described)
     _warn_once(unlisted, row["description"])
     return unlisted, row
+
+
+def _suggest_runtime(name: str) -> str:
+    """Return the runtime that is meant, and all; nothing near another release is meant by it."""
+    known = list_runtimes()
+    release = re.fullmatch(r"(?:trtllm-)?([0-9]+\.[0-9]+\.[0-9]+.*)", name)
+    own = f"trtllm-{release[1]}" if release else ""
+    if release is None:
+        listed = list_known(name, known)
+    else:
+        listed = f"did you mean {own}? " * (own in known) + f"known: {', '.join(known)}"
+    return f"{listed}; or the file of a description, which ends in .json: enginix runtime --help shows one"
 
 
 _warned: set[str] = set()

@@ -165,7 +165,7 @@ def _check_versions(versions: Any) -> dict[str, str]:
         if name not in VERSIONS:
             raise _refuse(f"versions has the unknown name {name!r}", _suggest_version_name(str(name)))
         if not isinstance(value, str) or not _TEXT.fullmatch(value):
-            raise _refuse(f"versions.{name} is {value!r}", "pass a version as a text")
+            raise _refuse(f"versions.{name} is {value!r}", 'pass a version as a text, such as "1.4.0rc2"')
     version = versions.get("tensorrtLlm")
     if version is None or not _RELEASE.fullmatch(version):
         raise _refuse(

@@ -99,6 +99,11 @@ test_a_runtime_that_the_table_does_not_have() {
   grep -q '"verified": *false' "$(grep -o '"out":"[^"]*' "$out" | cut -d'"' -f4)/enginix.json" || return 1
   with_lib build "(e.mkRuntime { $described }).rootfs" --no-link && return 1
   says 'enginix runtime pin description.json' && says '"like":"trtllm-1.4.0rc1"' || return 1
+  # What the refusal says to write is no name that the table lacks.
+  ! with_lib eval "(e.mkEngine { kind = \"tensorrt\"; target = \"h200\"; ${engine#*llmapi\";}).drvPath" && says 'build on a runtime of the engine era' &&
+    says 'runtime = mkRuntime' && ! says 'runtime = "trtllm-1.4.0rc2-unverified"' >/dev/null || return 1
+  ! with_lib eval '(e.mkEngine { kind = "llmapi"; inherit (e.catalogue.tiny-qwen3) model; runtime = "trtllm-1.5.0"; }).drvPath' &&
+    says 'unknown runtime "trtllm-1.5.0". Known' && says 'pass runtime = mkRuntime' || return 1
   ! with_lib eval 'e.mkRuntime { like = "trtllm-1.4.0rc1"; id = "trtllm-1.2.1"; }' && says 'exclude each other' &&
     ! with_lib eval 'e.mkRuntime { }' && says 'pass id, or like, image and versions' &&
     ! with_lib eval 'e.mkRuntime { id = "trtllm-1.2.1"; versions.tensorrtLlm = "1.2.2"; }' && says 'pass like in place of id' &&

@@ -43,12 +43,14 @@ test_rtx_refusals_name_the_reason_and_another_kind() {
     rtx_refuses '{ targets = [ 75 ]; }' 'is SM 75' && says 'that GPU: reference' &&
     rtx_refuses '{ targets = [ "b200" ]; }' 'is SM 100' &&
     rtx_refuses '{ targets = [ "rtx-3090" ]; } // said { quantization = "FP8"; }' 'FP8 for SM 89, 120, 121 alone' &&
+    rtx_refuses '{ targets = [ "gb10" ]; }' 'SM 121 with x86_64-linux alone' &&
     rtx_refuses '{ targets = [ ]; }' 'leave it out for all' &&
     rtx_refuses '{ checkpoint = e.mkCheckpoint { inherit (tiny) model; tensorParallel = 2; }; }' '2 ranks' &&
     rtx_refuses '{ limits.maxSeqLen = 4096; }' 'maxSeqLen = 4096' &&
     rtx_refuses '{ limits.maxBeamWidth = 2; }' 'maxBeamWidth' &&
     rtx_refuses '{ runtime = "trtllm-1.2.1"; }' 'rtx-1.7.1.116' &&
-    rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' &&
+    rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' && says 'pass targets = [ GPU ]' &&
+    ! with_rtx eval 'e.mkEngineMatrix { kind = "rtx"; inherit (tiny) model; targets = [ "l4" ]; }' && says 'pass them to mkEngine' &&
     rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB'
 }
 

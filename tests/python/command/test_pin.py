@@ -125,3 +125,33 @@ def test_next_lines_work_from_where_the_user_is(
         subprocess.run(["bash", "-c", add], check=True)
         assert again == "enginix pin big-nvfp4"
         assert pin(*again.split()[2:])[-1] == "nix build .#big-nvfp4-engine"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--target", "t4"], "kind tensorrt runs on SM"),
+        (["--target", "jetson-thor"], "kind tensorrt runs on SM"),
+        (["--target", "h200", "--runtime", "trtllm-1.4.0rc1"], "has no kind tensorrt"),
+        (["--target", "vr200", "--kind", "llmapi"], "from TensorRT-LLM 1.4.0rc0 on"),
+        (["--target", "a16"], "the memory of a16 is not in the table"),
+        (["--target", "h200", "--runtime", "{described}", "--kind", "llmapi"], "describes a runtime"),
+    ],
+)
+def test_what_evaluation_refuses_is_not_pinned(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pinned_images: list[tuple[object, ...]],
+    words: list[str],
+    said: str,
+) -> None:
+    described = tmp_path / "described.json"
+    described.write_text(
+        '{"like": "trtllm-1.4.0rc1", "image": "a.b/c:1.4.0rc2", "versions": {"tensorrtLlm": "1.4.0rc2"}}'
+    )
+    own = tmp_path / "own"
+    own.mkdir()
+    chosen = [word.format(described=described) for word in words]
+    assert main(["pin", "acme/Small-2", *chosen, "--directory", str(own)]) == 2
+    assert said in capsys.readouterr().err
+    assert list(own.iterdir()) == [] and pinned_images == []

@@ -55,7 +55,8 @@ UNREAD = {
     ("up", "gateway_python"), ("up", "tritonserver"), ("build", "reference"), ("build", "original"),
     ("build", "model"), ("gate", "said"), ("gate", "questions"), ("gate", "driver"), ("gate", "pin"),
     ("gate", "python"), ("gate", "original"), ("gate", "model"), ("gate", "reference"),
-    ("gate", "gated_checkpoint"), ("up", "rootfs"), ("gate", "rootfs"), ("check", "driver"),
+    ("gate", "gated_checkpoint"),
+    ("gate", "interpreter"), ("up", "rootfs"), ("gate", "rootfs"), ("check", "driver"),
 }  # fmt: skip
 WRONG: dict[str, Callable[[Path], object]] = {
     "binary": lambda path: path.write_bytes(bytes(range(256)) * 20),

@@ -95,6 +95,27 @@ def test_nvidia_smi_of_a_gpu_that_shares_the_machines_memory(tmp_path, said):
     assert (gpu.sm, gpu.total) == (121, the_machines_memory())
 
 
+@pytest.mark.parametrize("sm", ["8.7", "[N/A]"])
+def test_nvidia_smi_of_jetson(tmp_path, sm):
+    """ "Orin (nvgpu)", and "[N/A]" for what it does not know: older systems do not know the SM either."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "nvidia-smi"
+    rows = f"0, Orin (nvgpu), [N/A], {sm}, [N/A], [N/A], 540.4.0"
+    program.write_text(
+        f'#!/bin/sh\ncase $1 in *compute-apps*) echo "[N/A], [N/A], [N/A]" ;; *) echo "{rows}" ;; esac\n'
+    )
+    program.chmod(0o755)
+    if sm == "8.7":
+        gpu = target.probe_machine(Driver(tmp_path)).gpus[0]
+        assert (gpu.sm, gpu.total, gpu.processes) == (87, the_machines_memory(), ())
+        return
+    with pytest.raises(
+        MachineError, match=r"the compute capability of 'Orin \(nvgpu\)' is '\[N/A\]'"
+    ) as refusal:
+        target.probe_machine(Driver(tmp_path))
+    assert "--target" in (refusal.value.fix or "")
+
+
 def test_nvml_without_a_gpu(nvml):
     with pytest.raises(MachineError, match="no GPU is visible"):
         target.probe_machine(nvml(count=0))
@@ -194,6 +215,10 @@ REPORTED = [
     ("NVIDIA H200", 90, 143771, "h200"),
     ("Tesla T4", 75, 15360, "t4"),
     ("Orin (nvgpu)", 87, 62841, "sm87-65gb"),
+    ("NVIDIA Thor", 110, 125772, "jetson-t5000"),
+    ("NVIDIA Thor", 110, 62841, "sm110-65gb"),
+    ("NVIDIA H100XM-80C", 90, 81920, "h100"),
+    ("GRID A100D-20C", 80, 20480, "sm80-21gb"),
     ("NVIDIA Graphics Device", 120, 16000, "sm120-16gb"),
 ]
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from enginix.cli import main
+from enginix.machine import driver as driver_module
+from enginix.machine.driver import Driver
 from enginix.tables import load_table
 
 
@@ -22,16 +24,22 @@ def test_every_target_with_its_formats(driver, capsys) -> None:
 
 def test_some_targets_without_a_driver(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert main(["target", "b200", "gb10", "a16", "--driver", str(tmp_path)]) == 0
+    monkeypatch.setattr(driver_module, "find_driver", lambda root: Driver(root or tmp_path))
+    assert main(["target", "b200", "--driver", str(tmp_path)]) == 5  # a driver that is named and is not there
+    capsys.readouterr()
+    assert main(["target", "b200", "gb10", "a16"]) == 0
     said = capsys.readouterr().out
     assert "engines of kind tensorrt take no INT8, INT4" in said and "shared with the CPU" in said
     assert "memory unknown" in said and said.count("source:") == 3 and "here" not in said
     assert main(["target", "h2000"]) == 2 and "did you mean h200" in capsys.readouterr().err
 
 
-def test_a_name_of_several_memories_is_listed_whole_and_noted(tmp_path, capsys) -> None:
+def test_a_name_of_several_memories_is_listed_whole_and_noted(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(driver_module, "find_driver", lambda root: Driver(tmp_path))
+
     def listed(*names: str) -> list[str]:
-        assert main(["target", *names, "--driver", str(tmp_path), "--json"]) == 0
+        assert main(["target", *names, "--json"]) == 0
         return [row["name"] for row in json.loads(capsys.readouterr().out)["targets"]]
 
     assert listed("a100") == ["a100-80gb", "a100-40gb"] and listed("a100-80gb") == ["a100-80gb"]
@@ -46,6 +54,15 @@ def test_a_name_of_several_memories_is_listed_whole_and_noted(tmp_path, capsys) 
         main(["plan", lock, "--target", name, "--offline"])
         errors = capsys.readouterr().err
         assert ("was taken for" in errors) == (note is not None) and (note or "") in errors
+
+
+def test_a_memory_is_asked_for_only_where_it_helps(capsys) -> None:
+    lock = str(Path(__file__).parents[2] / "models" / "tiny-qwen3.lock.json")
+    assert main(["plan", lock, "--target", "vr200", "--kind", "tensorrt", "--offline"]) == 2
+    refusal = capsys.readouterr().err
+    assert "vr200 is SM 107" in refusal and "--memory" not in refusal
+    assert main(["plan", lock, "--target", "vr200", "--kind", "llmapi", "--offline"]) == 2
+    assert "--memory" in capsys.readouterr().err
 
 
 def test_a_plan_without_a_kind_is_for_one_that_the_gpu_runs(capsys) -> None:

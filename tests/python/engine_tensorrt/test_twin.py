@@ -27,6 +27,7 @@ from enginix.kinds.tensorrt.build.request import BuildRequest, predict_effective
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu, list_running_kinds
 from enginix.machine.target import find_target
+from enginix.quantize.formats import resolve_format
 from enginix.runtime import table as runtimes
 from enginix.runtime.preflight import check_support, require_kind_support
 from enginix.runtime.unlisted import make_unlisted_row
@@ -172,6 +173,20 @@ GPU_NAMES = [
         "sm130-unlisted",
         "jetson-t4000-64gb",
     ),
+    *("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "NVIDIA-H100-80GB-HBM3-MIG-3g.40gb", "h100-1g.10gb"),
+    *("NVIDIA-A100-SXM4-40GB-MIG-1c.2g.10gb", "A100-1-5CME"),
+    *("NVIDIA H100XM-80C", "NVIDIA H100L-94C", "GRID A100D-40C", "GRID A100DX-1-10C", "GRID A100X-40C"),
+    *("GRID V100D-32Q", "GRID RTX6000-24Q", "GRID RTX8000P-48C", "NVIDIA H200X-141C"),
+    *("NVIDIA RTX Pro 6000 Blackwell DC-48Q", "NVIDIA RTX Pro 6000 Blackwell DC-4-96Q"),
+    *("AGX Thor", "Jetson AGX Thor Developer Kit", "NVIDIA Jetson AGX Orin Developer Kit", "AGX Orin 64GB"),
+    *("Orin NX 16GB", "Orin NX", "Jetson Orin Nano Super", "IGX Thor", "NVIDIA IGX Orin", "DRIVE AGX Thor"),
+    *(
+        "NVIDIA RTX A3000 12GB Laptop GPU",
+        "RTX 6000 Pro",
+        "RTX_PRO_6000_WS",
+        "Q_RTX_8000",
+        "H100_NVLINK_80GB",
+    ),
 ]
 # What is another part than the name's beginning.
 TOLD_APART = {
@@ -196,7 +211,28 @@ TOLD_APART = {
     "RTX 3060": ("rtx-3060-8gb", 8 * 10**9),
     "4090 D": ("rtx-4090-d", 24 * 10**9),
     "RTX 2060 12GB": ("rtx-2060-12gb", 12 * 10**9),
+    "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb": ("h100-10gb", 10 * 10**9),
+    "NVIDIA H100XM-80C": ("h100", 80 * 10**9),
+    "NVIDIA H100L-94C": ("h100-nvl", 94 * 10**9),
+    "GRID A100DX-1-10C": ("a100-10gb", 10 * 10**9),
+    "NVIDIA RTX Pro 6000 Blackwell DC-4-96Q": ("rtx-pro-6000", 96 * 10**9),
+    "GRID RTX6000-24Q": ("quadro-rtx-6000", 24 * 10**9),
+    "Jetson AGX Thor Developer Kit": ("jetson-t5000", 128 * 10**9),
+    "AGX Orin 64GB": ("jetson-agx-orin-64gb", 64 * 10**9),
+    "Jetson Orin Nano Super": ("jetson-orin-nano-8gb", 8 * 10**9),
+    "NVIDIA RTX A3000 12GB Laptop GPU": ("rtx-a3000-laptop-12gb", 12 * 10**9),
 }
+# No part for any kind: the reason is said, and no other part is offered.
+FOREIGN_GPU_NAMES = [
+    "MI300X",
+    "AMD Instinct MI250",
+    "Radeon RX 7900 XTX",
+    "Arc A770",
+    "Gaudi3",
+    "M3 Max",
+    "M4",
+]
+FOREIGN_GPU_NAMES += ["P100-PCIE-16GB", "Tesla P40", "K80", "M60", "GTX 1080 Ti", "Quadro P6000", "TITAN Xp"]
 UNKNOWN_GPU_NAMES = ["h2000", "", "sm", "sm89-gb", "sm9-16gb", "sm61-8gb", "rtx 4071", "rtx-", "a"]
 UNKNOWN_GPU_NAMES += [
     "gtx 1080 ti",
@@ -248,6 +284,16 @@ def test_gpu_names(tmp_path: Path) -> None:
         assert (find_gpu(name).name, find_gpu(name).memory) == (row, memory), name
 
 
+def test_a_part_for_no_kind_is_told_from_a_mistake(tmp_path: Path) -> None:
+    assert evaluate('map (n: value (check.gpus.find "e" n)) data', FOREIGN_GPU_NAMES, tmp_path) == [
+        None
+    ] * len(FOREIGN_GPU_NAMES)
+    for name in FOREIGN_GPU_NAMES:
+        with pytest.raises(UsageError, match=r"is no GPU of NVIDIA|is older than SM 70") as refusal:
+            find_gpu(name)
+        assert "did you mean" not in (refusal.value.fix or ""), name
+
+
 # What drivers, clouds and people write around a part's name.
 DECORATIONS = ["{}", "NVIDIA {}", "nvidia-{}-shared", "{} 48GB", "{}-12q", "{} Laptop GPU", "{}-mig-1g.10gb"]
 DECORATIONS += ["{}ti", "{} 80g", "rtx{}", "grid {}-2-8c", "{}-unlisted", "{}_sxm5", "Tesla {}-16gb", "{}d"]
@@ -295,6 +341,14 @@ def test_kinds_on_gpus(tmp_path: Path) -> None:
         ours = explain_unsupported_gpu(kind, find_gpu(name), version)
         assert (ours is None) == (theirs is None), case
         if ours is not None:  # the same kinds, or the same release
+            gpu = find_gpu(name)
+            for text in (ours.why, theirs):  # no list of SMs that the kind runs on has the GPU's own
+                listed = re.match(r"kind \w+ runs on SM ([0-9, ]+);", text)
+                assert listed is None or str(gpu.sm) not in listed[1].split(", "), (case, text)
+                assert gpu.system is None or f"SM {gpu.sm} with" not in text or gpu.system in text, (
+                    case,
+                    text,
+                )
             assert re.findall(r'"([a-z]+)"', ours.fix) == re.findall(
                 r'"([a-z]+)"', theirs.split(" Use ")[1]
             ), case
@@ -302,6 +356,23 @@ def test_kinds_on_gpus(tmp_path: Path) -> None:
     assert nix[cases.index(("llmapi", "t4", None))] is not None
     assert nix[cases.index(("llmapi", "vr200", "1.2.1"))] is not None
     assert nix[cases.index(("llmapi", "vr200", "1.4.0rc0"))] is None
+
+
+def test_quantized_models_for_gpus(tmp_path: Path) -> None:
+    """``enginix quantize --target`` and mkQuantized take the same formats for the same GPUs."""
+    formats = {n: row["algorithm"] for n, row in load_table("quantize")["formats"].items()}
+    gpus = ["t4", "rtx-3090", "l4", "h200", "b200", "rtx-5090", "vr200", "jetson-t5000", "igx-orin", "gb10"]
+    cases = list(itertools.product(formats, gpus))
+    data = [{"algorithm": formats[name], "gpu": gpu} for name, gpu in cases]
+    words = '{ format = f: "format ${f}"; artefacts = "Models"; }'
+    checked = f'check.target.quantizationBy {words} "e" c.algorithm (check.gpus.find "e" c.gpu)'
+    nix = evaluate(f"map (c: accepts ({checked})) data", data, tmp_path)
+    python = [said(lambda n=n, g=g: bool(resolve_format(name=n, target_name=g))) is True for n, g in cases]
+    assert nix == python, [case for case, a, b in zip(cases, nix, python, strict=True) if a != b]
+    assert (
+        python[cases.index(("int4_awq", "jetson-t5000"))]
+        and not python[cases.index(("int8_wo", "jetson-t5000"))]
+    )
 
 
 def test_nvfp4_without_its_hardware(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from enginix.gateway.client_errors import restore_parameter_names, rewrite_backend_error
+from enginix.triton.models.channel import LATER
 from enginix.triton.models.generation import check_lengths
+from enginix.triton.models.remote_channel import RemoteChannel
 from enginix.triton.models.request import RequestError
 
 
@@ -46,3 +50,30 @@ def test_lengths_in_the_very_words_of_the_models(prompt: int, answer: int) -> No
 def test_names_are_the_clients(message: str, param: str | None, said: str) -> None:
     error = rewrite_backend_error(message, 400)
     assert error.param == param and error.message.startswith(said)
+
+
+def lost(reason: str) -> str:
+    """An error of the channel to the executor, as it stands in its source."""
+    return f"tensorrt_llm, which computes, is not reached{reason}; {LATER}"
+
+
+@pytest.mark.parametrize("reason", [" any more", " (/tmp/enginix-serve-1/executor)"])
+@pytest.mark.parametrize("status", [502, 503])
+def test_the_executor_that_is_lost_is_the_clients_model(reason: str, status: int) -> None:
+    """In a stream the error has status 502, before it 503."""
+    error = rewrite_backend_error(lost(reason), status, "tiny")
+    said = reason if reason == " any more" else ""
+    assert error.message == f"the server of tiny is not reached{said}; {LATER}"
+    assert error.status == status
+
+
+def test_the_channel_says_what_is_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginix.triton.models.remote_channel.REACHED", 0.01)
+    channel = RemoteChannel(tmp_path / "none")
+    try:
+        channel.add("1", {"prompt": [1], "end_ids": []}, "")
+        [event] = channel.receive(0) or []
+        error = rewrite_backend_error(str(event.error), 503, "tiny")
+        assert error.message == f"the server of tiny is not reached; {LATER}"
+    finally:
+        channel.close()

@@ -213,6 +213,18 @@ def test_sixty_four_streams_at_once_say_what_each_says_alone(client: Any) -> Non
     assert together == alone * 8
 
 
+def test_two_hundred_at_once_are_answered(client: Any) -> None:
+    """LiteLLM keeps the loop busy then; servers that answer meanwhile are not taken for lost ones."""
+
+    def one(number: int) -> str:
+        answer = ask(client, stream=number % 2 == 0, max_tokens=8)
+        return text(answer) if number % 2 == 0 else answer.choices[0].message.content
+
+    alone = one(0)
+    with ThreadPoolExecutor(200) as pool:
+        assert set(pool.map(one, range(200))) == {alone}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_vanishes_frees_its_place(gateway: Any, tiny: Served, stream: bool) -> None:
     import httpx

@@ -13,7 +13,7 @@ import pytest
 
 from enginix.errors import MachineError
 from enginix.gateway import launch
-from openai_standin import StandIn
+from openai_standin import StandIn, openai_chunks
 
 # nixpkgs' in April 2026, and whatever is newest today.
 VERSIONS = ("==1.83.7", "")
@@ -41,6 +41,8 @@ def litellm_python(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_it_starts_and_answers(
     start_gateway: Callable[..., Any], litellm_python: Path, gateway_python: Path
 ) -> None:
+    import openai
+
     standin = StandIn()
     triton = {"kind": "triton", "url": standin.url, "model": "ensemble"}
     other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "theirs"}
@@ -62,6 +64,10 @@ def test_it_starts_and_answers(
             assert client.completions.create(model=model, prompt="x").choices[0].text == "ab"
             chunks = list(client.completions.create(model=model, prompt="x", stream=True))
             assert "".join(c.choices[0].text for c in chunks) == "ab"
+        # A stream without an end is an error in every version.
+        *standin.rows, _ = openai_chunks("/v1/chat/completions", standin.deltas, usage=False)
+        with pytest.raises(openai.APIError, match="finish_reason"):
+            list(client.chat.completions.create(model="other", messages=said, stream=True))
     standin.shutdown()
 
 

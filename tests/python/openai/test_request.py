@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from enginix.gateway.answering import CheckedRequest
 from enginix.gateway.request import (
     PARAMETERS,
     RequestRejected,
@@ -17,6 +18,7 @@ from enginix.gateway.request import (
     parse_prompts,
     parse_text_messages,
 )
+from enginix.gateway.spec import GatewayLimits
 from enginix.tables import load_table
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -67,6 +69,9 @@ def test_anything_is_refused_by_name_or_passed_on(body: dict[str, Any], route: s
         ({}, {}),
         ({"max_tokens": 3}, {"max_tokens": 3}),
         ({"max_completion_tokens": 3, "max_tokens": None}, {"max_tokens": 3}),
+        ({"seed": -1}, {"seed": 2**63 - 1}),
+        ({"seed": -(2**63)}, {"seed": 0}),
+        ({"seed": 2**63 - 1}, {"seed": 2**63 - 1}),
         ({"stop": "a"}, {}),
         ({"stop": ["a", "b"]}, {}),
         ({"ignore_eos": True}, {"end_id": -1}),
@@ -180,7 +185,7 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
         ("temperature", {"temperature": float("nan")}),
         ("top_p", {"top_p": 0}),
         ("top_k", {"top_k": 2.5}),
-        ("seed", {"seed": -1}),
+        ("seed", {"seed": -(2**63) - 1}),
         ("stop", {"stop": ["a", 1]}),
         ("stop", {"stop": ""}),
         ("stop", {"stop": ["a", "b" * 1025]}),
@@ -248,3 +253,76 @@ def test_a_long_name_is_shown_in_part() -> None:
         check_openai_request("chat", {**CHAT, "x" * 10_000: 1}, is_triton=True)
     assert len(refused.value.message) < 200
     json.dumps(refused.value.as_json())
+
+
+@pytest.mark.parametrize(
+    ("route", "given", "param"),
+    [
+        ("chat", {"n": 2}, "n"),
+        ("completions", {"n": 2}, "n"),
+        ("completions", {"logprobs": 0}, "logprobs"),
+        ("completions", {"logprobs": 5}, "logprobs"),
+    ],
+)
+def test_what_a_stream_would_lose_is_refused(route: str, given: dict[str, Any], param: str) -> None:
+    body = {**BASE[route], **given}
+    check_openai_request(route, body, is_triton=False)
+    with pytest.raises(RequestRejected, match="ask without stream") as refused:
+        check_openai_request(route, {**body, "stream": True}, is_triton=False)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("is_triton", [False, True])
+def test_a_stream_s_options_with_the_values_that_change_nothing(is_triton: bool) -> None:
+    for options in ({"include_obfuscation": False}, {"include_usage": None}, {"include_obfuscation": None}):
+        body = {**CHAT, "stream": True, "n": 1, "stream_options": options}
+        check_openai_request("chat", body, is_triton=is_triton)
+    for options in ({"include_obfuscation": True}, {"include_usage": 1}, {"other": None}):
+        with pytest.raises(RequestRejected, match=next(iter(options))):
+            check_openai_request("chat", {**CHAT, "stream": True, "stream_options": options}, is_triton=False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"),
+    [("a", 1), (["a"], 1), (["a", "b"], 2), ([5, 6], 1), ([[5], [6], [7]], 3), ([], 1)],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_list_counts_as_so_many_requests(prompt: Any, count: int, stream: bool) -> None:
+    body = {"model": "m", "prompt": prompt, "stream": stream}
+    limits = GatewayLimits()
+    request = CheckedRequest.compose("/v1/completions", body, "m", "r", is_triton=False, limits=limits)
+    assert request.prompts == count
+    assert len(request.parts) == (count if stream else 1)
+
+
+# OpenAI API reference, create chat completion: what this gateway passes on to no server.
+NOWHERE: list[tuple[str, list[Any], list[Any]]] = [
+    ("safety_identifier", ["a"], [1]),
+    ("prompt_cache_key", ["a"], [1]),
+    ("metadata", [{}], [{"a": "b"}]),
+    ("service_tier", ["auto", "default"], ["flex", "priority"]),
+    ("modalities", [["text"]], [["text", "audio"], []]),
+    ("audio", [], [{"voice": "ash", "format": "mp3"}]),
+    ("prediction", [], [{"type": "content", "content": "a"}]),
+    ("verbosity", ["medium"], ["low"]),
+    ("web_search_options", [], [{}]),
+    ("functions", [[]], [[{"name": "f"}]]),
+    ("function_call", ["none"], ["auto", {"name": "f"}]),
+]
+
+
+@pytest.mark.parametrize("is_triton", [False, True])
+@pytest.mark.parametrize(("name", "accepted", "refused"), NOWHERE)
+def test_openais_other_parameters_are_known_and_reach_no_server(
+    name: str, accepted: list[Any], refused: list[Any], is_triton: bool
+) -> None:
+    route, limits = "/v1/chat/completions", GatewayLimits()
+    for value in (None, *accepted):
+        body = {**CHAT, name: value}
+        check_openai_request("chat", body, is_triton=is_triton)
+        request = CheckedRequest.compose(route, body, "m", "r", is_triton=is_triton, limits=limits)
+        assert name not in request.body
+    for value in refused:
+        with pytest.raises(RequestRejected) as error:
+            check_openai_request("chat", {**CHAT, name: value}, is_triton=is_triton)
+        assert error.value.param == name and "no such parameter" not in error.value.message

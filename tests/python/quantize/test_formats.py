@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,10 @@ def test_refused_formats_name_another(name: str) -> None:
         ({"name": "int4_awq", "target_name": "b200"}, "refuses W4A16_AWQ for SM 100"),
         ({"name": "fp8", "target_name": "a100-80gb"}, "FP8 needs SM 89"),
         ({"name": "fp8", "target_name": "h2000"}, "unknown target"),
+        (
+            {"name": "fp8", "target_name": "t4"},
+            "no software of NVIDIA's that enginix serves with has code for SM 75",
+        ),
     ],
 )
 def test_requests_that_cannot_be(words: dict[str, Any], message: str) -> None:
@@ -279,3 +284,22 @@ def test_the_page_has_every_format() -> None:
             cells[6].startswith("yes")
             == load_table("number_formats")["algorithms"][raw["algorithm"]]["convert"]
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [("int4_awq", "jetson-t5000"), ("int8_sq", "jetson-t5000"), ("fp8", "vr200"), ("int4_awq", "igx-orin")],
+)
+def test_a_gpu_without_the_engine_path_is_not_held_to_its_builder(name: str, gpu: str) -> None:
+    """Edge-LLM takes W4A16_AWQ for Thor (docs/explanation/kinds.md), which TensorRT-LLM's builder refuses."""
+    resolve_format(name=name, target_name=gpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"), [("w4a8_awq", "jetson-t5000"), ("nvfp4", "igx-orin"), ("int8_wo", "thor")]
+)
+def test_a_gpu_without_the_engine_path_takes_what_its_kinds_take(name: str, gpu: str) -> None:
+    with pytest.raises(UsageError, match="kind edgellm takes no") as refusal:
+        resolve_format(name=name, target_name=gpu)
+    (offered,) = re.findall("--format ([a-z0-9_]+)", refusal.value.fix or "")
+    resolve_format(name=offered, target_name=gpu)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
@@ -202,7 +202,7 @@ def draw_model(name: str, data: st.DataObject) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOGGLES)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8)
 @given(data=st.data())
 def test_random_models_of_every_family(name: str, data: st.DataObject) -> None:
     """Converted at one rank and at two, with other sizes and keys: transformers' logits."""

@@ -8,6 +8,7 @@ The judges are the outputs themselves: text, JSON and page of each command.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,3 +128,21 @@ def test_the_page_and_a_server_say_so() -> None:
     endpoints = SimpleNamespace(host="127.0.0.1", http=1, grpc=None, metrics=None)
     spec: Any = SimpleNamespace(endpoints=endpoints)
     assert describe_server(spec, unverified, 1.0, None)["warning"] == warning
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("1.2.1", "trtllm-1.2.1"),
+        ("1.4.0rc0", "trtllm-1.4.0rc0"),
+        ("trtllm-1.5.0", None),
+        ("trtlm-1.2.1", "trtllm-1.2.1"),
+    ],
+)
+def test_another_release_is_no_typing_error(name: str, meant: str | None) -> None:
+    """Nothing near a release that the table does not have is meant by it; the fix says how to describe it."""
+    with pytest.raises(UsageError, match="unknown runtime") as refusal:
+        find_runtime(name)
+    suggested = re.findall(r"did you mean (\S+)\?", refusal.value.fix or "")
+    assert suggested == ([meant] if meant else [])
+    assert "description" in (refusal.value.fix or "")

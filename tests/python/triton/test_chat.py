@@ -165,6 +165,48 @@ def test_the_template_of_the_test_model_is_transformers_s() -> None:
     assert said == theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
 
 
+# Qwen3's way with roles: what comes first and is no system message, and every other role, is left out.
+BY_ROLE = (
+    "{%- if messages[0].role == 'system' %}[system]{{ messages[0].content }}{%- endif %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'user' or (m.role == 'system' and not loop.first) %}[{{ m.role }}]{{ m.content }}"
+    "{%- elif m.role == 'tool' %}[user]<result>{{ m.content | trim }}</result>{%- endif %}{%- endfor %}"
+)
+RULES = {"role": "developer", "content": "a"}
+
+
+def render(messages: list[dict[str, Any]], template: str = BY_ROLE) -> str:
+    return chat.ChatTemplate({"default": template}, {}).render(chat.Chat(messages, {}))
+
+
+def test_a_developers_message_is_the_systems_where_the_template_has_no_developer() -> None:
+    user = MESSAGES[1]
+    as_system = {"role": "system", "content": RULES["content"]}
+    assert render([RULES, user]) == render([as_system, user]) == "[system]a[user]The quick fox\n"
+    assert render([user, RULES]) == render([user, as_system])
+    named = BY_ROLE.replace("'tool'", "'developer'")
+    assert render([RULES, user], named) == "[user]<result>a</result>[user]The quick fox\n"
+
+
+@pytest.mark.parametrize("content", ["a", [{"type": "text", "text": "a"}]])
+@pytest.mark.parametrize("role", ["function", "tool", "system", "developer"])
+def test_a_message_that_the_template_leaves_out_is_refused(role: str, content: Any) -> None:
+    """The user's text has the other's, so that looking for it in the prompt finds it."""
+    user = {"role": "user", "content": "a"}
+    only_users = (
+        "{%- for m in messages %}{%- if m.role == 'user' %}[user]{{ m.content }}{%- endif %}{%- endfor %}"
+    )
+    with pytest.raises(RequestError, match=rf"messages\[1\].role: .* leaves out .*'{role}'"):
+        render([user, {"role": role, "content": content}], only_users)
+    # One without content says nothing.
+    assert render([user, {"role": role, "content": ""}], only_users) == "[user]a"
+
+
+def test_a_message_whose_text_the_template_changes_is_shown() -> None:
+    user, tool = {"role": "user", "content": "q"}, {"role": "tool", "content": "  42\n"}
+    assert render([user, tool]) == "[user]q[user]<result>42</result>"
+
+
 REFUSED = [
     ({}, "text_input is missing, and so are messages"),
     ({"text_input": "a", "messages": MESSAGES}, "text_input and messages are both given"),
@@ -249,11 +291,12 @@ def test_where_templates_are_found(tokenizer: Path) -> None:
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools {{ tools }}"}]
     (tokenizer / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     found = chat.load_chat_template(tokenizer)
-    assert found.render(chat.Chat(MESSAGES, {})) == "plain"
-    assert found.render(chat.Chat(MESSAGES, {"tools": TOOLS})).startswith("tools")
+    said = MESSAGES[1:]
+    assert found.render(chat.Chat(said, {})) == "plain"
+    assert found.render(chat.Chat(said, {"tools": TOOLS})).startswith("tools")
     # The file of its own wins, as in transformers.
     (tokenizer / "chat_template.jinja").write_text("file")
-    assert chat.load_chat_template(tokenizer).render(chat.Chat(MESSAGES, {})) == "file"
+    assert chat.load_chat_template(tokenizer).render(chat.Chat(said, {})) == "file"
 
 
 @given(st.text(max_size=60), st.text(max_size=30))

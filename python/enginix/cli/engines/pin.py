@@ -211,6 +211,17 @@ def read_catalogue() -> dict[str, dict[str, Any]]:
     return rows if isinstance(rows, dict) else {}
 
 
+def _require_known_memory(target_name: str) -> None:
+    """Refuse a target that evaluation would refuse: its memory decides whether the model fits."""
+    from enginix.machine.gpu_table import find_gpu
+
+    if not find_gpu(target_name).memory:
+        raise UsageError(
+            f"the memory of {target_name} is not in the table of GPUs",
+            fix=f"say it in gigabytes: --target {target_name}-16gb for 16",
+        )
+
+
 def _choose_model(args: argparse.Namespace) -> PinnedModel:
     from enginix.hub.hub_urls import choose_revision, parse_hub_source
     from enginix.up.stages import name_model
@@ -246,10 +257,20 @@ def _choose_model(args: argparse.Namespace) -> PinnedModel:
     runtime = None
     if kind != "reference":
         from enginix.machine.target import find_target
+        from enginix.runtime.preflight import require_kind_support
         from enginix.runtime.table import find_runtime
 
-        runtime = find_runtime(args.runtime or DEFAULT_RUNTIME).id
-        engine |= {"target": find_target(args.target).name, "runtime": runtime}
+        stack, target = find_runtime(args.runtime or DEFAULT_RUNTIME, kind), find_target(args.target)
+        if not stack.is_verified:
+            raise UsageError(
+                f"--runtime {args.runtime} describes a runtime, and a pinned engine names one of the table",
+                fix="enginix lock the model, and pass mkEngine runtime = mkRuntime { like = …; … } in your "
+                "flake (docs/how-to/build-engines.md)",
+            )
+        require_kind_support(kind, target, stack.version)
+        _require_known_memory(target.name)
+        runtime = stack.id
+        engine |= {"target": target.name, "runtime": runtime}
     # A name of its own beside one of the catalogue, whose file stays what it is.
     own = name_model(source.name).replace(".", "_")
     own = f"{own}-{engine.get('target', kind)}" if own in catalogue else own

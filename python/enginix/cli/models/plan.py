@@ -122,6 +122,7 @@ def _choose_kind(gpu: TargetGpu) -> str:
 def _resolve_gpu(args: argparse.Namespace) -> TargetGpu:
     from dataclasses import replace
 
+    from enginix.machine.kind_support import explain_unsupported_gpu
     from enginix.memory_plan.arithmetic import find_target_gpu
 
     gpu_row = find_target_gpu(args.target) if args.target is not None else _find_own_gpu()
@@ -130,6 +131,10 @@ def _resolve_gpu(args: argparse.Namespace) -> TargetGpu:
             raise UsageError(f"--memory is {args.memory}", fix="pass gigabytes above 0, for instance 24")
         return replace(gpu_row, memory=int(args.memory * 10**9))
     if not gpu_row.memory:
+        # No memory makes a kind run on a GPU that it has no code for.
+        unsupported = explain_unsupported_gpu(args.kind, gpu_row) if args.kind else None
+        if unsupported is not None:
+            raise UsageError(unsupported.why, fix=unsupported.fix)
         raise UsageError(
             f"the memory of {gpu_row.name} is not in the table of GPUs",
             fix="pass --memory GB, for instance 24",

@@ -6,8 +6,8 @@
   enginix target sm89-16gb           any other GPU, by its SM and its memory in GB
   enginix target --this-machine      what to pass to --target for each GPU here
 
-Formats are the number formats that NVIDIA's software computes with on the part. Formats that engines of kind
-tensorrt do not take there are named beside them.
+Formats are the number formats that ModelOpt and TensorRT-LLM name for the part's generation. Formats that
+engines of kind tensorrt do not take there are named beside them.
 """
 
 from __future__ import annotations

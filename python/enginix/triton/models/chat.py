@@ -28,6 +28,8 @@ ARGUMENTS: dict[str, type] = {
 # Those of them that have no effect unless the template reads them.
 _OF_TEMPLATES = ("tools", "documents")
 _MESSAGE = ("role", "content", "tool_call_id")
+# Roles that every template knows; of an assistant's message a template may show a part.
+_ALWAYS_SHOWN = ("user", "assistant")
 # Names that the renderer and the tokenizer set.
 _OWN = ("messages", "conversations", "chat_template", "return_assistant_tokens_mask", "tokenize")
 
@@ -165,22 +167,58 @@ class ChatTemplate:
         """
         template = self._chosen(chat)
         self._check(chat, template)
+        messages = chat.messages
+        if not _mentions_name(template, "developer"):
+            # OpenAI's name for the system's message; templates that do not know it leave it out.
+            messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+        rendered = self._render_messages(template, messages, chat.arguments)
+        if not rendered:
+            raise RequestError("messages: the chat template makes an empty prompt of them")
+        self._check_shown(template, messages, chat)
+        return rendered
+
+    def _render_messages(
+        self, template: str, messages: list[dict[str, Any]], arguments: Mapping[str, Any]
+    ) -> str:
         # The import takes half a second, which a server without messages does not need.
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        arguments = {"add_generation_prompt": not chat.arguments.get("continue_final_message")}
+        prompt = {"add_generation_prompt": not arguments.get("continue_final_message")}
         try:
             rendered, _ = render_jinja_template(
-                conversations=[chat.messages],
+                conversations=[messages],
                 chat_template=template,
-                **{**self._special, **arguments, **chat.arguments},
+                **{**self._special, **prompt, **arguments},
             )
         except Exception as e:  # the template's code may raise anything for this request
             reason = str(e).strip().split("\n", 1)[0]
             raise RequestError(f"messages: the chat template refuses: {reason or type(e).__name__}") from e
-        if not rendered[0]:
-            raise RequestError("messages: the chat template makes an empty prompt of them")
         return str(rendered[0])
+
+    def _check_shown(self, template: str, messages: list[dict[str, Any]], chat: Chat) -> None:
+        """Refuse messages that the template leaves out, as many do with roles that they do not know.
+
+        A second prompt, with a mark in each one's place, tells: the text itself may be elsewhere, too.
+        """
+        marks = {
+            number: f"message{number}of{len(messages)}"
+            for number, message in enumerate(messages)
+            if message["role"] not in _ALWAYS_SHOWN and message.get("content")
+        }
+        if not marks:
+            return
+        marked = [_replace_content(m, marks.get(number)) for number, m in enumerate(messages)]
+        try:
+            rendered = self._render_messages(template, marked, chat.arguments)
+        except RequestError:
+            # A template that reads contents says nothing about marks.
+            return
+        for number, mark in marks.items():
+            if mark not in rendered:
+                raise RequestError(
+                    f"messages[{number}].role: this model's chat template leaves out a message of role "
+                    f"{chat.messages[number]['role']!r} here"
+                )
 
     def _chosen(self, chat: Chat) -> str:
         if not self._templates:
@@ -224,6 +262,13 @@ class ChatTemplate:
             raise RequestError(
                 "chat_template_args: add_generation_prompt and continue_final_message exclude each other"
             )
+
+
+def _replace_content(message: dict[str, Any], mark: str | None) -> dict[str, Any]:
+    if mark is None:
+        return message
+    is_text = isinstance(message["content"], str)
+    return {**message, "content": mark if is_text else [{"type": "text", "text": mark}]}
 
 
 def _mentions_name(template: str, name: str) -> bool:
