@@ -79,6 +79,18 @@ def _is_tp_possible(config: ModelConfig, tp: int, ep: int) -> bool:
     return config.experts.width % (tp // ep) == 0 and shared % tp == 0
 
 
+def _list_working_sizes(config: ModelConfig, ep: int) -> list[int]:
+    """Return the tensor-parallel sizes that the model's sizes and its engine class allow."""
+    row = config.description
+    return [
+        n
+        for n in range(1, 65)
+        if _is_tp_possible(config, n, ep)
+        and not ("vocabulary" in row and config.vocab_size % n)
+        and not ("kvReplication" in row and config.num_kv_heads < n)
+    ]
+
+
 def _join_sizes(candidates: Iterable[int]) -> str:
     return ", ".join(map(str, candidates)) or "none"
 
@@ -109,7 +121,7 @@ def check_parallelism(config: ModelConfig, mapping: CheckpointMapping) -> None:
             )
     if not _is_tp_possible(config, tp, ep):
         width = config.experts.width if config.experts else config.intermediate_size
-        working_sizes = [n for n in range(1, 65) if _is_tp_possible(config, n, ep)]
+        working_sizes = _list_working_sizes(config, ep)
         raise UsageError(
             f"--tensor-parallel {tp} does not divide heads, KV heads (or the other way round) "
             f"and intermediate size {width}",
@@ -133,7 +145,7 @@ def check_pipeline_support(config: ModelConfig, mapping: CheckpointMapping) -> N
     row = config.description
     reason = row.get("noPipeline", row.get("pipeline"))
     if mapping.pipeline_parallel > 1 and reason is not None:
-        working_sizes = [n for n in range(1, 65) if _is_tp_possible(config, n, mapping.expert_parallel)]
+        working_sizes = _list_working_sizes(config, mapping.expert_parallel)
         raise UsageError(
             f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline for "
             f"{config.architecture}; {reason}",
@@ -170,12 +182,7 @@ def check_family_options(
     rows.append(("kvReplication", config.num_kv_heads < tp, f"{config.num_kv_heads} KV heads"))
     for key, is_violated, size in rows:
         if is_violated and key in row:
-            sizes = [
-                n
-                for n in range(1, 65)
-                if _is_tp_possible(config, n, mapping.expert_parallel)
-                and not (config.vocab_size % n if key == "vocabulary" else config.num_kv_heads < n)
-            ]
+            sizes = _list_working_sizes(config, mapping.expert_parallel)
             raise UsageError(
                 f"--tensor-parallel {tp} with {size}: {row[key]}",
                 where=config.architecture,

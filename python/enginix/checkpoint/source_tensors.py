@@ -65,7 +65,8 @@ class SourceTensors:
         self._head = names.embedding if names.tied and not stored else names.head
 
     def name(self, module: str, leaf: str) -> str:
-        module = self._head if module == self.names.head else module
+        if module == self.names.head and leaf != "bias":  # the bias of a tied head is its own
+            module = self._head
         return self.names.locate(self.weights.tensors, module, leaf)
 
     def has(self, module: str, leaf: str) -> bool:

@@ -105,14 +105,23 @@ class _FamilyReader:
         names = ("sizes", "kvHeads", "headSize", "position", "rope", "experts", "window", "variants")
         expressions = [row[k] for k in names if k in row]
         keys = list_keys_read([*expressions, row["config"]["set"]]) | set(row["defaults"])
+        keys |= set(row.get("aliases", ()))
         return keys | {rule["key"] for rule in row.get("refuse", ())} | {key.split(".")[0] for key in keys}
 
     def refuse_unimplemented(self, name: str) -> None:
         """Refuse keys that change what other architectures compute and that this row does not read."""
         known = load_table("architectures")["configuration"]["changes"]
         for key in sorted(set(self.raw) & set(known) - self.keys_read() - set(_ROPE_KEYS)):
-            if self.raw[key] not in known[key] and not (key == "layer_types" and self._are_layers_as_built()):
-                raise make_unimplemented_error(key, self.raw[key], name, self.where)
+            if self.raw[key] in known[key] or (key == "layer_types" and self._are_layers_as_built()):
+                continue
+            if key == "layer_types" and "window" in self.row:
+                raise ModelError(
+                    f"layer_types is {self.raw[key]!r}: {self.row['engineClass']} of TensorRT-LLM alternates "
+                    "layers with a sliding window and without one in its own order",
+                    where=self.where,
+                    fix=_LLMAPI,
+                )
+            raise make_unimplemented_error(key, self.raw[key], name, self.where)
 
     def _are_layers_as_built(self) -> bool:
         """Return whether layer_types is the alternation that the engine's class builds."""

@@ -26,13 +26,17 @@ def describe_formats(row: Mapping[str, Any]) -> str:
 def read_model_values(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``hf.KEY`` → value of a model's config.json, absent keys with their class's default.
 
-    Keys of nested objects are joined by dots: ``hf.attn_config.clip_qkv``.
+    Keys of nested objects are joined by dots: ``hf.attn_config.clip_qkv``. An alias counts before the
+    class's own name, as in transformers.
     """
     values = {f"hf.{key}": value for key, value in row["defaults"].items()}
     for key, value in raw.items():
         values[f"hf.{key}"] = value
         if isinstance(value, dict):
             values |= {f"hf.{key}.{inner}": entry for inner, entry in value.items()}
+    for alias, key in row.get("aliases", {}).items():
+        if raw.get(alias) is not None:
+            values[f"hf.{key}"] = raw[alias]
     return values
 
 

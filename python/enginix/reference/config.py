@@ -291,6 +291,7 @@ def _parse_rotary_scaling(
     return scaling
 
 
+_OTHER_KINDS = "build an engine of kind tensorrt, or serve the model with the llmapi kind"
 # Keys of TensorRT-LLM's LLaMA class (for Granite) that the executor does not implement.
 _MULTIPLIERS = (
     "embedding_multiplier",
@@ -310,7 +311,11 @@ def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
         keys = ["qk_layernorm", "residual_mlp", "fc_after_embed", "clip_qkv"]
         for key in keys + ["inter_layernorms"] * (reader.raw["architecture"] != "Gemma2ForCausalLM"):
             if reader.raw.get(key, False) not in (False, None):
-                raise reader.fail(f"{key} is {reader.raw[key]!r}, which the executor does not compute")
+                raise CheckpointError(
+                    f"{key} is {reader.raw[key]!r}, which the reference executor does not compute",
+                    where=reader.where,
+                    fix=_OTHER_KINDS,
+                )
         return
     activation = reader.raw.get("hidden_act", "gelu")
     if activation not in ("silu", "swiglu"):
@@ -408,7 +413,7 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
         raise CheckpointError(
             f"the reference executor does not compute {e}",
             where=where,
-            fix="build an engine of kind tensorrt, or serve the model with the llmapi kind",
+            fix=_OTHER_KINDS,
         ) from e
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return ExecutorConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from enginix.checkpoint.byte_sources import SourceFileReader, TransposedRows
 from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.family_layout import QKV_KINDS, join_neighbours, select_heads, swap_halves
-from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism, check_pipeline_support
 from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.hub.model_metadata import extract_model_metadata
@@ -267,6 +268,99 @@ def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
     convert_model(MODELS["GPT2LMHeadModel"], tmp_path / "long", ConvertOptions())
     ranks = [(tmp_path / name / "rank0.safetensors").read_bytes() for name in ("short", "long")]
     assert ranks[0] == ranks[1]
+
+
+ALIASES = [(name, alias) for name in sorted(MODELS) for alias in list_family_rows()[name].get("aliases", {})]
+
+
+@pytest.mark.parametrize(("name", "alias"), ALIASES)
+def test_another_name_of_a_key_is_the_key(name: str, alias: str, tmp_path: Path) -> None:
+    """As published: Bloom's config.json has n_embed and num_attention_heads. Lock facts agree."""
+    own = list_family_rows()[name]["aliases"][alias]
+    original = json.loads((MODELS[name] / "config.json").read_text())
+    raw = {key: value for key, value in original.items() if key not in (own, alias)}
+    read, expected = (
+        parse_config(r, tmp_path) for r in (raw | {alias: original[own]}, {**raw, own: original[own]})
+    )
+    assert not [note for note in read.notes if alias in note]
+    assert replace(read, raw={}, notes=()) == replace(expected, raw={}, notes=())
+    facts = [
+        extract_model_metadata({"config.json": json.dumps(r).encode()}, "lock")
+        for r in (raw | {alias: original[own]}, raw | {own: original[own]})
+    ]
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({name for name, _ in ALIASES}))
+def test_aliases_are_those_of_the_installed_transformers(name: str) -> None:
+    """An alias counts before the class's own name, and every name of a size in attribute_map is one."""
+    import transformers
+
+    stem = {"GPT2LMHeadModel": "GPT2", "MPTForCausalLM": "Mpt"}.get(name, name.removesuffix("ForCausalLM"))
+    kind = getattr(transformers, f"{stem}Config")
+    aliases = list_family_rows()[name]["aliases"]
+    for alias, own in aliases.items():
+        assert getattr(kind(**{alias: 48}), own) == getattr(kind(**{own: 24, alias: 48}), own) == 48
+    assert set(kind.attribute_map) <= set(aliases)
+
+
+@pytest.mark.parametrize("name", ["GPTJForCausalLM", "PhiForCausalLM"])
+def test_a_tied_head_keeps_its_own_bias(name: str, tmp_path: Path) -> None:
+    """The weights of the head are those of the embedding, the bias is stored as the head's."""
+    row = list_family_rows()[name]["layout"]
+    tensors = golden.tensors(MODELS[name] / "model.safetensors")
+    embedding, head = f"{row['embedding']}.weight", f"{row['head']}.weight"
+    ranks = []
+    for tied in (True, False):
+        (tmp_path / str(tied)).mkdir()
+        model = change_config(name, tmp_path / str(tied), tie_word_embeddings=tied)
+        (model / "model.safetensors").unlink()
+        made = {key: entry for key, entry in tensors.items() if key != head}
+        write_safetensors(model / "model.safetensors", made if tied else made | {head: tensors[embedding]})
+        convert_model(model, tmp_path / f"{tied}-out", ConvertOptions())
+        ranks.append((tmp_path / f"{tied}-out/rank0.safetensors").read_bytes())
+    assert ranks[0] == ranks[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("GemmaForCausalLM", {"hidden_act": "silu", "hidden_activation": None}),
+        ("BloomForCausalLM", {"slow_but_exact": True, "pretraining_tp": 2}),
+        (
+            "RecurrentGemmaForCausalLM",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        ),
+        ("GemmaForCausalLM", {"use_bidirectional_attention": True}),
+        ("Gemma2ForCausalLM", {"use_bidirectional_attention": True}),
+        ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 9}),
+    ],
+)
+def test_values_that_a_checkpoint_would_lose(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as e:
+        ModelConfig.read(change_config(name, tmp_path, **keys))
+    assert next(iter(keys)) in str(e.value) and e.value.fix
+    assert "does not implement" not in str(e.value)  # transformers' class does
+
+
+def test_sizes_that_an_error_proposes_work(tmp_path: Path) -> None:
+    """Bloom takes no stages, and no ranks that do not divide the vocabulary: a fix knows both."""
+    raw = json.loads((MODELS["BloomForCausalLM"] / "config.json").read_text())
+    config = parse_config(raw | {"vocab_size": 67}, tmp_path)
+    with pytest.raises(UsageError) as e:
+        check_pipeline_support(config, CheckpointMapping(1, 2))
+    assert e.value.fix == "leave --pipeline-parallel out, and use --tensor-parallel 1"
+    with pytest.raises(UsageError) as e:
+        check_parallelism(config, CheckpointMapping(3))
+    assert e.value.fix == "--tensor-parallel one of 1"
+
+
+def test_gpt_neox_has_its_own_names_of_the_rotation(tmp_path: Path) -> None:
+    """Transformers reads rotary_emb_base and rotary_pct; others' names change nothing."""
+    keys = {"rotary_pct": 0.5, "rotary_emb_base": 700, "rope_theta": 500, "partial_rotary_factor": 0.75}
+    rope = ModelConfig.read(change_config("GPTNeoXForCausalLM", tmp_path, **keys)).rope
+    assert (rope.base, rope.fraction) == (700.0, 0.5)
 
 
 # Old configurations of Falcon's golden models: model_type, and the keys that mean what later ones say.

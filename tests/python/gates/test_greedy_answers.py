@@ -55,3 +55,22 @@ def test_answers_are_those_of_greedy_search(
         end = expected[12]
         (answer,) = subject.generate(prompt.tolist(), 30, frozenset({end}))
         assert answer == expected[: expected.index(end) + 1]
+
+
+@pytest.mark.parametrize("capping", [1.0, None])
+def test_attention_is_capped_in_the_reference(tmp_path: Path, capping: float | None) -> None:
+    """Transformers' default attention leaves Gemma 2's soft-capping of scores out; its eager one does not."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = SIZES | KEYS["Gemma2"] | {"attn_logit_softcapping": capping, "initializer_range": 0.3}
+    config = transformers.Gemma2Config(**sizes)
+    transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    tokens = torch.arange(3, 15)[None]
+    eager = transformers.Gemma2ForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        expected = eager.eval()(tokens).logits[0]
+    (logits,) = hf.compute_hf_logits(tmp_path, tokens.tolist())
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

@@ -140,8 +140,14 @@ def load_hf_model(model: Path, device: str = "cpu") -> Any:
 
 def _load_whole_model(transformers: Any, model: Path, torch_device: torch.device) -> Any:
     try:
+        config = transformers.AutoConfig.from_pretrained(
+            str(model), local_files_only=True, trust_remote_code=False
+        ).get_text_config()
+        # Of transformers' ways to compute attention, SDPA leaves the soft-capping of scores out.
+        capping = getattr(config, "attn_logit_softcapping", None)
         loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(model),
+            attn_implementation=None if capping is None else "eager",
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
