@@ -134,8 +134,7 @@ def compare_with_machine(
     fitting = [g for g in machine.gpus if (g.sm == sm if sms is None else g.sm in sms)]
     if not fitting:
         gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
-        argument = "target" if sms is None else "targets"
-        rebuild = f"build it for this GPU: mkEngine {{ {argument} = …; }} with SM {machine.gpus[0].sm}"
+        rebuild = _explain_rebuild(engine, machine.gpus[0].sm)
         differs("sm", sm, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
     elif len(fitting) < (_require_integer(target, "count") or 1):
         differs(
@@ -174,6 +173,21 @@ def compare_with_machine(
             False,
         )
     return Verdict(engine, tuple(differences))
+
+
+def _explain_rebuild(engine: Manifest, sm: int) -> str:
+    """Return what to do for a GPU that an engine is not for: another build, or another kind."""
+    sms = [known for system in _KINDS[engine.kind]["sms"].values() for known in system]
+    argument = "target"
+    if _read_target_sms(engine.target) is not None:
+        argument = "targets"
+        sms = load_table("rtx")["formats"]["taken"].get(engine.model.get("quantization") or "NO_QUANT", sms)
+    if sm in sms:
+        return f"build it for this GPU: mkEngine {{ {argument} = …; }} with SM {sm}"
+    return (
+        f"kind {engine.kind} builds none like it for SM {sm}: use another GPU, or a kind that "
+        f"enginix compare MODEL --target sm{sm} lists"
+    )
 
 
 def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Difference]:

@@ -72,7 +72,7 @@ test_answers_to_own_questions_are_asked_of_the_engine_too() {
       given = f: builtins.length (builtins.split "--questions.*own.jsonl" f) == 3;
     in [ (given engine.drvAttrs.flags) (given (mk { model = q "fp8"; }).drvAttrs.flags) ]')" && says '[ true false ]' || return 1
   # The model that something was quantized from, or any other: its answers are one derivation, too.
-  with_lib eval "$(engines_of '(mk { quantized = q "fp8"; reference = model; }).reference.drvPath == (mk { }).reference.drvPath')" && says true
+  with_lib eval "$(engines_of '(e.mkEngine { kind = "reference"; quantized = q "fp8"; reference = model; }).reference.drvPath == (mk { }).reference.drvPath')" && says true
 }
 
 test_answers_of_another_model_are_refused() {

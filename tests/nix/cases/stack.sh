@@ -33,7 +33,7 @@ test_stack_llmapi_is_refused_what_the_gpu_cannot() {
     vocabulary = 152064; context = 32768; dtype = "bfloat16"; }; }'
   local mk='m: args: (e.mkEngine ({ kind = "llmapi"; model = m; gates = { }; } // args)).drvPath'
   ! with_lib eval "($mk) ($m) { target = \"h200\"; limits.maxSeqLen = 64; }" &&
-    says 'NVFP4 computes with NVFP4; target "h200" (SM 90) has BF16, FP16, INT8, INT4, FP8.' && says 'target = "b200"' &&
+    says 'SM 90 has no hardware for NVFP4' && says 'use runtime = "trtllm-1.3.0rc20" or a later one, or a GPU with NVFP4' &&
     ! with_lib eval "($mk) ($big) { target = \"h100\"; }" && says 'big-engine: it does not fit h100' && says 'tensorParallel = 4' &&
     with_lib eval "builtins.isString (($mk) ($big) { target = { gpu = \"h100\"; count = 4; }; tensorParallel = 4; })" &&
     with_lib eval "builtins.isString (($mk) ($big) { })"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from enginix.kinds.rtx.errors import PlanError
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.writer import NetworkWriter
 from enginix.kinds.rtx.plan_header import check_plan_header
+from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
 from enginix.machine.target import Machine, MachineGpu
 from enginix.manifest import read_manifest
 
@@ -137,8 +139,6 @@ def test_engines_are_described(engine: Path) -> None:
 
 
 def test_a_changed_plan_is_found(engine: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(engine, tmp_path / "engine")
     path = tmp_path / "engine/engine/decoder.plan"
     content = bytearray(path.read_bytes())
@@ -170,6 +170,24 @@ def test_targets_that_are_no_list_of_sms_are_refused(engine: Path, sms: Any) -> 
             compare_with_machine(manifest, machine)
 
 
+@pytest.mark.parametrize(
+    ("quantization", "sm", "fix"),
+    [
+        (None, 90, "enginix compare MODEL --target sm90"),
+        (None, 75, "enginix compare MODEL --target sm75"),
+        ("FP8", 86, "enginix compare MODEL --target sm86"),
+        ("FP8", 89, "build it for this GPU"),
+    ],
+)
+def test_a_gpu_that_the_kind_never_takes_leads_to_another_kind(
+    engine: Path, quantization: str | None, sm: int, fix: str
+) -> None:
+    built = read_manifest(engine)
+    built = replace(built, target={"sms": [120]}, model={**built.model, "quantization": quantization})
+    (difference,) = compare_with_machine(built, make_machine(sm)).differences
+    assert difference.field == "sm" and fix in difference.do
+
+
 def test_another_version_of_the_library_is_refused(engine: Path) -> None:
     require_versions(read_manifest(engine), engine, {"tensorrtRtx": "1.7.1.116"})
     with pytest.raises(Mismatch, match="tensorrtRtx"):
@@ -195,6 +213,25 @@ def test_a_network_that_is_another_function_is_no_engine(
     assert not (tmp_path / "engine").exists()
 
 
+def test_a_checkpoint_that_changed_is_no_engine(engine: Path, tiny: Path, tmp_path: Path) -> None:
+    # A row of the embedding that no sequence of the gate has: the network's answers are the same.
+    shutil.copytree(tiny, tmp_path / "checkpoint")
+    weights = tmp_path / "checkpoint/rank0.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2001] ^= 0x40
+    weights.write_bytes(content)
+    with pytest.raises(ManifestError, match=r"rank0\.safetensors changed"):
+        engine_build.build_rtx_engine(
+            tmp_path / "checkpoint",
+            TINY,
+            tmp_path / "engine",
+            engine_build.RtxBuildOptions(max_batch_size=2, max_seq_len=32),
+        )
+    assert not (tmp_path / "engine").exists()
+    with pytest.raises(ManifestError, match=r"rank0\.safetensors changed"):
+        require_engine_checkpoint(engine, tmp_path / "checkpoint")
+
+
 # Each value of a checkpoint's configuration that this kind refuses, and what it says.
 REFUSED = {
     "dtype": ({"dtype": "float32"}, "no fused attention"),
@@ -206,6 +243,7 @@ REFUSED = {
         {"rotary_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1.0}},
         "rotation dynamic",
     ),
+    "long rotation": ({"position_embedding_type": "long_rope"}, "rotation long_rope"),
     "KV cache": ({"quantization": {"kv_cache_quant_algo": "FP8"}}, "a KV cache in FP8"),
     "format": ({"quantization": {"quant_algo": "NVFP4"}}, "format NVFP4 is not taken"),
     "ranks": ({"mapping": {"world_size": 2, "tp_size": 2}}, "2 ranks"),

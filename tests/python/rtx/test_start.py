@@ -173,6 +173,37 @@ def test_environments_are_checked(repository: Path, tmp_path: Path) -> None:
         start.check_environment(broken, repository, described)
 
 
+@pytest.mark.parametrize(
+    ("version", "says"), [("1.7.1.116", "runs here"), ("1.6.1.120", "built for 1.7.1.116, here 1.6.1")]
+)
+def test_the_check_compares_the_library_of_this_python(
+    served: Path, version: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from enginix.cli.engines import check as command
+
+    monkeypatch.setattr(command, "probe_machine", lambda driver: make_machine(89))
+    monkeypatch.setattr(start, "version", lambda distribution: version)
+    assert main(["check", str(served)]) == (0 if version == "1.7.1.116" else 1)
+    said = capsys.readouterr()
+    assert says in said.out + said.err
+
+
+def test_the_check_says_that_this_python_lacks_the_library(
+    served: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    from enginix.cli.engines import check as command
+
+    def find_none(distribution: str) -> str:
+        raise PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(command, "probe_machine", lambda driver: make_machine(89))
+    monkeypatch.setattr(start, "version", find_none)
+    assert main(["check", str(served)]) == 0
+    assert "TensorRT for RTX is not in this Python: its version was not compared" in capsys.readouterr().err
+
+
 def test_compiled_kernels_are_in_the_units_state_or_the_users_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -186,7 +186,7 @@ def test_end_ids(server: Server, request_of: RequestOf, end_id: int | None, expe
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        ({"beam_width": 4}, "beam_width: 4 is not supported by the reference executor, only 1"),
+        ({"beam_width": 4}, "beam_width: 4 is not supported by enginix's executor, only 1"),
         ({"return_context_logits": True}, "return_context_logits: True is not supported"),
         ({"temperature": -1.0}, "temperature: -1.0 is below 0"),
         ({"temperature": float("nan")}, "temperature: nan is not a number"),

@@ -16,6 +16,7 @@ from enginix import console, manifest
 from enginix.compatibility.check import PORTABLE_KINDS, require_runnable
 from enginix.errors import MachineError
 from enginix.integrity import require_unchanged
+from enginix.kinds.registry import find_start_module
 from enginix.machine import driver
 from enginix.machine.target import Machine, probe_machine
 
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     machine: Machine | None = None
     engine_manifest = manifest.read_manifest(args.engine, "engine")
     require_unchanged(args.engine)
-    live = None
+    live: dict[str, str] | None = None
+    if (start := find_start_module(engine_manifest.kind)) is not None:
+        live = start.read_installed_versions()
     if args.rootfs is not None:
         from enginix.runtime import table
         from enginix.runtime.image import read_image_versions

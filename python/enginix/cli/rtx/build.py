@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--step-tokens", "stepTokens", "tokens of each sequence in one step"),
     ):
         default = limits[name]["default"]
+        if name == "maxSeqLen":
+            default = f"{default}, or the model's context"
         parser.add_argument(flag, type=int, metavar="N", dest=name, help=f"{what} (default: {default})")
 
 

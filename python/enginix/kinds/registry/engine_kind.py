@@ -54,6 +54,10 @@ class StartModule(Protocol):
         """
         ...
 
+    def read_installed_versions(self) -> dict[str, str]:
+        """Return versions of the runtime in this Python, by their names in the manifest."""
+        ...
+
     def check_environment(self, python: Path, directory: Path, repository: Manifest) -> list[str]:
         """Check the environment of the Python models, and return notes.
 

@@ -80,9 +80,11 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
     if config.hidden_act not in ("silu", "swiglu"):
         refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
     scaling = (config.rotary_scaling or {}).get("rope_type") or "default"
-    if scaling not in table["rotations"]["taken"] or config.position_embedding_type != "rope_gpt_neox":
+    embedding = config.position_embedding_type
+    if scaling not in table["rotations"]["taken"] or embedding != "rope_gpt_neox":
+        rotation = scaling if embedding == "rope_gpt_neox" else embedding
         refuse(
-            f"the rotation {scaling} depends on a sequence's length, and an engine's is fixed",
+            f"the rotation {rotation} depends on a sequence's length, and an engine's is fixed",
             "use kind llmapi or reference",
         )
 

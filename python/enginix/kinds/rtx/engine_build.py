@@ -24,6 +24,7 @@ from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import tokenize_prompts
 from enginix.files import dump_json, new_directory, require_absent, write_text
+from enginix.integrity import require_unchanged
 from enginix.kinds.rtx import checkpoint_support
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network_gate import judge_network
@@ -77,6 +78,7 @@ def build_rtx_engine(
     Raises:
         CheckpointError: this kind does not take the checkpoint, or it is not whole.
         ModelError: model or tokenizer are missing.
+        ManifestError: the checkpoint changed since it was made, or was made from another model.
         UsageError: a target or a limit is refused.
         MachineError: TensorRT for RTX is not installed.
         GateError: the network does not compute what the model computes.
@@ -97,6 +99,8 @@ def build_rtx_engine(
     if not (model / "config.json").is_file():
         raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
     require_fast_tokenizer(model)
+    # The gate asks some tokens: a row of the embedding that changed may belong to none of them.
+    require_unchanged(checkpoint)
     inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)
     trt, log = import_tensorrt_rtx(), BuilderLog()
     prompts = tokenize_prompts(hf.TransformersTokenizer(model).encode, config.vocab_size, config.context)

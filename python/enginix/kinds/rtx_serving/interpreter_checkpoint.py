@@ -7,6 +7,7 @@ from pathlib import Path
 from enginix import manifest
 from enginix.checkpoint.inputs import identify_checkpoint
 from enginix.errors import ManifestError
+from enginix.integrity import require_unchanged
 
 
 def require_engine_checkpoint(engine: Path, checkpoint: Path) -> None:
@@ -23,3 +24,4 @@ def require_engine_checkpoint(engine: Path, checkpoint: Path) -> None:
             where=str(engine),
             fix="pass the checkpoint that the engine was built from",
         )
+    require_unchanged(checkpoint)

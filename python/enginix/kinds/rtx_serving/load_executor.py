@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 
 from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
+from enginix.kinds.rtx_serving.start import CACHE_VARIABLE
 from enginix.kinds.rtx_serving.step_backend import StepBackend
-
-# Directory of compiled kernels, which ``enginix serve`` sets.
-CACHE_VARIABLE = "ENGINIX_RTX_CACHE"
 
 
 def load_step_backend(engine: Path, checkpoint: Path | None, cache: Path | None = None) -> StepBackend:

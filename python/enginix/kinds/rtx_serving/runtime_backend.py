@@ -304,7 +304,7 @@ def require_target(description: EngineDescription, gpu: dict[str, Any]) -> None:
         raise MachineError(
             f"the engine is for SM {targets}, and {gpu['gpu']} has SM {gpu['sm']}",
             where=str(description.plan),
-            fix="serve it on such a GPU, or build it for this one: enginix rtx-build --sm",
+            fix="serve it on such a GPU; enginix check ENGINE tells whether one can be built for this GPU",
         )
 
 

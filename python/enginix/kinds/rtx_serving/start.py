@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from enginix.compatibility.check import require_versions
+from enginix.console import print_message
 from enginix.errors import MachineError
 from enginix.files import find_user_cache
-from enginix.kinds.rtx_serving.load_executor import CACHE_VARIABLE
 from enginix.manifest import Manifest
 from enginix.process import build_environment
 
+# Directory of compiled kernels, which ``enginix serve`` sets.
+CACHE_VARIABLE = "ENGINIX_RTX_CACHE"
 NEVER_EXECUTED = (
     "this server's executor was never run before its release, for want of a GPU that TensorRT for RTX takes: "
     "enginix gate ENGINE --reference MODEL compares its answers with the model's"
@@ -42,6 +45,15 @@ def list_variables(name: str) -> dict[str, str]:
     return {CACHE_VARIABLE: str((Path(state.split(":")[0]) if state else find_user_cache()) / "rtx-kernels")}
 
 
+def read_installed_versions() -> dict[str, str]:
+    """Return the version of the library in this Python; say where it has none."""
+    try:
+        return {"tensorrtRtx": version("tensorrt-rtx-cu13-bindings")}
+    except PackageNotFoundError:
+        print_message("note: TensorRT for RTX is not in this Python: its version was not compared")
+        return {}
+
+
 def check_environment(python: Path, directory: Path, repository: Manifest) -> list[str]:
     """Check the library's version, and that PyTorch has CUDA where a GPU serves; return notes.
 
@@ -53,7 +65,7 @@ def check_environment(python: Path, directory: Path, repository: Manifest) -> li
         [str(python), "-c", _PROBE], env=build_environment(), capture_output=True, text=True, check=False
     )
     try:
-        version, torch_version = json.loads(done.stdout)
+        rtx_version, torch_version = json.loads(done.stdout)
     except ValueError as e:
         lines = done.stderr.strip().splitlines()
         raise MachineError(
@@ -61,7 +73,7 @@ def check_environment(python: Path, directory: Path, repository: Manifest) -> li
             where=str(python),
             fix="install tensorrt-rtx-cu13-libs and tensorrt-rtx-cu13-bindings",
         ) from e
-    require_versions(repository, directory, {"tensorrtRtx": version})
+    require_versions(repository, directory, {"tensorrtRtx": rtx_version})
     if not needs_gpu(repository.options):
         return [INTERPRETED]
     if torch_version.endswith("+cpu"):

@@ -81,7 +81,7 @@ def read_order(inputs: Inputs, limits: GenerationLimits) -> Order:
     """Read and check one request of ``tensorrt_llm``.
 
     Raises:
-        RequestError: an input is missing, out of range, or not supported by the reference executor.
+        RequestError: an input is missing, out of range, or not supported by the executor.
     """
     ids, length = inputs.array("input_ids"), inputs.scalar("input_lengths")
     if ids is None or length is None:
@@ -223,7 +223,7 @@ def _refuse_unsupported(inputs: Inputs) -> None:
         value = inputs.scalar(name)
         if value is not None and value != only:
             raise RequestError(
-                f"{inputs.called(name)}: {value} is not supported by the reference executor, only {only}"
+                f"{inputs.called(name)}: {value} is not supported by enginix's executor, only {only}"
             )
 
 

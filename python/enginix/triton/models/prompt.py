@@ -52,7 +52,7 @@ class PromptReader:
         """
         self._refuse_unknown(inputs.parameters())
         if inputs.texts("bad_words"):
-            raise RequestError("bad_words: the reference executor cannot ban words")
+            raise RequestError("bad_words: enginix's executor cannot ban words")
         conversation = chat.read_chat(inputs, "text_input", "messages", "chat_template_args")
         name = "text_input" if conversation is None else "messages"
         # A template spells its special tokens out.
@@ -119,7 +119,7 @@ class PromptReader:
         """Refuse unknown names: Triton turns JSON keys without an input into request parameters silently."""
         for name in parameters:
             if name in self._unsupported:
-                raise RequestError(f"{name}: the reference executor does not support it")
+                raise RequestError(f"{name}: enginix's executor does not support it")
             # Triton's own (extension_generate.md, extension_parameters.md of its server) change no answer.
             if name != "id" and not name.startswith("triton_"):
                 raise RequestError(f"{name}: no such input; {_suggest_input(name)}")
