@@ -18,7 +18,6 @@ from enginix.errors import EnginixError, UnexpectedError
 
 # First words of messages: bold red, yellow, cyan, green.
 COLOURS = {"error:": "1;31", "warning:": "33", "note:": "36", "next:": "32"}
-LONGEST_SILENCE = 5.0  # seconds that a person at a terminal waits for a sign
 FOLDED_LINES = 20  # of a library's output that are shown where it fails
 
 
@@ -64,6 +63,25 @@ def show_live_line(text: str) -> None:
         stream.write(f"\r\x1b[K{redact_secrets(short)}")
         stream.flush()
         _output.live_line = text
+
+
+@contextlib.contextmanager
+def show_waiting(what: str) -> Iterator[None]:
+    """Draw ``what`` with its seconds on the terminal until the block ends."""
+    ended, begun = threading.Event(), time.monotonic()
+
+    def draw() -> None:
+        while not ended.wait(1):
+            show_live_line(f"{what}: {format_duration(time.monotonic() - begun)}")
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        show_live_line("")
 
 
 def find_table_width() -> int | None:
@@ -197,13 +215,20 @@ def format_duration(seconds: float) -> str:
 
 
 class Heartbeat:
-    """Prints at most one line every ``interval`` seconds, so that a log neither stalls nor floods."""
+    """Says that something is awaited: a line that is drawn again on a terminal, else one every ``interval``.
+
+    Attributes:
+        interval: seconds between two lines, so that a log neither stalls nor floods.
+    """
 
     def __init__(self, interval: float = 60.0) -> None:
         self.interval = interval
         self._last = time.monotonic()
 
     def beat(self, text: str) -> None:
+        if is_watched():
+            show_live_line(text)
+            return
         now = time.monotonic()
         if now - self._last >= self.interval:
             self._last = now

@@ -23,7 +23,12 @@ CONFIDENCE, ALARM_CONFIDENCE = 0.95, 0.999
 # A slowdown below this is never told: machines drift by as much between two runs.
 TOLERANCE = 0.03
 # Figures of which more is slower, as a regression compares them.
-COMPARED = ("firstTokenSeconds", "betweenTokensSeconds", "requestSeconds")
+FIGURE_LABELS = {
+    "firstTokenSeconds": "to the first token",
+    "betweenTokensSeconds": "between tokens",
+    "requestSeconds": "a request",
+}
+COMPARED = tuple(FIGURE_LABELS)
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,8 @@ def require_no_regression(changes: Sequence[SpeedChange]) -> None:
     if slower:
         worst = max(slower, key=lambda change: change.low)
         raise GateError(
-            f"{worst.figure} is {worst.ratio:.3f} × what it was, and at least {worst.low:.3f} × beyond noise",
+            f"time {FIGURE_LABELS[worst.figure]} is {worst.ratio:.3f} × what it was, "
+            f"and at least {worst.low:.3f} × beyond noise",
             where="gate speed",
             fix="measure both again on the idle machine, in turns; then look at what changed",
         )

@@ -139,6 +139,8 @@ _INPUTS = (
     "gated", "gated_checkpoint", "calibration", "text",
 )  # fmt: skip
 
+DESCRIPTION_COLUMNS = 100  # from which on a terminal shows descriptions as they are written
+
 # Commands of earlier versions → what replaces them.
 REMOVED = {
     "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own",
@@ -178,8 +180,47 @@ def _list_options(parser: argparse.ArgumentParser) -> list[str]:
     return options
 
 
-def _format_command_list() -> str:
-    listed = {name: summary for name, (_, summary) in COMMANDS.items() if name not in INTERNAL_COMMANDS}
+def _make_parser(name: str, module: ModuleType) -> _Parser:
+    description = _fit_description(module.__doc__ or COMMANDS[name][1])
+    parser = _Parser(prog=f"enginix {name}", description=description, epilog=_format_exit_codes())
+    module.add_arguments(parser)
+    add_common_arguments(parser)
+    return parser
+
+
+def _fit_description(text: str) -> str:
+    """Fill paragraphs to a narrow terminal's width; examples, which are indented, stay as they are."""
+    width = console.find_table_width()
+    if width is None or width >= DESCRIPTION_COLUMNS:
+        return text
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        part if part.startswith(" ") or "\n " in part else console.wrap_line(" ".join(part.split()), 0)
+        for part in paragraphs
+    )
+
+
+def _list_commands() -> list[str]:
+    return [name for name in COMMANDS if name not in INTERNAL_COMMANDS]
+
+
+def _search_help(word: str) -> list[str]:
+    """Return the commands whose summary or help has a word; those whose summary has it come first."""
+    in_summary, in_help = [], []
+    for name in _list_commands():
+        module_name, summary = COMMANDS[name]
+        if word.lower() in f"{name} {summary}".lower():
+            in_summary.append(name)
+            continue
+        parser = _make_parser(name, importlib.import_module(f"enginix.cli.{module_name}"))
+        parser.epilog = None
+        if word.lower() in parser.format_help().lower():
+            in_help.append(name)
+    return in_summary + in_help
+
+
+def _format_command_list(names: Sequence[str]) -> str:
+    listed = {name: COMMANDS[name][1] for name in names}
     width = max(map(len, listed))
     lines = (
         console.wrap_line(f"  {name:<{width}}  {summary}", width + 4) for name, summary in listed.items()
@@ -271,22 +312,24 @@ def _parse_and_run(words: list[str]) -> int:
         prog="enginix",
         description="Hugging Face model in, served TensorRT-LLM deployment out.",
         usage="enginix COMMAND [options]   (enginix COMMAND --help explains each)",
-        epilog=f"commands:\n{_format_command_list()}\n\n{_format_exit_codes()}",
+        epilog=f"commands:\n{_format_command_list(_list_commands())}\n\n{_format_exit_codes()}",
     )
     parser.add_argument("--version", action="version", version=f"enginix {__version__}")
     if words[:1] == ["help"]:
-        words = [*words[1:2], "--help"]
+        topics = [word for word in words[1:] if not word.startswith("-")]
+        if topics and topics[0] not in COMMANDS and (found := _search_help(topics[0])):
+            console.print_result({"commands": found}, _format_command_list(found), as_json="--json" in words)
+            return EXIT_OK
+        words = [*topics[:1], "--help"]
     if not words or words[0] not in COMMANDS:
         if words and not words[0].startswith("-"):
             raise _refuse_command(words[0])
         parser.parse_args(words or ["--help"])
         return EXIT_OK
     name = words[0]
-    module_name, summary = COMMANDS[name]
+    module_name, _ = COMMANDS[name]
     module = importlib.import_module(f"enginix.cli.{module_name}")
-    sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or summary, epilog=_format_exit_codes())
-    module.add_arguments(sub)
-    add_common_arguments(sub)
+    sub = _make_parser(name, module)
     args = sub.parse_args(words[1:])
     if isinstance(output := getattr(args, "output", None), Path):
         # Of every command, before any work.
@@ -344,7 +387,9 @@ def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) 
                 from enginix.run_log import write_run_log
 
                 write_run_log(output, name, progress.as_json())
-            if code == EXIT_OK and not args.json and console.is_watched():
+            # A stage of enginix up is followed by enginix up.
+            is_alone = not os.environ.get("ENGINIX_STAGE")
+            if code == EXIT_OK and not args.json and is_alone and console.is_watched():
                 from enginix.next_command import suggest_next
 
                 modules = {command: f"enginix.cli.{module}" for command, (module, _) in COMMANDS.items()}

@@ -100,12 +100,22 @@ def _check_libraries() -> Iterator[CheckResult]:
     yield CheckResult("libraries of enginix", "failed" if missing else "ok", detail, "every stage", fix)
     for name, extra in EXTRAS.items():
         missing = [module for module in extra.modules if not has_module(module)]
-        commands = ", ".join(extra.commands)
+        commands = ", ".join((*extra.commands, "up") if name in ("serve", "gateway") else extra.commands)
+        if name == "gateway" and os.environ.get("ENGINIX_GATEWAY_PYTHON"):
+            yield _check(f"extra {name}", commands, _describe_gateway_python, optional=True)
+            continue
         if missing:
             fix = format_install_command(name, extra.commands[0])
             yield CheckResult(f"extra {name}", "absent", f"{', '.join(missing)} missing", commands, fix)
         else:
             yield CheckResult(f"extra {name}", "ok", "complete", commands)
+
+
+def _describe_gateway_python() -> str:
+    from enginix.gateway.launch import find_gateway_python, require_litellm
+
+    python = find_gateway_python(None)
+    return f"litellm {require_litellm(python)} of {python}"
 
 
 def _describe_tritonserver() -> str:

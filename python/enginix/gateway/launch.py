@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class GatewayOptions:
         spec: path of the description.
         start_timeout: seconds within which every server behind must answer.
         exit_timeout: seconds for running answers to end at a stop.
+        is_watched: a person at a terminal waits for the start.
     """
 
     spec: str
@@ -33,6 +35,7 @@ class GatewayOptions:
     port: int
     start_timeout: float
     exit_timeout: int
+    is_watched: bool = False
 
     @staticmethod
     def parse(text: str) -> GatewayOptions:
@@ -62,6 +65,12 @@ def build_gateway_environment() -> dict[str, str]:
     )
 
 
+def find_gateway_python(given: Path | None) -> Path:
+    """Return the interpreter that runs the gateway: the given one, $ENGINIX_GATEWAY_PYTHON's, or this one."""
+    # Not resolved: an environment's python3 may be a link to the interpreter without its libraries.
+    return Path(given or os.environ.get("ENGINIX_GATEWAY_PYTHON") or sys.executable).absolute()
+
+
 def require_litellm(python: Path) -> str:
     """Return LiteLLM's version in an environment.
 
@@ -77,9 +86,9 @@ def require_litellm(python: Path) -> str:
     done = process.run_program([python, "-c", script], check=False)
     version, *missing = (done.stdout.strip() or " ").split(" ")
     if done.returncode or not version or missing:
-        raise missing_extra(
-            "gateway", f"{', '.join(missing) or 'litellm'} is not installed", "gateway", python
-        )
+        names = [name for name in (*missing, "" if version else "litellm") if name] or ["litellm"]
+        state = "is not installed" if len(names) == 1 else "are not installed"
+        raise missing_extra("gateway", f"{', '.join(names)} {state}", "gateway", python)
     if _parse_litellm_version(version) < _parse_litellm_version(LEAST_LITELLM):
         raise MachineError(
             f"litellm {version} is older than {LEAST_LITELLM}",

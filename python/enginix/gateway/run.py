@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ def main() -> int:
     options = GatewayOptions.parse(sys.argv[1])
     gateway_spec = spec.read_gateway_spec(Path(options.spec))
     keys = Keys(gateway_spec)
-    with _enter_private_directory() as state:
+    with contextlib.ExitStack() as stack:
+        waiting = contextlib.ExitStack()
+        stack.enter_context(waiting)
+        if options.is_watched:
+            waiting.enter_context(console.show_waiting("waiting for LiteLLM and the servers"))
+        begun = time.monotonic()
+        state = stack.enter_context(_enter_private_directory())
         try:
             app = _configure_litellm(gateway_spec, state)
         except Exception as e:
@@ -56,7 +63,23 @@ def main() -> int:
                 raise  # main.py names the missing library
             console.print_message(f"error: LiteLLM does not start: {type(e).__name__}: {e}")
             return 5
-        return asyncio.run(_serve_gateway(options, gateway_spec, keys, app))
+
+        def report_ready(port: int) -> None:
+            waiting.close()
+            host = f"[{options.host}]" if ":" in options.host else options.host
+            console.print_message(
+                f"{gateway_spec.name} answers at http://{host}:{port}/v1 "
+                f"for {', '.join(gateway_spec.models)} after {time.monotonic() - begun:.1f} s"
+            )
+            if options.is_watched:
+                body = json.dumps({"model": next(iter(gateway_spec.models)), "prompt": "Once upon a time"})
+                key = " -H 'Authorization: Bearer KEY'" if keys.asked else ""
+                console.print_message(
+                    f"try: curl http://{host}:{port}/v1/completions "
+                    f"-H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
+                )
+
+        return asyncio.run(_serve_gateway(options, gateway_spec, keys, app, report_ready))
 
 
 @contextlib.contextmanager
@@ -104,7 +127,11 @@ def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
 
 
 async def _serve_gateway(
-    options: GatewayOptions, gateway_spec: spec.GatewaySpec, keys: Keys, app: Any
+    options: GatewayOptions,
+    gateway_spec: spec.GatewaySpec,
+    keys: Keys,
+    app: Any,
+    report_ready: Callable[[int], None],
 ) -> int:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -141,7 +168,9 @@ async def _serve_gateway(
     # uvicorn raises the signal that stopped it again at its end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    tending = asyncio.ensure_future(_watch_backends(server, backends, app, options, gateway_spec, port))
+    tending = asyncio.ensure_future(
+        _watch_backends(server, backends, app, options, gateway_spec, lambda: report_ready(port))
+    )
     try:
         await server.serve(sockets=[listener])
     except SystemExit:
@@ -168,10 +197,9 @@ async def _watch_backends(
     app: Any,
     options: GatewayOptions,
     gateway_spec: spec.GatewaySpec,
-    port: int,
+    report_ready: Callable[[], None],
 ) -> None:
     """Report readiness, then report servers that stop or resume answering."""
-    begin = time.monotonic()
     while not server.started:
         await asyncio.sleep(0.05)
     try:
@@ -181,12 +209,7 @@ async def _watch_backends(
         silent = ", ".join(backends.silent()) or "LiteLLM"
         raise TimeoutError(f"no answer after {options.start_timeout:.0f} s from {silent}") from e
     notify_systemd("READY=1")
-    seconds = time.monotonic() - begin
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    models = ", ".join(gateway_spec.models)
-    console.print_message(
-        f"{gateway_spec.name} answers at http://{host}:{port}/v1 for {models} after {seconds:.1f} s"
-    )
+    report_ready()
     await backends.watch()
 
 

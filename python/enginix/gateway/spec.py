@@ -122,7 +122,8 @@ def read_gateway_spec(path: Path) -> GatewaySpec:
     try:
         description = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise GatewaySpecError(f"unreadable: {e}", where=str(path)) from e
+        fix = "pass a description as enginix gateway --help shows it"
+        raise GatewaySpecError(f"unreadable: {e}", where=str(path), fix=fix) from e
     return parse_gateway_spec(description, str(path))
 
 
@@ -134,7 +135,8 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
     """
     top = _copy_object(description, where)
     if top.pop("version", None) != VERSION:
-        raise GatewaySpecError(f"version is not {VERSION}", where=where)
+        fix = f'write "version": {VERSION}; enginix gateway --help shows a whole description'
+        raise GatewaySpecError(f"version is not {VERSION}", where=where, fix=fix)
     models = {}
     for name, rows in _copy_object(top.pop("models", None), f"{where}: models").items():
         model_where = f"{where}: models.{name}"

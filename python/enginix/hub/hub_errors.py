@@ -92,7 +92,10 @@ def _translate_http_error(e: HfHubHTTPError, repo: str, where: str) -> HubError:
         return HubError(
             "the hub asks to slow down (429)", where=where, fix="wait some minutes, or set HF_TOKEN"
         )
-    return HubError(f"the hub answered {status}: {message}", where=where, fix="run again later")
+    fix = (
+        f"check the name, and that {session.read_endpoint()} is a hub" if status == 404 else "run again later"
+    )
+    return HubError(f"the hub answered {status}: {message}", where=where, fix=fix)
 
 
 def clean_text(text: str) -> str:

@@ -30,9 +30,15 @@ def parse_hub_source(text: str) -> HubSource:
     """Return the repository that a name or an address means; other texts pass unchanged, as names.
 
     Raises:
-        UsageError: an address of another host, or one without a repository.
+        UsageError: an address of another host or without a repository, or a path that does not exist.
     """
     words = text.strip()
+    if words.startswith((".", "/", "~")) or words.endswith((".lock", ".json")):
+        raise UsageError(
+            "no such file or directory",
+            where=ascii(words)[1:-1][:100],
+            fix="check the path; a repository of the Hub is written owner/name",
+        )
     if words.startswith("hf://"):
         path, _, revision = words.removeprefix("hf://").partition("@")
         source = _parse_path(path, words)
@@ -48,7 +54,7 @@ def parse_hub_source(text: str) -> HubSource:
     if host not in (*_HOSTS, _read_endpoint_host()):
         raise UsageError(
             "an address of another host than the Hub's",
-            where=ascii(redact_secrets(words))[1:101],
+            where=ascii(redact_secrets(words))[1:-1][:100],
             fix="pass owner/name; for a mirror set HF_ENDPOINT to its address",
         )
     return _parse_path(url.path, words)
@@ -86,7 +92,7 @@ def _parse_path(path: str, words: str) -> HubSource:
     if not lock.REPO.fullmatch(name) or segments[:1] in (["spaces"], ["collections"], ["papers"], ["docs"]):
         raise UsageError(
             "an address that names no model and no dataset",
-            where=ascii(redact_secrets(words))[1:101],
+            where=ascii(redact_secrets(words))[1:-1][:100],
             fix="pass owner/name",
         )
     revision = rest[1] if len(rest) > 1 and rest[0] in _REVISION_PAGES else None

@@ -163,6 +163,8 @@ def parse_lock(text: str | bytes, where: str) -> Lock:
         raw = parse_object(data, where, strict=True)
     except ModelError as e:
         raise refuse(e.what) from e
+    if raw and not {"repo", "revision", "files"} & set(raw):
+        raise refuse("not a lock", "pass a lock that `enginix lock` wrote, or a model's directory")
     if type(raw.get("version")) is not int or raw["version"] != LOCK_VERSION:
         raise refuse(
             f"lock version {_show_value(raw.get('version'))}, and this enginix reads {LOCK_VERSION}",

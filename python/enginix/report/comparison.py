@@ -246,7 +246,9 @@ def _show_gates(a: Artefact) -> CellText:
 
 
 def _show_artefact(a: Artefact) -> str:
-    return a.what + (f" for {a.target}" if a.target else "")
+    # Artefacts of one name are told apart by what they are, in their name.
+    what = "" if f", {a.what}" in a.name else a.what
+    return f"{what} for {a.target}".strip() if a.target else what
 
 
 COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (

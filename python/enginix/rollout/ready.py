@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from enginix.console import LONGEST_SILENCE, Heartbeat, is_watched
+from enginix.console import Heartbeat
 from enginix.errors import MachineError, UsageError
 
 # A server that is loading answers with one of these, or does not listen yet.
@@ -67,7 +67,7 @@ def _parse_http_address(url: str) -> tuple[str, int]:
 
 def _wait_until_answered(url: str, timeout: float, ask: Callable[[float], None]) -> float:
     started = time.monotonic()
-    heartbeat = Heartbeat(LONGEST_SILENCE if is_watched() else 30)
+    heartbeat = Heartbeat(30)
     while True:
         left = timeout - (time.monotonic() - started)
         try:

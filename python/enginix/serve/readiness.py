@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from enginix.console import LONGEST_SILENCE, Heartbeat, is_watched
+from enginix.console import Heartbeat
 from enginix.errors import GateError, MachineError
 from enginix.kinds.registry import DEFAULT_KIND, find_triton_support
 from enginix.manifest import GoldenAnswer as GoldenAnswer
@@ -40,7 +40,7 @@ def await_ready(
         GateError: the answer has other tokens than the engine's golden ones.
     """
     start = time.monotonic()
-    heartbeat = Heartbeat(LONGEST_SILENCE if is_watched() else 30)
+    heartbeat = Heartbeat(30)
     while not client.ready():
         server.check_running()
         waited = time.monotonic() - start

@@ -106,7 +106,7 @@ def _open(url: str, body: Mapping[str, Any] | None, key: str | None) -> Any:
         request = urllib.request.Request(url, data, headers)
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except ValueError as e:
-        raise UsageError(f"{url!r} is no address: {e}", fix="--url http://127.0.0.1:4000/v1") from e
+        raise UsageError(f"{url!r} is no address: {e}", fix="pass http://127.0.0.1:4000/v1") from e
     except urllib.error.HTTPError as e:
         text = e.read().decode("utf-8", "replace")
         try:

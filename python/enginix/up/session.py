@@ -19,12 +19,13 @@ from typing import IO, Any
 import enginix
 from enginix import console
 from enginix.console import format_bytes
-from enginix.errors import EXIT_OK, EnginixError, MachineError
+from enginix.ending import SignalReceived
+from enginix.errors import EXIT_OK, EnginixError, InterruptedWork, MachineError
 from enginix.process_group import end_with_parent, signal_group
 from enginix.up.stages import Stage
 
-# Seconds between two lines about servers that start.
-TICK = 5.0
+# Seconds between two lines of a log about servers that start.
+TICK = 30.0
 
 
 class StageFailed(EnginixError):
@@ -129,11 +130,16 @@ def _run_stage(stage: Stage, *, as_json: bool, quiet: bool) -> StageRecord:
     try:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    except BaseException:
+    except BaseException as e:
         signal_group(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
         signal_group(process.pid)
+        if isinstance(e, KeyboardInterrupt) and not isinstance(e, SignalReceived):
+            raise InterruptedWork(
+                f"interrupted in stage {stage.name}",
+                fix="to go on, run the same command again: finished stages are kept",
+            ) from e
         raise
     if process.returncode != 0:
         raise StageFailed(stage.name, process.returncode)
@@ -161,7 +167,7 @@ def _start_command(
     other = os.environ.get("ENGINIX_QUANTIZE_PYTHON") if words[0] in QUANTIZING else None
     return subprocess.Popen(
         [other or sys.executable, "-m", "enginix", *words],
-        env={**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1]), "ENGINIX_STAGE": words[0]},
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=stdout,

@@ -78,7 +78,7 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
             fix=", then ".join(kind.build_commands),
         )
     stages: list[Stage] = []
-    size = sum(file.size for file in request.lock.files) if request.lock is not None else 0
+    size = 0
 
     def add(name: str, words: list[str], inputs: object) -> Path:
         key = sha256_json([__version__, name, words, inputs])[:16]
@@ -88,8 +88,11 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
 
     if request.lock is None:
         model = request.source
-        identity: object = _describe_directory(request.source)
+        files = _describe_directory(request.source)
+        size = sum(bytes_of_file for _, bytes_of_file, _ in files)
+        identity: object = files
     else:
+        size = sum(file.size for file in request.lock.files)
         identity = [[file.path, file.sha256] for file in request.lock.files]
         model = add("fetch", ["fetch", str(request.source)], identity)
     source = model
@@ -184,10 +187,10 @@ def name_model(source: str) -> str:
     return name.removesuffix(".json").removesuffix(".lock")
 
 
-def _describe_directory(directory: Path) -> list[list[object]]:
+def _describe_directory(directory: Path) -> list[tuple[str, int, int]]:
     """Return names, sizes and times of a model's files: a changed file is another model."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def format_nix(request: UpRequest, lock_file: str | None) -> str:

@@ -132,6 +132,48 @@ def test_json_of_another_program_is_not_ours(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "first"), [(["fp8"], "up"), (["quantise"], None), (["speed"], "bench"), (["SPEED"], "bench")]
+)
+def test_help_finds_a_word(words: list[str], first: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    if first is None:
+        assert cli.main(["help", *words]) == 2
+        return
+    assert cli.main(["help", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)["commands"]
+    assert found[0] == first and not set(found) & set(cli.INTERNAL_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "fix"),
+    [
+        (["up", "./none"], "./none: no such file or directory", "check the path"),
+        (["inspect", "models/tiny.lock"], "models/tiny.lock: no such file or directory", "owner/name"),
+        (["lock", "../x.json", "-o", "y"], "../x.json: no such file or directory", "check the path"),
+        (
+            ["inspect", "tests/models/tiny-qwen3/config.json"],
+            "config.json: not a lock",
+            "a model's directory",
+        ),
+        (["bench", "tests"], "tests: a directory", "--engine tests"),
+        (["bench", "localhost"], "is no address", "pass http://127.0.0.1:4000/v1"),
+        (["chat", "--url", "localhost"], "is no address", "pass http://127.0.0.1:4000/v1"),
+        (["reference", "tests", "--questions", "none", "-o", "x"], "none: no such file", "check the path"),
+        (["gateway", "tests/models/tiny-qwen3/config.json"], "version is not 1", '"version": 1'),
+        (["gateway", "none.json"], "unreadable", "enginix gateway --help"),
+    ],
+)
+def test_a_mistake_is_told_apart(
+    words: list[str], what: str, fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a path that is not there, nothing asks the Hub; a fix is one that this command takes."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert cli.main(words) in (2, 3)
+    said = capsys.readouterr().err
+    assert what in said and fix in said.partition("fix: ")[2]
+
+
 def test_help_lists_every_exit_code() -> None:
     codes = {
         value for name, value in vars(errors).items() if name.startswith("EXIT_") and name != "EXIT_CODES"

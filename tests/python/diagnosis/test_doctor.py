@@ -40,6 +40,18 @@ def test_what_is_missing_has_a_way_to_mend_it(monkeypatch: pytest.MonkeyPatch) -
     assert not any(result.fix for result in results if result.status == "ok")
 
 
+def test_the_gateway_of_another_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho 99.1\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("ENGINIX_GATEWAY_PYTHON", str(python))
+    result = _find(run_checks(ask_hub=False), "extra gateway")
+    assert result.status == "ok" and str(python) in result.detail
+    python.write_text("#!/bin/sh\necho 1.0 orjson uvicorn\n")
+    result = _find(run_checks(ask_hub=False), "extra gateway")
+    assert result.status == "absent" and "orjson, uvicorn are not installed" in result.detail
+
+
 def test_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -149,8 +149,10 @@ def test_a_config_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not owner/name"):
+    with pytest.raises(UsageError, match="no such file or directory"):
         told("./nowhere/at all")
+    with pytest.raises(UsageError, match="not owner/name"):
+        told("nowhere/at all")
     with pytest.raises(UsageError, match="--revision goes with"):
         told(TINY, "main")
     with pytest.raises(ModelError, match="cannot be read"):

@@ -297,6 +297,22 @@ def _make_artefact(name: str, **facts: Any) -> Artefact:
     return Artefact(name=name, **{"what": "reference engine", "format": "FP8", **rest, **facts})
 
 
+def test_many_gpus_are_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(ROOT / "tests/models/tiny-qwen3")]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) < 160 and "GPUs that enginix target lists" in shown
+
+
+def test_what_tells_artefacts_apart_is_said_once() -> None:
+    origin = ModelOrigin(None, 64 * "a")
+    alike = [
+        _make_artefact("tiny", origin=origin),
+        _make_artefact("tiny", origin=origin, what="checkpoint", target="h200"),
+    ]
+    first, second = render_comparison_text(compare_artefacts(alike)).splitlines()[1:3]
+    assert first.startswith("tiny, reference engine  ") and second.startswith("tiny, checkpoint (for h200)  ")
+
+
 def test_the_model_is_the_baseline_of_its_engines() -> None:
     model = ModelOrigin(None, 64 * "a")
     figures = GateFigures(

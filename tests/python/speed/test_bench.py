@@ -224,6 +224,8 @@ def test_kept_measurements_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["bench", "--compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 1
     told = capsys.readouterr()
     assert "slower" in told.out and "gate speed" in told.err
+    # The names that the measurement was printed with.
+    assert "to the first token" in told.out.splitlines()[-3] and "Seconds" not in told.out + told.err
     assert main(["bench", "--compare", str(tmp_path / "after"), str(tmp_path / "before"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
     (tmp_path / "broken").write_text('{"version": 1, "mix": {}, "samples": []}')

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,59 @@ def test_a_stage_that_fails_ends_the_run(tmp_path: Path, capfd: pytest.CaptureFi
         run_stages([stage], RunLog(tmp_path / "log"), as_json=False)
     assert failed.value.exit_code == 3 and failed.value.as_json()["exitCode"] == 3
     assert "config.json" in capfd.readouterr().err
+
+
+def test_stages_leave_the_next_step_to_up(tmp_path: Path) -> None:
+    """At a terminal a stage alone names the next command; below enginix up that would mislead."""
+    script = (
+        "import sys; from pathlib import Path; from enginix.up import session, stages\n"
+        "[model, out] = map(Path, sys.argv[1:])\n"
+        "stage = stages.Stage('convert', ('convert', str(model), '-o', str(out)), out)\n"
+        "session.run_stages([stage], session.RunLog(out.parent / 'log'), as_json=False)\n"
+    )
+    shown = []
+    for number, words in enumerate(
+        (["-c", script, str(MODEL)], ["-m", "enginix", "convert", str(MODEL), "-o"])
+    ):
+        leader, follower = pty.openpty()
+        subprocess.run(
+            [sys.executable, *words, str(tmp_path / str(number))],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+            stdout=follower,
+            stderr=follower,
+            check=True,
+        )
+        os.close(follower)
+        shown.append(os.read(leader, 65536).decode())
+        os.close(leader)
+    assert "convert:" in shown[0] and "next:" not in shown[0]
+    assert "next:" in shown[1]
+
+
+def test_an_interrupted_stage_says_how_to_go_on(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys, threading; from pathlib import Path\n"
+        "from enginix.up import session, stages\n"
+        "out = Path(sys.argv[2])\n"
+        "stage = stages.Stage('build', ('calibrate', sys.argv[1], '-o', str(out)), out)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "session.run_stages([stage], session.RunLog(out.parent / 'log'), as_json=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(MODEL), str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "InterruptedWork: interrupted in stage build" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_size_of_a_directory_counts(request_of_lock: UpRequest, tmp_path: Path) -> None:
+    of_directory = replace(request_of_lock, lock=None, source=MODEL)
+    size = sum(path.stat().st_size for path in MODEL.iterdir())
+    assert {stage.input_bytes for stage in plan_stages(of_directory, tmp_path)} == {size}
 
 
 def test_a_damaged_log_is_no_reason_to_fail(tmp_path: Path) -> None:

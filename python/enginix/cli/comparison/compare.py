@@ -20,6 +20,7 @@ takes it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from enginix.report.kinds import KindRow
+
+
+MOST_GPUS = 12  # in one line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +105,13 @@ def _compare_kinds(args: argparse.Namespace) -> int:
     return EXIT_OK if any(row.takes for row in rows) else EXIT_CHECK_FAILED
 
 
+def _format_gpus(names: Sequence[str]) -> str:
+    """List a few GPUs; of more than a person reads only their number."""
+    if len(names) <= MOST_GPUS:
+        return ", ".join(names)
+    return f"{len(names)} GPUs that enginix target lists; --target GPU asks about one"
+
+
 def _format_kind(row: KindRow, target: str | None) -> str:
     verdict = {True: "yes", False: "no", None: "maybe"}[row.takes]
     lines = [
@@ -108,7 +119,7 @@ def _format_kind(row: KindRow, target: str | None) -> str:
         f"  is      {row.described['is']}",
     ]
     if row.takes is not False:
-        runs = "any machine, CPU or GPU" if row.targets is None else target or ", ".join(row.targets)
+        runs = "any machine, CPU or GPU" if row.targets is None else target or _format_gpus(row.targets)
         lines += [
             f"  size    about {console.format_bytes(row.size)}",
             f"  build   {row.described['build']}",

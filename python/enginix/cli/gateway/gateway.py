@@ -32,7 +32,9 @@ from enginix import console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("description", type=Path, metavar="FILE", help="the gateway, as JSON (see above)")
-    parser.add_argument("--python", type=Path, metavar="P", help="python3 whose environment has litellm")
+    parser.add_argument(
+        "--python", type=Path, metavar="P", help="python3 that has litellm ($ENGINIX_GATEWAY_PYTHON)"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="IP", help="listen address (default: loopback)"
     )
@@ -67,9 +69,14 @@ def run(args: argparse.Namespace) -> int:
 
     gateway_spec = spec.read_gateway_spec(args.description)
     ports.address_family(args.host)
-    python = (args.python or Path(sys.executable)).absolute()
+    python = launch.find_gateway_python(args.python)
     options = launch.GatewayOptions(
-        str(args.description.absolute()), args.host, args.port, args.start_timeout, args.exit_timeout
+        str(args.description.absolute()),
+        args.host,
+        args.port,
+        args.start_timeout,
+        args.exit_timeout,
+        console.is_watched(),
     )
     if args.dry_run:
         described = {

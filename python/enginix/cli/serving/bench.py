@@ -70,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "pass URL, --dataset FILE or --compare BEFORE AFTER", fix="enginix bench http://127.0.0.1:4000/v1"
         )
+    if Path(args.url).is_dir():
+        raise UsageError(
+            "a directory, and not the address of a server",
+            where=args.url,
+            fix=f"serve it, then enginix bench http://127.0.0.1:4000/v1 --engine {args.url}",
+        )
     from enginix.bench.load import explain_refusal, run_load
     from enginix.bench.measurement import describe_measurement
     from enginix.files import dump_json, write_text
@@ -187,6 +193,8 @@ def _describe_setting(url: str, model: str, engine: dict[str, Any] | None) -> di
 
 
 def _format_measurement(measured: dict[str, Any]) -> str:
+    from enginix.bench.measurement import FIGURE_LABELS
+
     def line(name: str, label: str) -> str:
         figure = measured["figures"][name]
         if figure is None:
@@ -201,9 +209,7 @@ def _format_measurement(measured: dict[str, Any]) -> str:
     lines = [
         f"{measured['model']}: {measured['requests']} requests, {measured['failed']} failed, "
         f"{measured['seconds']:.1f} s",
-        line("firstTokenSeconds", "to the first token"),
-        line("betweenTokensSeconds", "between tokens"),
-        line("requestSeconds", "a request"),
+        *(line(name, label) for name, label in FIGURE_LABELS.items()),
     ]
     if measured["outputTokensPerSecond"] is not None:
         lines.append(
@@ -217,7 +223,12 @@ def _format_measurement(measured: dict[str, Any]) -> str:
 def _compare(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from enginix.bench.measurement import compare_measurements, read_measurement, require_no_regression
+    from enginix.bench.measurement import (
+        FIGURE_LABELS,
+        compare_measurements,
+        read_measurement,
+        require_no_regression,
+    )
 
     if not 0 <= args.tolerance < 10:
         raise UsageError(
@@ -226,8 +237,8 @@ def _compare(args: argparse.Namespace) -> int:
     before, after = (read_measurement(path) for path in args.compare)
     changes = compare_measurements(before, after, args.tolerance)
     lines = [
-        f"{c.figure:<22} {1000 * c.before:>9.2f} ms → {1000 * c.after:>9.2f} ms  {c.ratio:.3f} ×"
-        f"{'  slower' if c.is_slower else ''}"
+        f"{FIGURE_LABELS[c.figure]:<22} {1000 * c.before:>9.2f} ms → {1000 * c.after:>9.2f} ms  "
+        f"{c.ratio:.3f} ×{'  slower' if c.is_slower else ''}"
         for c in changes
     ]
     slower = any(c.is_slower for c in changes)

@@ -26,7 +26,6 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,14 +239,12 @@ def _require_software(args: argparse.Namespace) -> Path:
     Raises:
         MachineError: LiteLLM, tritonserver, ModelOpt or libraries of the kind are missing.
     """
-    from enginix.gateway.launch import require_litellm
+    from enginix.gateway.launch import find_gateway_python, require_litellm
     from enginix.optional_libraries import require_extra
     from enginix.serve.tritonserver import find_tritonserver
     from enginix.up.stages import is_served_by_triton
 
-    given = args.gateway_python or os.environ.get("ENGINIX_GATEWAY_PYTHON")
-    # Not resolved: an environment's python3 may be a link to the interpreter without its libraries.
-    python = Path(given or sys.executable).absolute()
+    python = find_gateway_python(args.gateway_python)
     checks: list[Callable[[], object]] = [lambda: require_litellm(python)]
     if is_served_by_triton(args.kind):
         checks += [

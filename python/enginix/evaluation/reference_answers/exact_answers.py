@@ -22,6 +22,8 @@ def read_questions(path: Path | None) -> list[dict[str, str]] | None:
     """
     if path is None:
         return None
+    if not path.exists():
+        raise QuestionsError("no such file", where=str(path), fix="check the path")
     try:
         # JSON may contain characters that splitlines takes for the end of a line, for instance U+2028.
         rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]

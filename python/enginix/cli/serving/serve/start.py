@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import time
 from pathlib import Path
@@ -21,6 +22,9 @@ from enginix.serve.preflight import ServedRepository
 from enginix.serve.readiness import await_ready, read_golden
 from enginix.serve.supervisor import SupervisedServer, explain_exit
 
+# What Triton logs at every stop.
+_ROUTINE = re.compile(r"(?:rank \d+: )?(?:I\d{4} |Signal \(\d+\) received)")
+
 
 class _StopRequested(Exception):
     """SIGINT or SIGTERM came."""
@@ -31,9 +35,11 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
     if (warning := explain_open_address(args.host, "Triton")) is not None:
         console.print_message(f"warning: {warning}")
     quiet = True
+    is_stopping = False
 
     def show(line: str) -> None:
-        if args.verbose or not quiet:
+        is_routine = is_stopping and _ROUTINE.match(line) is not None
+        if args.verbose or not (quiet or is_routine):
             console.print_message(line)
 
     # From here on SIGTERM and SIGINT end the server first, and then this process with status 0.
@@ -78,7 +84,7 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                     status = server.wait(client.live)
                     raise explain_exit(server.last_lines(400), status, spec.hosts)
             except _StopRequested:
-                pass
+                is_stopping = True
             finally:
                 # A second signal is an order to end at once; what is left is removed all the same.
                 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
