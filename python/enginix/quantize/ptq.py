@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginix import device as devices
 from enginix.errors import UsageError
+from enginix.model.attention_code import choose_attention_code
 from enginix.progress import track_step
 from enginix.quantize.formats import MIXED, FormatChoice
 from enginix.quantize.library_imports import import_library, translate_library_errors
@@ -45,8 +46,15 @@ def load_model(directory: Path, device: str) -> Any:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     with translate_library_errors("transformers"):
+        config = transformers.AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto", trust_remote_code=False, local_files_only=True
+            directory,
+            dtype="auto",
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation=choose_attention_code(config),
         )
         return model.eval().to(device)
 

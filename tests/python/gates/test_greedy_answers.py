@@ -9,6 +9,7 @@ import torch
 
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.subject import TransformersSubject
+from enginix.quantize import ptq
 
 SIZES = {
     "vocab_size": 300,
@@ -58,7 +59,7 @@ def test_answers_are_those_of_greedy_search(
 
 
 @pytest.mark.parametrize("capping", [1.0, None])
-def test_attention_is_capped_in_the_reference(tmp_path: Path, capping: float | None) -> None:
+def test_attention_is_capped_in_reference_and_calibration(tmp_path: Path, capping: float | None) -> None:
     """Transformers' default attention leaves Gemma 2's soft-capping of scores out; its eager one does not."""
     import transformers
 
@@ -72,5 +73,7 @@ def test_attention_is_capped_in_the_reference(tmp_path: Path, capping: float | N
     )
     with torch.no_grad():
         expected = eager.eval()(tokens).logits[0]
+        calibrated = ptq.load_model(tmp_path, "cpu")(tokens).logits[0]
     (logits,) = hf.compute_hf_logits(tmp_path, tokens.tolist())
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    for computed in (logits, calibrated):
+        torch.testing.assert_close(computed, expected, atol=1e-4, rtol=1e-4)

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from enginix.errors import EnginixError, GateError, ModelError
+from enginix.model.attention_code import choose_attention_code
 from enginix.model.jsonfile import refuse_other_artefact
 from enginix.progress import track_step
 
@@ -142,12 +143,10 @@ def _load_whole_model(transformers: Any, model: Path, torch_device: torch.device
     try:
         config = transformers.AutoConfig.from_pretrained(
             str(model), local_files_only=True, trust_remote_code=False
-        ).get_text_config()
-        # Of transformers' ways to compute attention, SDPA leaves the soft-capping of scores out.
-        capping = getattr(config, "attn_logit_softcapping", None)
+        )
         loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(model),
-            attn_implementation=None if capping is None else "eager",
+            attn_implementation=choose_attention_code(config),
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
