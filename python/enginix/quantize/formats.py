@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from enginix.errors import UsageError
+from enginix.model.family_rows import describe_formats, list_family_rows
 from enginix.model.number_formats import read_algorithms, runs_on_gpu
 from enginix.tables import load_table
 
@@ -127,7 +128,7 @@ def resolve_format(
     Args:
         candidates: formats of ``mixed``; empty for the first pair that the target executes.
         target_name: GPU that will serve the model, of gpus.json; None to check no GPU.
-        architecture: of the model, for the target's warnings.
+        architecture: of the model, for warnings.
         device: that computes; ``mixed`` runs the quantized layers, and not each can run on a CPU.
 
     Raises:
@@ -159,12 +160,26 @@ def resolve_format(
         for f in chosen
         if kv_algorithm is not None and not _has_edgellm_kv_cache(f.algorithm)
     ]
+    warnings += _list_unconverted(chosen, architecture)
     if target_name is not None:
         for chosen_format in chosen:
             warnings += _check_target_support(
                 chosen_format.algorithm, kv_algorithm, architecture, target_name
             )
     return FormatChoice(name, chosen, effective_bits, kv_cache, tuple(dict.fromkeys(warnings)))
+
+
+def _list_unconverted(formats: Sequence[QuantizationFormat], architecture: str | None) -> list[str]:
+    """Return a warning for each format in which ``enginix convert`` refuses models of an architecture."""
+    row = list_family_rows().get(architecture or "")
+    if row is None:
+        return []
+    return [
+        f"enginix convert takes {architecture} {describe_formats(row)} only, and will refuse this model in "
+        f"{f.algorithm}"
+        for f in formats
+        if f.algorithm not in row.get("formats", ())
+    ]
 
 
 def _has_edgellm_kv_cache(algorithm: str) -> bool:

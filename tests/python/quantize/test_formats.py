@@ -114,6 +114,16 @@ def test_what_nobody_vouches_for_is_said() -> None:
     assert not resolve_format("fp8", target_name="h200", architecture="NobodysForCausalLM").warnings
 
 
+def test_what_conversion_refuses_later_is_told_before_quantizing() -> None:
+    def list_told(name: str, architecture: str) -> list[str]:
+        warnings = resolve_format(name, architecture=architecture).warnings
+        return [w for w in warnings if w.startswith(f"enginix convert takes {architecture}")]
+
+    assert "unquantized only" in list_told("fp8", "BloomForCausalLM")[0]
+    assert "in FP8, " in list_told("fp8_pc_pt", "GPT2LMHeadModel")[0]
+    assert list_told("fp8", "GPT2LMHeadModel") == list_told("fp8_pc_pt", "Qwen3ForCausalLM") == []
+
+
 def test_small_models_with_an_fp8_cache_are_warned_of() -> None:
     assert "4218" in str(warn_of_kv_cache(8_000_000_000))
     assert warn_of_kv_cache(70_000_000_000) is None
