@@ -77,7 +77,9 @@ class Pod:
             text=True,
         )
         assert self.process.stdout is not None
-        self.port = json.loads(self.process.stdout.readline())["httpPort"]
+        ready = json.loads(self.process.stdout.readline())
+        assert "httpPort" in ready, ready
+        self.port = ready["httpPort"]
         service.endpoints.append(self.port)
 
     def end(self) -> int:

@@ -33,18 +33,13 @@ def parse_hub_source(text: str) -> HubSource:
         UsageError: an address of another host or without a repository, or a path that does not exist.
     """
     words = text.strip()
-    if words.startswith((".", "/", "~")) or words.endswith((".lock", ".json")):
-        raise UsageError(
-            "no such file or directory",
-            where=ascii(words)[1:-1][:100],
-            fix="check the path; a repository of the Hub is written owner/name",
-        )
     if words.startswith("hf://"):
         path, _, revision = words.removeprefix("hf://").partition("@")
         source = _parse_path(path, words)
         return replace(source, revision=unquote(revision.split("/")[0]) or source.revision)
     host = words.split("/")[0].lower()
     if "://" not in words and host not in (*_HOSTS, _read_endpoint_host()):
+        _refuse_path(words)
         return HubSource(text, "model", None)
     try:
         url = urlsplit(words if "://" in words else f"https://{words}")
@@ -73,6 +68,15 @@ def choose_revision(source: HubSource, asked: str | None) -> str | None:
         where=source.name,
         fix="leave one of them out",
     )
+
+
+def _refuse_path(words: str) -> None:
+    if words.startswith((".", "/", "~")) or words.endswith((".lock", ".json")):
+        raise UsageError(
+            "no such file or directory",
+            where=ascii(words)[1:-1][:100],
+            fix="check the path; a repository of the Hub is written owner/name",
+        )
 
 
 def _read_endpoint_host() -> str:

@@ -157,7 +157,7 @@ def test_names_and_types_that_do_not_fit(
     assert "named with its owner" in capsys.readouterr().err
     assert enginix("lock", "--dataset", "acme/nothing", "-o", out) == 4
     assert "datasets/acme/nothing: no such repository" in capsys.readouterr().err
-    assert enginix("lock", "--dataset", "../x", "-o", out) == 3
+    assert enginix("lock", "--dataset", "../x", "-o", out) == 2
     assert enginix("lock", NAME, "-o", out) == 0
     assert lock.read_lock(out).type == "model" and "type" not in json.loads(out.read_text())
     assert enginix("lock", "--dataset", "--check", out) == 2
