@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import types
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -58,14 +59,16 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     shared.mkdir(exist_ok=True)
 
     def make_once(name: str, make: Callable[[Path], object]) -> Path:
-        out = shared / name / "out"
+        out, done = shared / name / "out", shared / name / "done"
+        maker = make.__code__.co_filename if isinstance(make, types.FunctionType) else ""
         with open(shared / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (shared / name / "done").exists():
+            if not done.exists():
                 shutil.rmtree(shared / name, ignore_errors=True)
                 (shared / name).mkdir()
                 make(out)
-                (shared / name / "done").touch()
+                done.write_text(maker)
+            assert done.read_text() == maker, f"{name} is also the name of what {done.read_text()} makes"
         return out
 
     return make_once

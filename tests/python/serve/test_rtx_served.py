@@ -58,13 +58,13 @@ def run_enginix(rtx_python: Path) -> Callable[..., subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="session")
 def rtx_checkpoint(made_once: Callable[..., Path], run_enginix: Any) -> Path:
-    return made_once("rtx-checkpoint", lambda out: run_enginix("convert", MODEL, "-o", out))
+    return made_once("rtx-served-checkpoint", lambda out: run_enginix("convert", MODEL, "-o", out))
 
 
 @pytest.fixture(scope="session")
 def rtx_engine(made_once: Callable[..., Path], run_enginix: Any, rtx_checkpoint: Path) -> Path:
     return made_once(
-        "rtx-engine", lambda out: run_enginix("rtx-build", rtx_checkpoint, "--model", MODEL, "-o", out)
+        "rtx-served-engine", lambda out: run_enginix("rtx-build", rtx_checkpoint, "--model", MODEL, "-o", out)
     )
 
 
@@ -75,7 +75,7 @@ def rtx_repository(
     def make(out: Path) -> None:
         run_enginix("triton-repo", rtx_engine, "-o", out, "--interpreter", rtx_checkpoint)
 
-    return made_once("rtx-repository", make)
+    return made_once("rtx-interpreted-repository", make)
 
 
 @pytest.fixture(scope="session")
