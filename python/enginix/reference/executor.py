@@ -17,6 +17,7 @@ from enginix.reference.cache import Decode, KeyValueCache, PackedPrompts, Prefil
 from enginix.reference.config import ExecutorConfig
 from enginix.reference.graphs import DecodeSteps
 from enginix.reference.layers import DecoderLayer, ForwardStep, LayerBuilder
+from enginix.reference.prompt_check import check_prompt_tokens
 from enginix.reference.rope import RopeTables
 from enginix.reference.sampling import most_likely
 from enginix.reference.weights import MergedWeights
@@ -126,13 +127,7 @@ class Executor:
         Raises:
             UsageError: empty, too long, or with a token outside the vocabulary.
         """
-        if not tokens:
-            raise UsageError("empty prompt", fix="send at least one token")
-        if len(tokens) > self.max_length:
-            raise UsageError(f"prompt of {len(tokens)} tokens, the model accepts at most {self.max_length}")
-        outside = [t for t in tokens if not 0 <= t < self.config.vocab_size]
-        if outside:
-            raise UsageError(f"token {outside[0]} is outside the vocabulary of {self.config.vocab_size}")
+        check_prompt_tokens(tokens, self.max_length, self.config.vocab_size, "the model")
 
     def _hidden(self, tokens: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         x = self._embed(tokens, step)

@@ -9,6 +9,7 @@ import torch
 from enginix.errors import UsageError
 from enginix.kinds.rtx.step_inputs import make_step_inputs
 from enginix.kinds.rtx_serving.step_backend import StepBackend
+from enginix.reference.prompt_check import check_prompt_tokens
 
 
 class SlotSequences:
@@ -34,14 +35,7 @@ class SlotSequences:
         Raises:
             UsageError: empty, too long, or with a token outside the vocabulary.
         """
-        if not tokens:
-            raise UsageError("empty prompt", fix="send at least one token")
-        if len(tokens) > self.max_length:
-            raise UsageError(f"prompt of {len(tokens)} tokens, the engine accepts at most {self.max_length}")
-        size = self.backend.vocab_size
-        outside = [t for t in tokens if not 0 <= t < size]
-        if outside:
-            raise UsageError(f"token {outside[0]} is outside the vocabulary of {size}")
+        check_prompt_tokens(tokens, self.max_length, self.backend.vocab_size, "the engine")
 
     def cut_piece(self, tokens: Sequence[int], stored: int) -> Sequence[int]:
         """Return what one step takes of a prompt of which ``stored`` tokens are in the cache."""
