@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from enginix.errors import MachineError
 from enginix.process_group import kill_tree
@@ -126,3 +128,21 @@ def start_program(
             if child.returncode is None:
                 kill_tree(child.pid)
             child.wait()
+
+
+def query_python(python: Path, script: str, *words: str, failure: str, fix: str | None = None) -> Any:
+    """Run a script by another Python, and return the JSON that it prints.
+
+    Args:
+        failure: what is wrong where it prints none.
+
+    Raises:
+        MachineError: it prints no JSON; has the last line of its errors.
+    """
+    done = run_program([python, "-c", script, *words], check=False)
+    try:
+        return json.loads(done.stdout)
+    except ValueError as e:
+        lines = done.stderr.strip().splitlines()
+        last = lines[-1] if lines else "no output"
+        raise MachineError(f"{failure}: {last}", where=str(python), fix=fix) from e

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, find_triton_support, get_kind
 from enginix.manifest import Manifest
 from enginix.optional_libraries import format_install_command, format_tritonserver_command
-from enginix.process import build_environment
+from enginix.process import query_python
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.serve import pytriton_wheel
@@ -206,18 +205,7 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
         "found = [n for n in sys.argv[1:] if importlib.util.find_spec(n)]\n"
         "print(json.dumps([sys.version_info[1], found, version('numpy') if 'numpy' in found else '']))"
     )
-    done = subprocess.run(
-        [str(python), "-c", script, *names],
-        env=build_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        minor, importable, numpy = json.loads(done.stdout)
-    except ValueError as e:
-        lines = done.stderr.strip().splitlines()
-        raise MachineError(f"does not run: {lines[-1] if lines else 'no output'}", where=str(python)) from e
+    minor, importable, numpy = query_python(python, script, *names, failure="does not run")
     if linked and int(linked[1]) != minor:
         raise MachineError(
             f"Python 3.{minor}, but this Triton's stub is for 3.{int(linked[1])}",

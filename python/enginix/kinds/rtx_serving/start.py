@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +13,7 @@ from enginix.console import print_message
 from enginix.errors import MachineError
 from enginix.files import find_user_cache
 from enginix.manifest import Manifest
-from enginix.process import build_environment
+from enginix.process import query_python
 
 # Directory of compiled kernels, which ``enginix serve`` sets.
 CACHE_VARIABLE = "ENGINIX_RTX_CACHE"
@@ -61,18 +59,12 @@ def check_environment(python: Path, directory: Path, repository: Manifest) -> li
         MachineError: the library cannot be imported, or PyTorch is a build without CUDA.
         Mismatch: the library has another version than the one that built the engine.
     """
-    done = subprocess.run(
-        [str(python), "-c", _PROBE], env=build_environment(), capture_output=True, text=True, check=False
+    rtx_version, torch_version = query_python(
+        python,
+        _PROBE,
+        failure="does not import TensorRT for RTX",
+        fix="install tensorrt-rtx-cu13-libs and tensorrt-rtx-cu13-bindings",
     )
-    try:
-        rtx_version, torch_version = json.loads(done.stdout)
-    except ValueError as e:
-        lines = done.stderr.strip().splitlines()
-        raise MachineError(
-            f"does not import TensorRT for RTX: {lines[-1] if lines else 'no output'}",
-            where=str(python),
-            fix="install tensorrt-rtx-cu13-libs and tensorrt-rtx-cu13-bindings",
-        ) from e
     require_versions(repository, directory, {"tensorrtRtx": rtx_version})
     if not needs_gpu(repository.options):
         return [INTERPRETED]
