@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.run_log import read_manifest_digest
+from enginix.run_log import name_beside, read_manifest_digest
 
 SUFFIX = ".bench.json"
 VERSION = 1
@@ -40,8 +39,7 @@ class StoredSpeed:
 
 def find_bench_record(engine: Path) -> Path:
     """Return the place of an engine's measurement."""
-    real = Path(os.path.abspath(engine))
-    return real.with_name(real.name + SUFFIX)
+    return name_beside(engine, SUFFIX)
 
 
 def read_bench_record(engine: Path) -> StoredSpeed | str | None:

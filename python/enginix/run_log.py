@@ -41,8 +41,18 @@ class ArtefactRun:
 
 def find_run_log(artefact: Path) -> Path:
     """Return the place of an artefact's run log."""
+    return name_beside(artefact, SUFFIX)
+
+
+def name_beside(artefact: Path, suffix: str) -> Path:
+    """Return the file of what is told of an artefact beside it."""
     real = Path(os.path.abspath(artefact))
-    return real.with_name(real.name + SUFFIX)
+    return real.with_name(real.name + suffix)
+
+
+def is_store(directory: Path) -> bool:
+    """Tell whether a directory is Nix's store, which is not written to."""
+    return directory == Path(os.environ.get("NIX_STORE") or "/nix/store")
 
 
 def read_manifest_digest(artefact: Path) -> str | None:
@@ -56,7 +66,7 @@ def read_manifest_digest(artefact: Path) -> str | None:
 def write_run_log(artefact: Path, command: str, statistics: dict[str, Any]) -> None:
     """Write the run log of an artefact that was just made, where the directory allows it."""
     file = find_run_log(artefact)
-    if file.parent == Path(os.environ.get("NIX_STORE") or "/nix/store"):
+    if is_store(file.parent):
         return
     content = {
         "format": FORMAT,

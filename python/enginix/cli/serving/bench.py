@@ -97,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
         console.print_message(f"measurement: {output}")
     shown = {name: value for name, value in measured.items() if name != "samples"}
     text = _format_measurement(measured)
-    if (status := next((r.status for r in records if r.error is not None), 0)) != 0:
-        text += f"\nfix: {explain_refusal(url, model, mix, key, status)}"
+    failed = next((record for record in records if record.error is not None), None)
+    if failed is not None:
+        text += f"\nfix: {explain_refusal(url, model, mix, key, failed.status)}"
     console.print_result(shown, text, as_json=args.json)
     return EXIT_CHECK_FAILED if measured["failed"] else EXIT_OK
 
@@ -142,21 +143,17 @@ def _choose_output(args: argparse.Namespace) -> Path | None:
     """
     from enginix.bench_record import find_bench_record
     from enginix.files import require_absent_file
+    from enginix.run_log import is_store
 
     output: Path | None = args.output
     if output is None and args.engine is not None:
         beside = find_bench_record(args.engine)
-        # A store is not written to.
-        output = beside if os.access(beside.parent, os.W_OK) and not _is_store(beside.parent) else None
+        output = beside if os.access(beside.parent, os.W_OK) and not is_store(beside.parent) else None
         if output is None:
             console.print_message(f"note: {beside.parent} keeps no measurement; -o FILE does")
     if output is not None:
         require_absent_file(output)
     return output
-
-
-def _is_store(directory: Path) -> bool:
-    return directory == Path(os.environ.get("NIX_STORE") or "/nix/store")
 
 
 def _describe_engine(engine: Path) -> dict[str, Any]:
