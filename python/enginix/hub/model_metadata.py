@@ -11,7 +11,7 @@ from typing import Any
 
 from enginix.errors import LockError, ModelError
 from enginix.model.attention_window import WINDOW_KEY, find_window_pattern
-from enginix.model.class_defaults import fill_absent_sizes
+from enginix.model.class_defaults import EXPERT_COUNT_KEYS, fill_absent_sizes
 from enginix.model.context_length import PYTORCH_CONTEXT_KEY, read_model_context, read_pytorch_context
 from enginix.model.family_config import read_family_sizes
 from enginix.model.family_rows import list_family_rows
@@ -37,7 +37,7 @@ INTEGERS = {
     "hiddenSize": ("hidden_size", "n_embd"),
     "intermediateSize": ("intermediate_size", "n_inner", "ffn_hidden_size"),
     "vocabulary": ("vocab_size",),
-    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "experts": EXPERT_COUNT_KEYS,
     "expertIntermediateSize": ("moe_intermediate_size",),
     "expertsPerToken": ("num_experts_per_tok", "experts_per_token"),
 }

@@ -16,7 +16,7 @@ from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
 from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
-from enginix.model.class_defaults import fill_absent_sizes
+from enginix.model.class_defaults import EXPERT_COUNT_KEYS, fill_absent_sizes
 from enginix.model.context_length import read_model_context
 from enginix.model.family_config import name_family_sizes
 from enginix.model.jsonfile import read_object
@@ -133,7 +133,7 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         head_size=head_size,
         hidden_size=hidden,
         intermediate_size=_read_size(sizes, "intermediate_size", "n_inner"),
-        experts=_read_size(sizes, "num_local_experts", "num_experts", "n_routed_experts"),
+        experts=_read_size(sizes, *EXPERT_COUNT_KEYS),
         experts_per_token=_read_size(sizes, "num_experts_per_tok"),
         vocabulary=_read_size(sizes, "vocab_size"),
         context=read_model_context(sizes),

@@ -7,6 +7,8 @@ from typing import Any
 
 from enginix.tables import load_table
 
+# The number of experts in config.json; the first that exists counts.
+EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings",

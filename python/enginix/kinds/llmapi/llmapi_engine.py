@@ -31,6 +31,7 @@ from enginix.machine.kind_support import is_release_at_least
 from enginix.machine.target import Target, find_target
 from enginix.manifest import Manifest, read_artefact_name
 from enginix.model.attention_window import read_windows
+from enginix.model.class_defaults import EXPERT_COUNT_KEYS
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.jsonfile import read_object, select_language_model
@@ -51,8 +52,6 @@ from enginix.tables import load_table
 from enginix.wording import suggest_name
 
 LLM_ARGUMENTS_FILE = "llm_args.yaml"
-# The number of experts in config.json, under one of these (enginix.hub.model_metadata).
-_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -310,7 +309,7 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
         chunked = True
     requested = dict(request.arguments)
     if request.target is not None:
-        has_experts = any(config.get(key) for key in _EXPERT_KEYS)
+        has_experts = any(config.get(key) for key in EXPERT_COUNT_KEYS)
         requested = {
             **resolve_format_arguments(
                 request.target, request.runtime, checkpoint.quantization, checkpoint.dtype, has_experts
