@@ -9,7 +9,6 @@ dtype, shape and SHA-256 of each tensor. It is made again from the unpacked arch
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sys
 import tarfile
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golden import tensors, unpack_archive
+from golden import add_file, tensors, unpack_archive
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,8 @@ def write_excerpt(source: Path, target: Path) -> None:
                 continue
             rows += [_describe(case, entry, n) for n, entry in enumerate(description["conversions"])]
             for path in sorted((case / "hf").iterdir()):
-                _add(tar, f"families/{case.name}/hf/{path.name}", path.read_bytes())
-        _add(tar, "families/conversions.json", json.dumps(rows).encode())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o644
-    tar.addfile(info, io.BytesIO(data))
+                add_file(tar, f"families/{case.name}/hf/{path.name}", path.read_bytes())
+        add_file(tar, "families/conversions.json", json.dumps(rows).encode())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import tarfile
@@ -38,6 +39,13 @@ def unpack_archive(name: str) -> Path:
                 tar.extractall(cache)  # our own archive; older Pythons know no filter
             (cache / "complete").touch()
     return cache / name
+
+
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file to an archive of tests/golden: no time and no owner, so that the same is written again."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
 
 
 def root() -> Path:

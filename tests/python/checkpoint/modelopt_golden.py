@@ -10,7 +10,6 @@ tokens, by the code of ``enginix quantize``. It is made again from the unpacked 
 from __future__ import annotations
 
 import copy
-import io
 import json
 import sys
 import tarfile
@@ -22,7 +21,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[3] / "python")]
 
-from golden import unpack_archive
+from golden import add_file, unpack_archive
 
 # Format in the archive → format and KV cache of `enginix quantize`.
 FORMATS = {
@@ -161,13 +160,13 @@ def write_archive(source: Path, target: Path) -> None:
             refusal = _add_unified(tar, source / case_name, format_name, Path(work))
             assert refusal is None, refusal
         for case_name in sorted({r["case"] for r in rows}):
-            _add(tar, f"modelopt/{case_name}/case.json", (source / case_name / "case.json").read_bytes())
+            add_file(tar, f"modelopt/{case_name}/case.json", (source / case_name / "case.json").read_bytes())
         kept = {(r["case"], "hf") for r in rows} | {
             (r["case"], r["directory"]) for r in rows if r["directory"]
         }
         for case_name, directory in sorted(kept):
             _add_directory(tar, source / case_name / directory, f"modelopt/{case_name}/{directory}")
-        _add(tar, "modelopt/rows.json", json.dumps(rows, indent=0).encode())
+        add_file(tar, "modelopt/rows.json", json.dumps(rows, indent=0).encode())
 
 
 def _find_error(case: Path, row: dict[str, Any]) -> str | None:
@@ -203,13 +202,7 @@ def _add_directory(tar: tarfile.TarFile, directory: Path, name: str) -> None:
             path.name in ("config.json", "hf_quant_config.json", "quant_cfg.json")
             or path.suffix == ".safetensors"
         ):
-            _add(tar, f"{name}/{path.name}", path.read_bytes())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o644
-    tar.addfile(info, io.BytesIO(data))
+            add_file(tar, f"{name}/{path.name}", path.read_bytes())
 
 
 if __name__ == "__main__":

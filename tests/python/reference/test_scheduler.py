@@ -13,6 +13,7 @@ import torch
 from enginix.errors import UsageError
 from enginix.reference import Executor
 from enginix.reference.scheduler import GenerationEvent, GenerationRequest, Scheduler
+from generation_events import Collector
 
 WAIT = 60.0
 
@@ -20,29 +21,6 @@ WAIT = 60.0
 @pytest.fixture(scope="module")
 def executor(golden: Path) -> Executor:
     return Executor.load(golden / "qwen3-bf16/trtllm-tp2-bfloat16")
-
-
-class Collector:
-    """Gathers events; waits for ends."""
-
-    def __init__(self) -> None:
-        self.events: dict[str, list[GenerationEvent]] = {}
-        self._changed = threading.Condition()
-
-    def __call__(self, event: GenerationEvent) -> None:
-        with self._changed:
-            self.events.setdefault(event.id, []).append(event)
-            self._changed.notify_all()
-
-    def wait(self, ready: Callable[[], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(ready, WAIT), self.events
-
-    def ended(self, *ids: str) -> None:
-        self.wait(lambda: all(i in self.events and self.events[i][-1].finish for i in ids))
-
-    def tokens(self, request_id: str) -> list[int | None]:
-        return [e.token for e in self.events[request_id]]
 
 
 @pytest.fixture
@@ -71,7 +49,7 @@ def test_results_do_not_depend_on_company(executor: Executor, make: Callable[...
         )
         for i, p in enumerate(_prompts(12))
     ]
-    together, alone = Collector(), Collector()
+    together, alone = Collector(WAIT), Collector(WAIT)
     scheduler = make(executor)
     for request in requests:
         scheduler.add(request, together)
@@ -87,7 +65,7 @@ def test_results_do_not_depend_on_company(executor: Executor, make: Callable[...
 
 
 def test_greedy_is_the_executors(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    collector, scheduler = Collector(), make(executor, 1)
+    collector, scheduler = Collector(WAIT), make(executor, 1)
     scheduler.add(GenerationRequest("a", (1, 2, 3), 20), collector)
     collector.ended("a")
     assert collector.tokens("a") == executor.greedy([1, 2, 3], 20)
@@ -97,7 +75,7 @@ def test_end_tokens_stop_and_min_tokens_hold_them_back(
     executor: Executor, make: Callable[..., Scheduler]
 ) -> None:
     free = executor.greedy([1, 2, 3], 20)
-    collector, scheduler = Collector(), make(executor)
+    collector, scheduler = Collector(WAIT), make(executor)
     scheduler.add(GenerationRequest("stop", (1, 2, 3), 20, frozenset({free[3]})), collector)
     scheduler.add(GenerationRequest("late", (1, 2, 3), 20, frozenset({free[3]}), min_tokens=20), collector)
     collector.ended("stop", "late")
@@ -108,7 +86,7 @@ def test_end_tokens_stop_and_min_tokens_hold_them_back(
 
 
 def test_the_models_length_ends_an_answer(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    collector, scheduler = Collector(), make(executor)
+    collector, scheduler = Collector(WAIT), make(executor)
     scheduler.add(GenerationRequest("a", (1,) * 60, 100), collector)
     collector.ended("a")
     assert collector.events["a"][-1].finish == "length"
@@ -155,7 +133,7 @@ class Together(Gate):
 
 
 def test_waiting_prompts_are_computed_together(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    model, collector = Together(executor), Collector()
+    model, collector = Together(executor), Collector(WAIT)
     prompts = {"held": (5,), "a": (1, 2, 3), "b": (4, 5, 6), "c": (7, 8), "long": (3,) * 14, "d": (9, 1)}
     model.open.clear()
     scheduler = make(model, 6)
@@ -173,7 +151,7 @@ def test_waiting_prompts_are_computed_together(executor: Executor, make: Callabl
 def test_a_prompt_that_fails_among_others_ends_alone(
     executor: Executor, make: Callable[..., Scheduler]
 ) -> None:
-    model, collector = Together(executor), Collector()
+    model, collector = Together(executor), Collector(WAIT)
 
     def fail(tokens: tuple[int, ...]) -> None:
         if tokens == (4, 5, 6):
@@ -194,7 +172,7 @@ def test_a_prompt_that_fails_among_others_ends_alone(
 
 
 def test_cancel_while_running_and_while_waiting(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    model, collector = Gate(executor), Collector()
+    model, collector = Gate(executor), Collector(WAIT)
     model.open.clear()
     scheduler = make(model, 1)
     scheduler.add(GenerationRequest("running", (1, 2), 30), collector)
@@ -214,7 +192,7 @@ def test_cancel_while_running_and_while_waiting(executor: Executor, make: Callab
 
 
 def test_a_failing_prefill_fails_its_request_only(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    model, collector = Gate(executor), Collector()
+    model, collector = Gate(executor), Collector(WAIT)
 
     def refuse(tokens: tuple[int, ...]) -> None:
         if tokens[0] == 13:
@@ -233,7 +211,7 @@ def test_a_failing_prefill_fails_its_request_only(executor: Executor, make: Call
 def test_a_failing_step_fails_who_was_in_it_and_the_worker_lives(
     executor: Executor, make: Callable[..., Scheduler]
 ) -> None:
-    model, collector = Gate(executor), Collector()
+    model, collector = Gate(executor), Collector(WAIT)
     failures = iter([torch.OutOfMemoryError("no room")])
 
     def fail_once(tokens: dict[int, int]) -> None:
@@ -257,7 +235,7 @@ def test_logits_that_are_not_finite_fail_one_row(executor: Executor, make: Calla
             out = super().decode(cache, tokens)
             return {slot: v * float("nan") if slot == 0 else v for slot, v in out.items()}
 
-    model, collector = Poisoned(executor), Collector()
+    model, collector = Poisoned(executor), Collector(WAIT)
     model.open.clear()
     scheduler = make(model, 2)
     scheduler.add(GenerationRequest("zero", (1, 2), 10), collector)
@@ -268,7 +246,7 @@ def test_logits_that_are_not_finite_fail_one_row(executor: Executor, make: Calla
 
 
 def test_a_sink_that_raises_is_dropped(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    collector, scheduler = Collector(), make(executor)
+    collector, scheduler = Collector(WAIT), make(executor)
     calls = []
 
     def gone(event: GenerationEvent) -> None:
@@ -285,7 +263,7 @@ def test_a_sink_that_raises_is_dropped(executor: Executor, make: Callable[..., S
 
 
 def test_a_sink_may_add_and_cancel(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    collector, scheduler = Collector(), make(executor)
+    collector, scheduler = Collector(WAIT), make(executor)
 
     def chain(event: GenerationEvent) -> None:
         if event.finish:
@@ -298,7 +276,7 @@ def test_a_sink_may_add_and_cancel(executor: Executor, make: Callable[..., Sched
 
 
 def test_close_ends_everything_and_refuses_more(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    model, collector = Gate(executor), Collector()
+    model, collector = Gate(executor), Collector(WAIT)
     model.open.clear()
     scheduler = make(model, 1)
     for name in ("a", "b"):
@@ -332,12 +310,12 @@ def test_impossible_requests_are_refused_at_once(
 ) -> None:
     scheduler = make(executor)
     with pytest.raises(UsageError):
-        scheduler.add(request_, Collector())
+        scheduler.add(request_, Collector(WAIT))
     assert scheduler.load == (0, 0)
 
 
 def test_an_id_under_way_is_refused(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    model, collector = Gate(executor), Collector()
+    model, collector = Gate(executor), Collector(WAIT)
     model.open.clear()
     scheduler = make(model)
     scheduler.add(GenerationRequest("a", (1, 2), 5), collector)
@@ -348,7 +326,7 @@ def test_an_id_under_way_is_refused(executor: Executor, make: Callable[..., Sche
 
 
 def test_many_threads(executor: Executor, make: Callable[..., Scheduler]) -> None:
-    scheduler, collector = make(executor, 3), Collector()
+    scheduler, collector = make(executor, 3), Collector(WAIT)
     expected = executor.greedy([1, 2, 3], 6)
 
     def client(name: str) -> None:

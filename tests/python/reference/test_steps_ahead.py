@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ from enginix.reference import Executor
 from enginix.reference.batched_sampling import choose_tokens_on_device
 from enginix.reference.graphs import HELD, PATIENCE, DecodeSteps, pad_rows, pad_width
 from enginix.reference.sampling import Sampler, Sampling, choose_tokens, log_probability
-from enginix.reference.scheduler import GenerationEvent, GenerationRequest, Scheduler
+from enginix.reference.scheduler import GenerationRequest, Scheduler
+from generation_events import Collector
 
 CASES = ["llama-rope-llama3", "qwen3-bf16", "qwen2moe-bf16", "mixtral-bf16", "phi3-bf16", "qwen2-rope-yarn"]
 PIECE = 12
@@ -99,28 +99,6 @@ def test_texts_scored_together_say_the_same(pair: tuple[Executor, Executor]) -> 
         assert found.shape == expected.shape and _close(found, expected)
 
 
-class Collector:
-    """Gathers events; waits for ends."""
-
-    def __init__(self) -> None:
-        self.events: dict[str, list[GenerationEvent]] = {}
-        self._changed = threading.Condition()
-
-    def __call__(self, event: GenerationEvent) -> None:
-        with self._changed:
-            self.events.setdefault(event.id, []).append(event)
-            self._changed.notify_all()
-
-    def ended(self, *ids: str) -> None:
-        with self._changed:
-            assert self._changed.wait_for(
-                lambda: all(i in self.events and self.events[i][-1].finish for i in ids), 60
-            ), self.events
-
-    def tokens(self, request_id: str) -> list[int | None]:
-        return [e.token for e in self.events[request_id]]
-
-
 @pytest.fixture
 def make() -> Iterator[Callable[..., Scheduler]]:
     made: list[Scheduler] = []
@@ -156,7 +134,7 @@ def test_a_scheduler_with_a_step_ahead_answers_the_same(
 ) -> None:
     found = []
     for executor in executors:
-        collector, scheduler = Collector(), make(executor, slots)
+        collector, scheduler = Collector(60), make(executor, slots)
         requests = _requests(executors[0])
         for request in requests:
             scheduler.add(request, collector)
@@ -176,7 +154,7 @@ def test_a_scheduler_with_a_step_ahead_answers_the_same(
 def test_the_models_length_ends_an_answer(
     executors: tuple[Executor, Executor], make: Callable[..., Scheduler]
 ) -> None:
-    collector, scheduler = Collector(), make(executors[1], 2)
+    collector, scheduler = Collector(60), make(executors[1], 2)
     scheduler.add(GenerationRequest("a", (1,) * 60, 100), collector)
     collector.ended("a")
     assert collector.events["a"][-1].finish == "length"
@@ -212,7 +190,7 @@ class Recorded:
 def test_answers_go_on_between_the_pieces_of_a_long_prompt(
     executors: tuple[Executor, Executor], make: Callable[..., Scheduler]
 ) -> None:
-    model, collector = Recorded(executors[1]), Collector()
+    model, collector = Recorded(executors[1]), Collector(60)
     scheduler, long = make(model, 4), tuple(range(1, 2 * PIECE + 6))
 
     def add_long(step: str) -> None:
@@ -235,7 +213,7 @@ def test_answers_go_on_between_the_pieces_of_a_long_prompt(
 def test_a_long_prompt_is_cancelled_between_its_pieces(
     executors: tuple[Executor, Executor], make: Callable[..., Scheduler]
 ) -> None:
-    model, collector = Recorded(executors[1]), Collector()
+    model, collector = Recorded(executors[1]), Collector(60)
     scheduler = make(model, 2)
     model.on_step = lambda step: scheduler.cancel("long") and None
     scheduler.add(GenerationRequest("long", (5,) * 3 * PIECE, 4), collector)
@@ -248,7 +226,7 @@ def test_a_long_prompt_is_cancelled_between_its_pieces(
 def test_a_failing_step_fails_who_was_in_it(
     executors: tuple[Executor, Executor], make: Callable[..., Scheduler], fails: str
 ) -> None:
-    model, collector = Recorded(executors[1]), Collector()
+    model, collector = Recorded(executors[1]), Collector(60)
     failures = iter([torch.OutOfMemoryError("no room")])
 
     def fail_once(step: str) -> None:
@@ -271,7 +249,7 @@ def test_a_token_computed_beyond_the_end_is_dropped(
 ) -> None:
     """The slot is another request's when the dropped token is read."""
     free = executors[0].greedy((1, 2, 3), 8)
-    collector, scheduler = Collector(), make(executors[1], 1)
+    collector, scheduler = Collector(60), make(executors[1], 1)
     scheduler.add(GenerationRequest("ends", (1, 2, 3), 30, frozenset({free[3]})), collector)
     scheduler.add(GenerationRequest("next", (4, 5, 6), 8), collector)
     collector.ended("ends", "next")
@@ -290,7 +268,7 @@ def test_logits_that_are_not_finite_fail_one_row(
                 logits[0] = float("nan")
             return logits
 
-    collector, scheduler = Collector(), make(Poisoned(executors[1]), 2)
+    collector, scheduler = Collector(60), make(Poisoned(executors[1]), 2)
     scheduler.add(GenerationRequest("zero", (1, 2), 20), collector)
     scheduler.add(GenerationRequest("one", (3, 4), 20), collector)
     collector.ended("zero", "one")
@@ -343,7 +321,7 @@ def test_the_device_says_which_row_is_not_finite(bad: float) -> None:
 
 def test_a_cache_is_freed_with_its_scheduler(executors: tuple[Executor, Executor]) -> None:
     """Without a collection of garbage: the next cache may need the memory."""
-    collector, scheduler = Collector(), Scheduler(executors[1], 2)
+    collector, scheduler = Collector(60), Scheduler(executors[1], 2)
     scheduler.add(GenerationRequest("a", (1, 2), 5), collector)
     collector.ended("a")
     cache = weakref.ref(scheduler._cache)

@@ -17,33 +17,11 @@ from enginix.kinds.rtx_serving.interpreter_backend import InterpreterBackend
 from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
 from enginix.kinds.rtx_serving.slot_sequences import SlotSequences
 from enginix.reference import Executor
-from enginix.reference.scheduler import GenerationEvent, GenerationRequest, Scheduler
+from enginix.reference.scheduler import GenerationRequest, Scheduler
+from generation_events import Collector
 
 WAIT = 120.0
 TINY = Path(__file__).resolve().parents[2] / "models/tiny-qwen3"
-
-
-class Collector:
-    """Gathers events; waits for ends."""
-
-    def __init__(self) -> None:
-        self.events: dict[str, list[GenerationEvent]] = {}
-        self._changed = threading.Condition()
-
-    def __call__(self, event: GenerationEvent) -> None:
-        with self._changed:
-            self.events.setdefault(event.id, []).append(event)
-            self._changed.notify_all()
-
-    def wait(self, ready: Callable[[], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(ready, WAIT), self.events
-
-    def ended(self, *ids: str) -> None:
-        self.wait(lambda: all(i in self.events and self.events[i][-1].finish for i in ids))
-
-    def said(self, name: str) -> tuple[list[int | None], str | None]:
-        return [e.token for e in self.events[name]], self.events[name][-1].finish
 
 
 @pytest.fixture
@@ -89,7 +67,7 @@ def make_requests(count: int) -> list[GenerationRequest]:
 def test_64_requests_over_8_slots_have_the_tokens_of_kind_reference(
     interpreter: InterpreterBackend, tiny: Path, make: Callable[..., SlotScheduler]
 ) -> None:
-    requests, ours, theirs = make_requests(64), Collector(), Collector()
+    requests, ours, theirs = make_requests(64), Collector(WAIT), Collector(WAIT)
     scheduler = make(interpreter)
     reference = Scheduler(Executor.load(tiny), 8)
     for request in requests:
@@ -135,7 +113,7 @@ class CountingBackend:
 
 
 def test_a_long_prompt_does_not_hold_up_an_answer(make: Callable[..., SlotScheduler]) -> None:
-    backend, events = CountingBackend(EngineShape(2, 4, 100)), Collector()
+    backend, events = CountingBackend(EngineShape(2, 4, 100)), Collector(WAIT)
     backend.hold = threading.Event()
     scheduler = make(backend)
     scheduler.add(GenerationRequest("answer", (7,), 12), events)
@@ -153,7 +131,7 @@ def test_a_long_prompt_does_not_hold_up_an_answer(make: Callable[..., SlotSchedu
 
 
 def test_cancelled_requests_free_their_slots(make: Callable[..., SlotScheduler]) -> None:
-    backend, events = CountingBackend(EngineShape(1, 4, 4000)), Collector()
+    backend, events = CountingBackend(EngineShape(1, 4, 4000)), Collector(WAIT)
     scheduler = make(backend)
     scheduler.add(GenerationRequest("long", (1,), 3900), events)
     scheduler.add(GenerationRequest("waiting", (1,), 3900), events)
@@ -169,7 +147,7 @@ def test_cancelled_requests_free_their_slots(make: Callable[..., SlotScheduler])
 
 
 def test_a_prompt_is_cancelled_between_its_pieces(make: Callable[..., SlotScheduler]) -> None:
-    backend, events = CountingBackend(EngineShape(1, 1, 1000)), Collector()
+    backend, events = CountingBackend(EngineShape(1, 1, 1000)), Collector(WAIT)
     scheduler = make(backend)
     scheduler.add(GenerationRequest("prompt", tuple([3] * 999), 1), events)
     while not backend.steps:
@@ -181,7 +159,7 @@ def test_a_prompt_is_cancelled_between_its_pieces(make: Callable[..., SlotSchedu
 
 
 def test_a_step_that_fails_ends_its_requests_and_the_loop_goes_on(make: Callable[..., SlotScheduler]) -> None:
-    backend, events = CountingBackend(EngineShape(2, 4, 100)), Collector()
+    backend, events = CountingBackend(EngineShape(2, 4, 100)), Collector(WAIT)
     backend.fails = True
     scheduler = make(backend)
     scheduler.add(GenerationRequest("broken", (1,), 5), events)
@@ -196,7 +174,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_loop_goes_on(make: Callable
 
 
 def test_a_sequence_ends_at_the_engines_limit(make: Callable[..., SlotScheduler]) -> None:
-    backend, events = CountingBackend(EngineShape(2, 4, 10)), Collector()
+    backend, events = CountingBackend(EngineShape(2, 4, 10)), Collector(WAIT)
     scheduler = make(backend)
     scheduler.add(GenerationRequest("a", tuple(range(9)), 50), events)
     events.ended("a")
