@@ -1,8 +1,8 @@
 """tiny-qwen3 inside a model of Qwen3-0.6B's shape: it answers, and its kernels have the sizes of a real one.
 
-Matrices hold tiny-qwen3's in their first rows and columns. Norms over more elements are made up for in their
-weights; a rotary frequency of 32 dimensions is every fourth of 128 dimensions. The other layers are random and
-add a little to the residual stream, so the reference is this model and not tiny-qwen3.
+Matrices hold tiny-qwen3's in their first rows and columns. Norms over more elements are made up for in
+their weights; the rotary frequencies of 32 dimensions are every fourth of 128 dimensions. The other layers
+are random and add a little to the residual stream, so the reference is this model and not tiny-qwen3.
 """
 
 from __future__ import annotations

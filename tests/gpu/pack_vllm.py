@@ -28,8 +28,8 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
-# A fat binary is a header of 16 bytes, then entries: kind, size of the entry's header, size of the code, and at
-# byte 28 the architecture. NVIDIA documents no layout; every byte of vLLM's libraries is accounted for by this.
+# A fat binary is a header of 16 bytes, then entries: kind, size of the entry's header, size of the code, and
+# at byte 28 the architecture. NVIDIA documents no layout; every fat binary of vLLM's libraries has this one.
 FATBIN_MAGIC = struct.pack("<I", 0xBA55ED50)
 ELF_KIND, PTX_KIND = 2, 1
 ARCHITECTURE = 90

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Asks vLLM the questions of kind llmapi's gates, and judges its answers: a table, status 1 for a wrong verdict.
+"""Asks vLLM the questions of kind llmapi's gates and judges its answers: a table; status 1 if one is wrong.
 
-    tests/gpu/wheels.sh --vllm                       # where there is a network; unpack the parts into SITE there
+    tests/gpu/wheels.sh --vllm                     # where there is a network; unpack the parts into SITE
     python3 tests/gpu/vllm_questions.py --site SITE [--json FILE] [--only CASE ...] [--jobs N]
     python3 tests/gpu/vllm_questions.py --standin    # without a GPU: control flow alone
 
-The way is that of an engine of kind llmapi: ``enginix build --kind llmapi``, the asker of Nix builds, the judge.
-tests/gpu/vllm_adapter stands in the runtime's place. Models are tiny-qwen3 and the same in Qwen3-0.6B's shape,
-in bfloat16 and in ModelOpt's FP8. Healthy engines must pass, broken ones must fail; ties, margins and
-divergences are listed, from which bounds are set.
+The way is that of an engine of kind llmapi: ``enginix build --kind llmapi``, the asker of Nix builds, the
+judge. tests/gpu/vllm_adapter stands in the runtime's place. Models are tiny-qwen3 and the same in
+Qwen3-0.6B's shape, in bfloat16 and in ModelOpt's FP8. Healthy engines must pass, broken ones must fail; ties,
+margins and divergences are listed, from which bounds are set.
 """
 
 from __future__ import annotations
@@ -176,22 +176,33 @@ class Workshop:
         self.seconds[what] = round(time.perf_counter() - started, 1)
         sys.stderr.write(f"{what}: {self.seconds[what]} s\n")
 
+    def quantize_apart(self, name: str) -> None:
+        """Quantize in a process of its own, so that its memory and time are bounded."""
+        if self.fp8 is not None and name == "tiny-fp8":
+            self.models[name] = self.fp8
+            return
+        words = [sys.executable, str(HERE / "vllm_questions.py"), "--quantize"]
+        words += [str(self.models[name.removesuffix("-fp8")]), str(self.work / name)]
+        site = ["--site", str(self.site)] if self.site else ["--standin"]
+        try:
+            with self.time_step(f"{name} by ModelOpt"):
+                subprocess.run([*words, *site], timeout=150, check=True, stdout=subprocess.DEVNULL)
+            self.models[name] = self.work / name
+        except (subprocess.SubprocessError, OSError):
+            traceback.print_exc()
+
     def make_models(self, names: set[str]) -> None:
-        """Make the models that cases need; a model that cannot be made is absent."""
+        """Make the models that cases need, and ask their references; what ModelOpt cannot make is absent."""
         self.models["tiny"] = TINY
         if names & {"wide", "wide-fp8"}:
             with self.time_step("model of 0.6B shape"):
                 self.models["wide"] = build_embedded_model(TINY, self.work / "wide", self.layers)
-        for name in sorted(names & {"tiny-fp8", "wide-fp8"}):
-            plain = name.removesuffix("-fp8")
-            try:
-                if self.fp8 is not None and plain == "tiny":
-                    self.models[name] = self.fp8
-                    continue
-                with self.time_step(f"{name} by ModelOpt"):
-                    self.models[name] = quantize_model(self.models[plain], self.work / name)
-            except Exception:
-                traceback.print_exc()
+        plain = sorted({name.removesuffix("-fp8") for name in names})
+        with ThreadPoolExecutor(2) as pool:
+            quantized = pool.map(self.quantize_apart, sorted(names & {"tiny-fp8", "wide-fp8"}))
+            for name in plain:
+                self.keep_reference(name)
+            list(quantized)
 
     def keep_reference(self, plain: str) -> None:
         """Ask transformers on the device, and write the questions."""
@@ -205,15 +216,15 @@ class Workshop:
             question_builder.build_engine_questions(self.models[plain]), asked
         )
 
-    def write_python(self, at: Path, fault: str) -> Path:
+    def write_python(self, at: Path, fault: str, *, eager: bool) -> Path:
         """Write the python3 of the runtime: this one, with the adapter and vLLM."""
-        (at / "bin").mkdir(parents=True)
+        (at / "bin").mkdir(parents=True, exist_ok=True)
         vllm = self.site or HERE / "vllm_standin"
         paths = [HERE / "vllm_adapter", vllm, *([ROOT / "python"] if self.site is None else [])]
         exports = {
             "PYTHONPATH": ":".join(map(str, paths)),
             "VLLM_ADAPTER_FAULT": fault,
-            "VLLM_ADAPTER_EAGER": os.environ.get("VLLM_ADAPTER_EAGER", "1"),
+            "VLLM_ADAPTER_EAGER": "1" if eager else "0",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": "WARNING",
@@ -243,7 +254,19 @@ class Workshop:
         )  # fmt: skip
         if status:
             raise RuntimeError(f"enginix build ended with {status}")
-        python = self.write_python(at, case.fault)
+        # Healthy ones as users run them, compiled and by CUDA graphs; broken ones start faster without.
+        said = self.ask_engine(case, at, limit, eager=case.verdict != PASSES)
+        if said and case.verdict == PASSES:
+            sys.stderr.write(f"{case.name}: again without graphs, after: {said}\n")
+            self.seconds[f"without graphs: {case.name}"] = 1
+            said = self.ask_engine(case, at, limit, eager=True)
+        if said:
+            raise RuntimeError(said)
+        return at
+
+    def ask_engine(self, case: Case, at: Path, limit: int, *, eager: bool) -> str:
+        """Run the program of Nix builds; return what went wrong, or nothing."""
+        python = self.write_python(at, case.fault, eager=eager)
         environment = {
             **os.environ,
             "PATH": f"{python}:{os.environ['PATH']}",
@@ -254,16 +277,19 @@ class Workshop:
         words = ["answers", "--engine", at / "engine", "--asked", self.work / f"asked-{plain}",
                  "--out", at / "said", "--accept-driver", "--stall-minutes", "3",
                  *(["--driver", self.driver] if self.driver else [])]  # fmt: skip
-        with (at / "log").open("w") as log:
-            started = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", ASK, *map(str, words)],
-                env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=limit, check=False,
-            )  # fmt: skip
-        self.seconds[f"asked: {case.name}"] = round(time.perf_counter() - started, 1)
-        if done.returncode:
-            raise RuntimeError(f"asking ended with {done.returncode}: {(at / 'log').read_text()[-1500:]}")
-        return at
+        started = time.perf_counter()
+        try:
+            with (at / "log").open("w") as log:
+                done = subprocess.run(
+                    [sys.executable, "-c", ASK, *map(str, words)],
+                    env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=limit, check=False,
+                )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"took more than {limit} s: {(at / 'log').read_text()[-800:]}"
+        finally:
+            self.seconds[f"asked: {case.name}"] = round(time.perf_counter() - started, 1)
+        log_end = (at / "log").read_text("utf-8", "replace")[-1500:]
+        return f"asking ended with {done.returncode}: {log_end}" if done.returncode else ""
 
     def judge_case(self, case: Case, at: Path) -> dict[str, Any]:
         """Return the row of a case."""
@@ -288,7 +314,7 @@ class Workshop:
 
 
 def measure_gaps(said: Path, asked: Path, reference: Path) -> dict[str, Any]:
-    """Return logit gaps where runs differ from each other, and from the reference, as the engine sees them."""
+    """Return the engine's logit gaps where runs differ from each other, and from the reference."""
     engine_answers = answer_record.read_engine_answers(said)
     question_set = engine_questions.read_engine_questions(asked)
     answers = kept_answers.read_reference_answers(reference)
@@ -356,7 +382,7 @@ def run_cases(
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| engine asked by vLLM | must | greedy | same token | KL | perplexity | task | ties | gates that fail |"
+        "| asked by vLLM | must | greedy | same token | KL | perplexity | task | ties | gates that fail |"
     ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -381,21 +407,23 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="*", help="beginnings of names of cases")
     parser.add_argument("--jobs", type=int, default=5)
-    parser.add_argument("--limit", type=int, default=150, help="seconds of one case")
+    parser.add_argument("--limit", type=int, default=170, help="seconds of one case")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--driver", type=Path, help="the GPU driver's root, where it is not found")
     parser.add_argument("--fp8", type=Path, help="tiny-qwen3 in ModelOpt's FP8, made before")
+    parser.add_argument("--quantize", nargs=2, type=Path, metavar=("MODEL", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if (args.site is None) != args.standin:
         parser.error("one of --site and --standin")
     if args.site is not None:
         sys.path.append(str(args.site))
+    if args.quantize:
+        quantize_model(*args.quantize)
+        return 0
     cases = [c for c in CASES if not args.only or any(c.name.startswith(name) for name in args.only)]
     with tempfile.TemporaryDirectory(prefix="vllm-", dir="/tmp") as directory:
         shop = Workshop(Path(directory), args)
         shop.make_models({case.model for case in cases})
-        for plain in sorted({case.model.removesuffix("-fp8") for case in cases}):
-            shop.keep_reference(plain)
         if shop.device == "cuda":
             torch.cuda.empty_cache()
         rows = run_cases(shop, cases, args.jobs, args.limit, args.json)

@@ -165,8 +165,13 @@ def run_child(who: str, name: str, args: argparse.Namespace, out: Path) -> dict[
     site = [str(args.site or HERE / "vllm_standin")] if who == "vllm" else []
     if args.standin and who == "vllm":
         site.append(str(HERE.parents[1] / "python"))
-    environment = {**os.environ, "PYTHONPATH": ":".join([*site, os.environ.get("PYTHONPATH", "")]),
-                   "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": ":".join([*site, os.environ.get("PYTHONPATH", "")]),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     out.unlink(missing_ok=True)
     try:
         done = subprocess.run(words, env=environment, timeout=args.limit, check=False)

@@ -1,7 +1,7 @@
 """vLLM's LLM class under the names of TensorRT-LLM's LLM API: a yardstick of tests, not a runtime of enginix.
 
-``trtllm_script.py`` asks it as it asks TensorRT-LLM, so that questions, protocol and judge meet real kernels of
-a foreign engine. Versions and class names that answers record say that it is vLLM.
+``trtllm_script.py`` asks it as it asks TensorRT-LLM, so questions, protocol and judge meet the kernels of
+a foreign engine. The version that answers record says that it is vLLM.
 """
 
 from importlib.metadata import PackageNotFoundError, version

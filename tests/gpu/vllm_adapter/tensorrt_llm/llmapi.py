@@ -1,7 +1,7 @@
 """The part of TensorRT-LLM's LLM API that ``trtllm_script.py`` uses, in terms of vLLM's ``LLM``.
 
-vLLM hands out log-probabilities of the most likely tokens. A row of logits is made of them: listed tokens have
-theirs, all others share what is left, so that log_softmax gives the listed ones back.
+vLLM hands out log-probabilities of the most likely tokens. A row of logits is made of them: listed tokens
+have theirs, all others share what is left, so that log_softmax gives the listed ones back.
 """
 
 import json
@@ -39,7 +39,7 @@ class SamplingParams:
     return_context_logits: bool = False
 
     def translate(self):
-        """Return vLLM's parameters. End tokens are those that are asked for, not those of the model's files."""
+        """Return vLLM's parameters; end tokens are those asked for, not those of the model's files."""
         if self.top_k != 1 or self.detokenize or self.add_special_tokens:
             raise ValueError("the adapter is greedy, and takes and gives token ids alone")
         ends = [self.end_id, *(self.stop_token_ids or [])]
