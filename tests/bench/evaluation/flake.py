@@ -28,7 +28,8 @@ FLAKE = """
     let
       e = enginix.legacyPackages.x86_64-linux;
       index = builtins.fromJSON (builtins.readFile ./index.json);
-      engineOf = _: file: e.mkEngine { kind = "reference"; model = e.mkHfModel { lock = ./. + "/${file}"; }; };
+      modelOf = file: e.mkHfModel { lock = ./. + "/${file}"; };
+      engineOf = _: file: e.mkEngine { kind = "reference"; model = modelOf file; };
     in
     { packages.x86_64-linux = builtins.mapAttrs engineOf index; };
 }
