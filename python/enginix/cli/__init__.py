@@ -18,7 +18,7 @@ from enginix.credentials import redact_secrets
 from enginix.ending import SignalReceived, end_as_interrupted
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_OK, InterruptedWork, UsageError
 from enginix.process_group import kill_children
-from enginix.wording import find_nearest
+from enginix.wording import find_nearest, list_known
 
 # Command → its module in this package and what it does. A folder holds the commands that one package of the
 # flake has.
@@ -32,7 +32,10 @@ COMMANDS = {
         "look at this machine: what stages need, and how to mend what is missing",
     ),
     "chat": ("serving.chat", "talk to an endpoint in the terminal"),
-    "bench": ("serving.bench", "measure an endpoint's speed; compare two measurements (gate speed)"),
+    "bench": (
+        "serving.bench",
+        "measure the speed of an engine or endpoint; compare two measurements (gate speed)",
+    ),
     "lock": (
         "conversion.lock",
         "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",
@@ -158,6 +161,14 @@ class _Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise ``UsageError``, with the nearest choice for an unknown one."""
+        if action.choices is None or value in action.choices:
+            return
+        name = "/".join(action.option_strings) or str(action.metavar or action.dest)
+        known = list_known(str(value), map(str, action.choices))
+        raise UsageError(f"unknown {name} {str(value)!r}", where=self.prog, fix=known)
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UsageError``, with the nearest known option for an unknown one."""

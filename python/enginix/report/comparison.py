@@ -97,7 +97,7 @@ def _list_speed_notes(artefacts: Sequence[Artefact]) -> list[str]:
     engines = [a for a in artefacts if a.what.endswith("engine") and not a.bench_refusal]
     holes = ", ".join(a.name for a in engines if a.bench is None)
     if holes and any(a.bench is not None for a in engines):
-        notes.append(f"No speed was measured of {holes}: enginix bench URL --engine DIR does.")
+        notes.append(f"No speed was measured of {holes}: enginix bench DIR does.")
     return notes
 
 
@@ -235,7 +235,10 @@ def _show_speed(a: Artefact) -> CellText:
     latencies = (
         () if a.bench is None else (("first", a.bench.first_token), ("between", a.bench.between_tokens))
     )
-    return rate, ", ".join(f"{name} {1000 * s:,.3g} ms" for name, s in latencies if s is not None)
+    details = [f"{name} {1000 * s:,.3g} ms" for name, s in latencies if s is not None]
+    if a.bench is not None and a.bench.ready is not None:
+        details.append(f"ready {a.bench.ready:,.3g} s")
+    return rate, ", ".join(details)
 
 
 def _show_gates(a: Artefact) -> CellText:

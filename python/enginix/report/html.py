@@ -186,6 +186,7 @@ def _render_speed(speed: StoredSpeed) -> str:
         ("tokens a second", speed.rate, 1, ""),
         ("to the first token", speed.first_token, 1000, " ms"),
         ("between tokens", speed.between_tokens, 1000, " ms"),
+        ("from its start until it answered", speed.ready, 1, " s"),
     )
     rows = [
         [
