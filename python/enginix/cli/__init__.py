@@ -142,7 +142,7 @@ _INPUTS = (
     "gated", "gated_checkpoint", "calibration", "text",
 )  # fmt: skip
 
-DESCRIPTION_COLUMNS = 100  # from which on a terminal shows descriptions as they are written
+DESCRIPTION_COLUMNS = 112  # from which on a terminal shows descriptions as they are written
 
 # Commands of earlier versions → what replaces them.
 REMOVED = {
@@ -200,15 +200,13 @@ def _make_parser(name: str, module: ModuleType) -> _Parser:
 
 
 def _fit_description(text: str) -> str:
-    """Fill paragraphs to a narrow terminal's width; examples, which are indented, stay as they are."""
+    """Return a description as it is written; fitted to a narrow terminal, or $COLUMNS."""
     width = console.find_table_width()
     if width is None or width >= DESCRIPTION_COLUMNS:
         return text
-    paragraphs = text.split("\n\n")
-    return "\n\n".join(
-        part if part.startswith(" ") or "\n " in part else console.wrap_line(" ".join(part.split()), 0)
-        for part in paragraphs
-    )
+    from enginix.help_text import fit_description
+
+    return fit_description(text, width)
 
 
 def _list_commands() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from enginix import cli, errors
+from enginix.help_text import fit_description
 from enginix.wording import count_noun, with_article
 
 ROOT = Path(__file__).parents[3]
@@ -212,3 +214,24 @@ def test_an_artefact_of_another_stage(capsys: pytest.CaptureFixture[str], tmp_pa
     Manifest("model", "tiny").write(tmp_path)
     assert cli.main(["check", str(tmp_path)]) == 3
     assert "is a model, not an engine\n  fix: pass an engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_fits_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples are broken as a shell takes them: joined again, they are the words that were written."""
+    monkeypatch.setenv("COLUMNS", "80")
+    module = importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}")
+    text = cli._make_parser(command, module).format_help()
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert (module.__doc__ or "").split() == fit_description(module.__doc__ or "", 500).split()
+    joined = fit_description(module.__doc__ or "", 80).replace(" \\\n", " ").split()
+    assert joined == (module.__doc__ or "").replace(" \\\n", " ").split()
+
+
+def test_an_option_and_its_value_stay_on_one_line() -> None:
+    text = '  enginix gate ./engine --reference ./answers --gates \'{"task": {}, "smoke": {}}\'  judged'
+    assert fit_description(text, 60).splitlines() == [
+        "  enginix gate ./engine --reference ./answers \\",
+        '      --gates \'{"task": {}, "smoke": {}}\'',
+        "      judged",
+    ]

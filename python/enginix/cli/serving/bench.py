@@ -147,9 +147,7 @@ def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
         model = choose_model(running.url, None)
         first = ask_once(running.url, model, _read_mix(args)) - running.begun
         start = {"readySeconds": round(running.seconds, 3), "firstTokenSeconds": round(first, 3)}
-        console.print_message(
-            f"{model}: ready after {running.seconds:.1f} s, first token {first:.1f} s"
-        )
+        console.print_message(f"{model}: ready after {running.seconds:.1f} s, first token {first:.1f} s")
         return _measure(args, running.url, model, None, output, setting, start)
 
 
