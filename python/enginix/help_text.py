@@ -15,8 +15,8 @@ _NARROWEST_TEXT = 30
 def fit_description(text: str, width: int) -> str:
     """Fill paragraphs to a width; lay examples and lists, which are indented, out in it.
 
-    A block that fits stays as it is written. In another one the explanation of a command stands below it, and a
-    long command goes over lines as a shell takes it.
+    A block that fits stays as it is written. In another one the explanation of a command stands below it,
+    and a long command goes over lines as a shell takes it.
     """
     return "\n\n".join(_fit_block(part, width) for part in text.split("\n\n"))
 
@@ -42,7 +42,7 @@ def _fit_block(part: str, width: int) -> str:
 
 
 def _join_rows(lines: list[str]) -> list[tuple[str, str]]:
-    """Return the label (or command) and the text of each row of a block, further lines joined to their row."""
+    """Return label, or command, and text of each row of a block; further lines are joined to their row."""
     indent = len(lines[0]) - len(lines[0].lstrip())
     rows: list[tuple[str, str]] = []
     for line in lines:

@@ -89,7 +89,7 @@ def serve_engine(engine: Path, options: EngineServerOptions) -> Iterator[Running
 
 
 def _refuse_options(kind: str, options: EngineServerOptions) -> None:
-    own = {"device": ("reference",), "interpreter": ("rtx",)}
+    own: dict[str, tuple[str, ...]] = {"device": ("reference",), "interpreter": ("rtx",)}
     own |= {name: ("tensorrt", "llmapi") for name in ("rootfs", "pin", "driver")}
     own |= {name: ("reference", "rtx") for name in ("tritonserver", "gateway_python")}
     for name, kinds in own.items():
@@ -108,8 +108,8 @@ def _require_runtime(engine: Path, manifest: Manifest, options: EngineServerOpti
         raise MachineError(
             f"no trtllm-serve on this machine, and no image of {runtime.id} is named",
             where=str(engine),
-            fix=f"on the machine with its GPU: enginix bench {engine} --rootfs DIR, the image's root file system;\n"
-            f"       or start trtllm-serve there, and: enginix bench http://HOST:8000/v1 --engine {engine}",
+            fix=f"on the machine with its GPU: enginix bench {engine} --rootfs DIR, the image's root;\n"
+            f"       or start trtllm-serve there: enginix bench http://HOST:8000/v1 --engine {engine}",
         )
     check_before_start(manifest, engine, options.driver, live=read_image_versions(options.rootfs, runtime))
 

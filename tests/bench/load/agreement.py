@@ -1,14 +1,14 @@
-"""Measures one endpoint by `enginix bench` and by NVIDIA's AIPerf, in turns, and prints both beside the truth.
+"""Measures one endpoint by `enginix bench` and NVIDIA's AIPerf, in turns, and prints both beside the truth.
 
     D=$(tests/hostpkgs/environments.sh dev)/bin
     python3 -m venv VENV && VENV/bin/pip install aiperf
     $D/python tests/bench/load/agreement.py VENV/bin/aiperf
 
-The endpoint is exact_server.py, a process of its own, which knows when it wrote each token. Both tools put the
-same load on it, by completions that are streamed, and take the server's count of tokens. A tool adds to each
-figure what lies between the server's write and its own reading, and its processes may make the server late:
-so each is shown beside what the server did in the same requests. Rounds are repeated for at most --seconds;
-the whole takes less than five minutes.
+The endpoint is exact_server.py, a process of its own, which knows when it wrote each token. Both tools put
+the same load on it, by completions that are streamed, and take the server's count of tokens. A tool adds to
+each figure what lies between the server's write and its own reading, and its processes may make the server
+late: so each is shown beside what the server did in the same requests. Rounds are repeated for at most
+--seconds; the whole takes less than five minutes.
 
 Figures are medians of requests, which single stalls of the machine do not move. The ratio is of enginix'
 figure to AIPerf's, each divided by the server's own. "Agree" says that its interval (95 %, bootstrap over
@@ -201,11 +201,11 @@ def main() -> int:
         for row, agrees in format_rows(setting, own, other):
             print(row, flush=True)
             verdicts.append(agrees)
+        connecting = other.tool[CONNECTING]
         notes.append(
             f"{setting[0]} at once, {'closed' if setting[1] else 'kept'}: "
             f"{len(own.tool['request'])} requests each; AIPerf's connections took "
-            f"{statistics.median(other.tool[CONNECTING]):.2f} ms, {statistics.mean(other.tool[CONNECTING]):.2f} "
-            "in the mean"
+            f"{statistics.median(connecting):.2f} ms, {statistics.mean(connecting):.2f} in the mean"
         )
     print("\n" + "\n".join(notes))
     print(f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}")

@@ -329,7 +329,7 @@ def find_nix_options() -> Iterator[tuple[str, list[str], list[str]]]:
 
 @pytest.mark.skipif(shutil.which("nix") is None, reason="Nix is not installed")
 def test_options_of_nix_are_known_to_the_oldest_supported_one() -> None:
-    """Nix 2.8, which Debian 12 has, knows fewer options than a newer one; the test asks the one that is here."""
+    """Debian 12's Nix 2.8 knows fewer options than a newer one; the test asks the one that is here."""
     variables = {**os.environ, "NIX_CONFIG": "experimental-features = nix-command flakes"}
     done = subprocess.run(["nix", "__dump-args"], env=variables, capture_output=True, text=True, check=True)
     root = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""`enginix bench ENGINE` of the kinds that trtllm-serve serves: a stand-in of it, inside a stand-in of its image."""
+"""`enginix bench ENGINE` of the kinds of trtllm-serve: a stand-in of it, in a stand-in of its image."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ import argparse
 from enginix import console
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK
 
-
 INDENT = " " * 8  # of what is said below a check
 
 
@@ -52,7 +51,7 @@ def _fit_line(head: str, text: str) -> list[str]:
         return [head + text]
     lines, line, is_empty = [], head, True
     for word in text.split():
-        if not is_empty and len(line) + 1 + len(word) > columns or len(line) + len(word) > columns:
+        if len(line) + len(word) + (not is_empty) > columns:
             lines.append(line.rstrip())
             room = columns - len(word)
             indent = len(head) if len(head) <= room else max(0, min(len(INDENT), room))
