@@ -217,7 +217,7 @@ def render_gate_report(name: str, evidence: Mapping[str, Any], speed: StoredSpee
         )
     elif failed:
         css_class, verdict = "bad", f"Rejected: {', '.join(failed)} failed"
-        why = str(gates[failed[0]].get("summary", ""))
+        why = f"{failed[0]}: {gates[failed[0]].get('summary', 'no summary')}"
     else:
         passed = "its gate" if len(gates) == 1 else f"all {len(gates)} gates"
         css_class, verdict, why = "good", f"Accepted: {passed} passed", ""

@@ -348,3 +348,20 @@ def test_options_of_nix_are_known_to_the_oldest_supported_one() -> None:
         long = {flag for flag in flags if flag.startswith("--")}
         unknown += [f"{where}: nix {' '.join(words)}: {flag}" for flag in sorted((long | short) - known)]
     assert unknown == []
+
+
+def test_commands_of_nix_are_listed_with_the_reason() -> None:
+    """README and how-to pages; each row of the list is of a command that one of them has."""
+    text = (ROOT / "docs/explanation/verification.md").read_text("utf-8")
+    section = text.partition("that no test runs\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    listed = [command for cell, reason in rows for command in re.findall(r"`(.+?)`", cell) if reason.strip()]
+    commands = [
+        " ".join(words)
+        for block in of("sh", "console")
+        if str(block.page.relative_to(ROOT)).startswith(("README.md", "docs/how-to/"))
+        for words in list_commands(block)
+        if re.match(r"nix(-|$)|nixos-", words[0])
+    ]
+    assert [c for c in commands if not any(c.startswith(beginning) for beginning in listed)] == []
+    assert [b for b in listed if not any(c.startswith(b) for c in commands)] == []
