@@ -31,8 +31,10 @@ class StandIn(ThreadingHTTPServer):
         self.pieces: list[str] = ["a", "b"]
         self.message: dict[str, Any] = {"role": "assistant", "content": "hi"}
         self.deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"content": "hi"}]
-        # Rows of a stream of OpenAI's interface, as they are; and the error that it answers, with its status.
+        # Rows of a stream of OpenAI's interface and a whole answer, as they are; and the error that it answers,
+        # with its status.
         self.rows: list[Any] | None = None
+        self.whole: dict[str, Any] | None = None
         self.error: tuple[int, dict[str, Any]] | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -115,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             self._send_events([*openai_chunks(self.path, self.server.deltas, usage=usage), "[DONE]"])
         else:
-            self._send(json.dumps(openai_answer(self.path, self.server.message)).encode(), "application/json")
+            answer = self.server.whole or openai_answer(self.path, self.server.message)
+            self._send(json.dumps(answer).encode(), "application/json")
 
 
 def triton_events(pieces: Sequence[str]) -> list[Any]:

@@ -306,10 +306,15 @@ class Answering:
                 raise _select_refusal(call, await exchange.read(), status)
             if cleaner is None:
                 raw = await exchange.read()
-                answer = response_rewrite.rewrite_answer(raw, self._question.identity, self._model)
+                answer = response_rewrite.rewrite_answer(
+                    raw, self._question.identity, self._model, exchange.server_answer.read_whole()
+                )
+                if call is not None:
+                    answer["usage"] = call.usage
                 meter.see_usage(answer.get("usage"))
                 yield answer
                 return
+            cleaner.begin_answer(exchange.server_answer)
             if not kind.startswith("text/event-stream"):
                 raise RequestRejected("the model's server did not send an event stream", None, 502)
             async with aclosing(_from_first_piece(exchange, cleaner)) as events:
@@ -327,6 +332,8 @@ class Answering:
                 raise
             raise RequestRejected("the model's server broke the answer off", None, 502) from e
         finally:
+            if call is not None and cleaner is not None:
+                cleaner.usage = call.usage
             if not is_lost:
                 meter.see_usage(cleaner.usage if cleaner is not None else None)
                 meter.count()
@@ -393,9 +400,16 @@ def _split_prompts(prompt: Any) -> list[Any]:
     return prompt if isinstance(prompt, list) and any(isinstance(p, str | list) for p in prompt) else []
 
 
-def _sum_usages(usages: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {name: sum(int(u.get(name) or 0) for u in usages) for name in names}
+def _sum_usages(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sums of all counts, also of the details."""
+    total: dict[str, Any] = {}
+    for usage in usages:
+        for name, value in usage.items():
+            if isinstance(value, Mapping):
+                total[name] = _sum_usages([total.get(name) or {}, value])
+            elif isinstance(value, int) and isinstance(total.get(name, 0), int):
+                total[name] = total.get(name, 0) + value
+    return total
 
 
 async def _cancel_tasks(tasks: Sequence[asyncio.Future[Any]]) -> None:

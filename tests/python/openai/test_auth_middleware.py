@@ -345,6 +345,14 @@ def test_other_routes_are_none(middleware: MiddlewareClient, path: str) -> None:
     assert middleware.app.scopes == []
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_health_is_read_alone(middleware: MiddlewareClient, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        status, body, _ = middleware.run(CHAT, path, method)
+        assert status == 405 and method in body["error"]["message"]
+    assert middleware.run(b"", path, "HEAD")[0] in (200, 503)
+
+
 def test_errors_are_openais_and_the_log_has_no_words_of_a_client(middleware: MiddlewareClient) -> None:
     said = "litellm.BadRequestError: EnginixException - top_k: too much\n\nLiteLLM: model group 'm' failed."
     middleware.app.status = 400

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from openai_standin import StandIn, openai_chunks
+from openai_standin import StandIn, openai_answer, openai_chunks
 
 pytestmark = pytest.mark.slow
 USER = [{"role": "user", "content": "x"}]
@@ -25,13 +26,61 @@ def client(start_gateway: Callable[..., Any], standin: StandIn) -> Iterator[Any]
 @pytest.fixture(autouse=True)
 def restored(standin: StandIn) -> Iterator[None]:
     yield
-    standin.rows = standin.error = None
+    standin.rows = standin.error = standin.whole = None
 
 
 def ask(client: Any, route: str, **more: Any) -> Any:
     if route.endswith("/chat/completions"):
         return client.chat.completions.create(model="other", messages=USER, **more)
     return client.completions.create(model="other", **{"prompt": "x", **more})
+
+
+# What LiteLLM would leave out, change, or make up where the server says nothing.
+USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, "prompt_tokens_details": {"cached_tokens": 3}}
+
+
+@pytest.mark.parametrize("usage", [None, USAGE])
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_answer_says_what_the_server_says_and_no_more(
+    client: Any, standin: StandIn, route: str, usage: dict[str, Any] | None
+) -> None:
+    import httpx
+
+    head = {"authorization": f"Bearer {client.api_key}"}
+    body = {"model": "other", **({"messages": USER} if "chat" in route else {"prompt": "x"})}
+    rows = [{**row, "system_fingerprint": None, "odd": [1]} for row in openai_chunks(route, TEXTS, usage=False)]
+    rows[1]["choices"][0]["logprobs"] = None
+    last = [{**rows[0], "choices": [], "usage": usage}] if usage else []
+    standin.rows = [*rows, *last, "[DONE]"]
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        answer = httpx.post(
+            f"{str(client.base_url).removesuffix('/v1/')}{route}",
+            json={**body, "stream": True, **options},
+            headers=head,
+            timeout=600,
+        )
+        events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        assert events.pop() == "[DONE]"
+        wanted = [{**row, "model": "other"} for row in [*rows, *(last if options else [])]]
+        assert [json.loads(event) for event in events] == wanted
+    whole = {**standin_answer(route), "usage": usage} if usage else standin_answer(route)
+    standin.whole = whole
+    answer = httpx.post(
+        f"{str(client.base_url).removesuffix('/v1/')}{route}", json=body, headers=head, timeout=600
+    )
+    assert answer.json() == {**whole, "model": "other"}
+
+
+def standin_answer(route: str) -> dict[str, Any]:
+    """Return a whole answer with a field that OpenAI's clients do not know, without a usage."""
+    answer = openai_answer(route, {"role": "assistant", "content": "hi", "reasoning_content": "because"})
+    return {k: v for k, v in {**answer, "odd": {"a": None}}.items() if k != "usage"}
+
+
+def test_no_tokens_with_echo_reach_the_server(client: Any, standin: StandIn) -> None:
+    asked = {"max_tokens": 0, "echo": True, "logprobs": 1, "top_p": 0}
+    ask(client, ROUTES[1], **asked)
+    assert {name: standin.asked[-1][1].get(name) for name in asked} == asked
 
 
 def read_until_error(client: Any, route: str) -> tuple[list[Any], Any]:
