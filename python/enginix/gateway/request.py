@@ -97,8 +97,6 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
             raise RequestRejected(f"{name} is missing", name)
     _check_stream(body)
     _check_max_tokens(route, body, is_triton=is_triton)
-    if not is_triton:
-        _check_streamed_choices(route, body)
     if route == "chat":
         if is_triton:
             parse_text_messages(body["messages"])
@@ -352,26 +350,6 @@ def _check_stream(body: Mapping[str, Any]) -> None:
         raise RequestRejected(
             "stream_options: include_obfuscation is not supported, except with the value false",
             "stream_options",
-        )
-
-
-def _check_streamed_choices(route: str, body: Mapping[str, Any]) -> None:
-    """Refuse what LiteLLM loses in streams of a server with OpenAI's interface.
-
-    Of several choices one has a ``finish_reason``, and all of a completion have the index 0; a completion's
-    log-probabilities are left out. Whole answers have all of it.
-
-    Raises:
-        RequestRejected: several choices, or a completion's log-probabilities, in a stream.
-    """
-    if not body.get("stream"):
-        return
-    if (body.get("n") or 1) > 1:
-        raise RequestRejected("n: a streamed answer has one choice; ask without stream", "n")
-    if route == "completions" and not (body.get("logprobs") is None or body["logprobs"] is False):
-        raise RequestRejected(
-            "logprobs: not passed on in a streamed completion; ask without stream, or ask for a chat",
-            "logprobs",
         )
 
 

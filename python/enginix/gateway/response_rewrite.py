@@ -1,7 +1,7 @@
 """Rewrite LiteLLM's answers to the form that OpenAI's clients expect.
 
 Answers of a server with OpenAI's interface are the server's own, with the client's name of the model
-(:mod:`enginix.gateway.server_answer`). LiteLLM's answers differ so:
+(:mod:`enginix.gateway.recorded_answer`). LiteLLM's answers differ so:
 
 - An error's text has LiteLLM's names around the server's message, and ``param`` is empty.
 - Chunks have usages that were not requested; OpenAI sends a requested usage in a last chunk without choices.
@@ -20,13 +20,14 @@ from typing import Any
 
 from enginix.gateway.client_errors import CONTEXT_CODE
 from enginix.gateway.events import DONE, EventParser
+from enginix.gateway.recorded_answer import RecordedAnswer
 from enginix.gateway.request import PARAMETERS, RequestRejected
-from enginix.gateway.server_answer import ServerAnswer
 
 _PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Error: (?=[\w-]+Exception - )|[\w-]+Exception - )+")
 _SUFFIX = re.compile(r"\s*(?:LiteLLM: model group | Original exception: \w+: litellm\.).*$", re.DOTALL)
 # The openai client's message, in which the answer is Python's text of a dict.
 _QUOTED = re.compile(r"^Error code: \d{3} - (\{.*\})$", re.DOTALL)
+UNFINISHED = "the model's server broke the answer off: its stream ends without a finish_reason"
 # LiteLLM's message when every server of a model has just failed.
 _NONE_LEFT = "No deployments available"
 _NAMED = re.compile(r"^(\w+)(?:\[\d+\][\w.\[\]]*)?: ")
@@ -107,13 +108,15 @@ class EventRewriter:
         self._index = index
         self._parser = EventParser()
         self._last: dict[str, Any] = {}
-        self._server_answer: ServerAnswer | None = None
+        self._recorded_answer: RecordedAnswer | None = None
+        self._begun: set[str] = set()
+        self._finished: set[str] = set()
         self.usage: dict[str, Any] | None = None
         self.failed, self.status = "", 200
 
-    def begin_answer(self, server_answer: ServerAnswer) -> None:
-        """Take the answer that the next events belong to; where it is recorded, its chunks count, not LiteLLM's."""
-        self._server_answer = server_answer
+    def begin_answer(self, recorded_answer: RecordedAnswer) -> None:
+        """Take the answer of the next events; where it is recorded, its chunks count, not LiteLLM's."""
+        self._recorded_answer = recorded_answer
 
     def feed(self, raw: bytes, *, more: bool) -> bytes:
         """Return the rewritten events that these bytes complete; an incomplete event is held back."""
@@ -131,8 +134,11 @@ class EventRewriter:
         return {**self._last, "choices": [], "usage": usage}
 
     def _cleaned(self, data: str) -> list[dict[str, Any] | str]:
-        recorded = self._server_answer.take_chunks() if self._server_answer is not None else None
+        recorded = self._recorded_answer.take_chunks() if self._recorded_answer is not None else None
         chunks = [c for chunk in recorded or () for c in self._cleaned_chunk(chunk)]
+        if data.strip() == DONE and recorded is not None and self._begun - self._finished:
+            self.failed, self.status = UNFINISHED, 502
+            return [*chunks, {"error": RequestRejected(UNFINISHED, None, 502).as_json()["error"]}]
         if data.strip() == DONE:
             return [*chunks, *self._usage_chunk(), DONE]
         try:
@@ -172,8 +178,9 @@ class EventRewriter:
         if usage is not None and not any(says_something(c) for c in choices):
             # The usage's own chunk: LiteLLM's has a choice without content, OpenAI's has no choices.
             return []
-        if self._index is not None:
-            for choice in choices:
+        for choice in choices:
+            (self._finished if choice.get("finish_reason") else self._begun).add(str(choice.get("index")))
+            if self._index is not None:
                 choice["index"] = self._index
         return [chunk]
 

@@ -111,12 +111,11 @@ def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
     # LiteLLM prints banners to standard output; messages go to standard error.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     import litellm
+    from litellm.llms.openai.common_utils import BaseOpenAILLM
     from litellm.proxy.proxy_server import app
 
-    from litellm.llms.openai.common_utils import BaseOpenAILLM
-
     from enginix.gateway.handler import handler
-    from enginix.gateway.server_answer import record_answers
+    from enginix.gateway.recorded_answer import record_answers
     from enginix.gateway.unfinished import refuse_unfinished_streams
 
     refuse_unfinished_streams()

@@ -298,23 +298,6 @@ def test_a_long_name_is_shown_in_part() -> None:
     json.dumps(refused.value.as_json())
 
 
-@pytest.mark.parametrize(
-    ("route", "given", "param"),
-    [
-        ("chat", {"n": 2}, "n"),
-        ("completions", {"n": 2}, "n"),
-        ("completions", {"logprobs": 0}, "logprobs"),
-        ("completions", {"logprobs": 5}, "logprobs"),
-    ],
-)
-def test_what_a_stream_would_lose_is_refused(route: str, given: dict[str, Any], param: str) -> None:
-    body = {**BASE[route], **given}
-    check_openai_request(route, body, is_triton=False)
-    with pytest.raises(RequestRejected, match="ask without stream") as refused:
-        check_openai_request(route, {**body, "stream": True}, is_triton=False)
-    assert refused.value.param == param
-
-
 @pytest.mark.parametrize("is_triton", [False, True])
 def test_a_stream_s_options_with_the_values_that_change_nothing(is_triton: bool) -> None:
     for options in ({"include_obfuscation": False}, {"include_usage": None}, {"include_obfuscation": None}):
@@ -335,7 +318,7 @@ def test_a_list_counts_as_so_many_requests(prompt: Any, count: int, stream: bool
     limits = GatewayLimits()
     request = CheckedRequest.compose("/v1/completions", body, "m", "r", is_triton=False, limits=limits)
     assert request.prompts == count
-    assert len(request.parts) == (count if stream else 1)
+    assert len(request.parts) == 1
 
 
 @pytest.mark.slow

@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 
 from enginix.gateway.events import MAX_BYTES, EventTooLarge
+from enginix.gateway.recorded_answer import RecordedAnswer
 from enginix.gateway.response_rewrite import EventRewriter, rewrite_answer
-from enginix.gateway.server_answer import ServerAnswer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def encode_events(*rows: Any) -> bytes:
-    return b"".join(b"data: " + (r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n\n" for r in rows)
+    return b"".join(
+        b"data: " + (r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n\n" for r in rows
+    )
 
 
-def record(path: str, raw: bytes, *, is_stream: bool, asked: str = CHAT) -> ServerAnswer:
-    answer = ServerAnswer(asked, is_stream=is_stream)
+def record(path: str, raw: bytes, *, is_stream: bool, asked: str = CHAT) -> RecordedAnswer:
+    answer = RecordedAnswer(asked, is_stream=is_stream)
     answer.begin(path)
     # Pieces end anywhere.
     for i in range(0, len(raw), 7):
@@ -29,7 +31,12 @@ def record(path: str, raw: bytes, *, is_stream: bool, asked: str = CHAT) -> Serv
 
 
 def test_a_whole_answer_is_the_servers() -> None:
-    said = {"id": "x", "model": "theirs", "choices": [{"index": 0, "message": {"content": "hi"}}], "odd": None}
+    said = {
+        "id": "x",
+        "model": "theirs",
+        "choices": [{"index": 0, "message": {"content": "hi"}}],
+        "odd": None,
+    }
     recorded = record("/v1/chat/completions", json.dumps(said).encode(), is_stream=False).read_whole()
     litellm = {**said, "usage": {"prompt_tokens": 7, "prompt_tokens_details": None}}
     assert rewrite_answer(json.dumps(litellm).encode(), None, "m", recorded) == {**said, "model": "m"}
@@ -46,7 +53,7 @@ def test_an_answer_of_another_route_is_left_to_litellm() -> None:
     assert record("/v1/chat/completions", raw, is_stream=False, asked=COMPLETIONS).read_whole() is None
     assert record("/v1/completions", raw, is_stream=False, asked=COMPLETIONS).read_whole() is not None
     assert record("/v1/completions", raw, is_stream=True).take_chunks() is None
-    assert ServerAnswer(CHAT, is_stream=True).take_chunks() is None
+    assert RecordedAnswer(CHAT, is_stream=True).take_chunks() is None
 
 
 def test_chunks_are_the_servers() -> None:
@@ -71,7 +78,7 @@ def test_what_came_before_an_error_is_sent() -> None:
 
 
 def test_an_event_that_is_too_large_is_an_error() -> None:
-    answer = ServerAnswer(CHAT, is_stream=True)
+    answer = RecordedAnswer(CHAT, is_stream=True)
     answer.begin(CHAT)
     answer.feed(b"data: " + b"x" * MAX_BYTES)
     with pytest.raises(EventTooLarge):

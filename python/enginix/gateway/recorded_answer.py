@@ -1,7 +1,7 @@
 """Keep what a server with OpenAI's interface answers, as it comes, beside what LiteLLM makes of it.
 
-LiteLLM counts tokens where a server does not, adds details to its usages, fields to its messages and times to its
-chunks, and leaves out null values. It decides whether an answer is one; the client gets the server's.
+LiteLLM counts tokens where a server does not, adds details to its usages, fields to its messages and times to
+its chunks, and leaves out null values. It decides whether an answer is one; the client gets the server's.
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ import httpx
 from enginix.gateway.events import DONE, EventParser, EventTooLarge
 
 
-class ServerAnswer:
+class RecordedAnswer:
     """The answer of one server to one request.
 
     Args:
         path: the request's route; LiteLLM may ask the server by another one, and convert the answer.
         is_stream: the request asks for a stream.
+
+    Attributes:
+        is_recorded: the answer is kept; one that is compressed or comes from another route is not.
     """
 
     def __init__(self, path: str, *, is_stream: bool) -> None:
         self._is_chat, self._is_stream = _is_chat(path), is_stream
         self._parser, self._whole = EventParser(), bytearray()
         self._events: list[str] = []
-        self._is_recorded = self._is_done = self._is_too_large = False
+        self.is_recorded = self._is_done = self._is_too_large = False
 
     def begin(self, path: str) -> None:
         """Forget an earlier answer; record the one that comes from this path of the server."""
         self._parser, self._whole = EventParser(), bytearray()
         self._events.clear()
-        self._is_recorded, self._is_done = _is_chat(path) == self._is_chat, False
+        self.is_recorded, self._is_done = _is_chat(path) == self._is_chat, False
 
     def feed(self, raw: bytes) -> None:
         """Take bytes of the answer."""
@@ -56,7 +59,7 @@ class ServerAnswer:
         Raises:
             EventTooLarge: an event is larger than any answer's.
         """
-        if not self._is_recorded or not self._is_stream:
+        if not self.is_recorded or not self._is_stream:
             return None
         if self._is_too_large:
             raise EventTooLarge
@@ -72,15 +75,15 @@ class ServerAnswer:
 
     def read_whole(self) -> dict[str, Any] | None:
         """Return an answer that is not streamed; ``None`` if it is not recorded."""
-        answer = _parse_object(self._whole) if self._is_recorded and not self._is_stream else None
+        answer = _parse_object(self._whole) if self.is_recorded and not self._is_stream else None
         return answer if answer is not None and isinstance(answer.get("choices"), list) else None
 
 
-ANSWER: ContextVar[ServerAnswer] = ContextVar("enginix_answer")
+ANSWER: ContextVar[RecordedAnswer] = ContextVar("enginix_answer")
 
 
 def record_answers(session: httpx.AsyncClient) -> None:
-    """Let a session's responses go to the :class:`ServerAnswer` of the request that they belong to."""
+    """Let a session's responses go to the :class:`RecordedAnswer` of the request that they belong to."""
     session.event_hooks = {"request": [_ask_uncompressed], "response": [_record_response]}
 
 
@@ -100,7 +103,7 @@ async def _record_response(response: httpx.Response) -> None:
 
 
 class _RecordedStream(httpx.AsyncByteStream):
-    def __init__(self, stream: httpx.AsyncByteStream, answer: ServerAnswer) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, answer: RecordedAnswer) -> None:
         self._stream, self._answer = stream, answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
