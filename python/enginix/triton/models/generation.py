@@ -184,7 +184,7 @@ def _read_sampling(inputs: Inputs) -> tuple[float, int, float]:
 
     A request without the three is greedy, as TensorRT-LLM's default (top_k 0 and top_p 0 take the most likely
     token). Any of the three turns sampling on, with the others neutral; top_k 1, temperature 0, or a top_p of
-    0 without top_k is greedy. Beside top_k a top_p of 0 is none (TensorRT-LLM's regularizeTopKTopP).
+    0 without top_k is greedy. Beside top_k a top_p of 0 sets no limit (TensorRT-LLM's regularizeTopKTopP).
     """
     temperature = inputs.scalar("temperature")
     top_k = _read_bounded_integer(inputs, "runtime_top_k", 0, 0)
