@@ -83,3 +83,17 @@ def test_an_event_that_is_too_large_is_an_error() -> None:
     answer.feed(b"data: " + b"x" * MAX_BYTES)
     with pytest.raises(EventTooLarge):
         answer.take_chunks()
+
+
+@pytest.mark.parametrize("ends", [(0,), (1,), ()])
+def test_a_choice_without_its_end_is_no_whole_answer(ends: tuple[int, ...]) -> None:
+    rows = [{"choices": [{"index": i, "delta": {"content": "h"}, "finish_reason": None}]} for i in (0, 1)]
+    last = [{"choices": [{"index": i, "delta": {}, "finish_reason": "stop"}]} for i in ends]
+    # What comes after a choice's end does not begin it anew.
+    last += [{"choices": [{"index": i, "delta": {}, "finish_reason": None}]} for i in ends]
+    rewriter = EventRewriter()
+    rewriter.begin_answer(record(CHAT, encode_events(*rows, *last, b"[DONE]"), is_stream=True))
+    *chunks, error = rewriter.read(encode_events(b"[DONE]"), more=False)
+    assert chunks == [*rows, *last]
+    assert isinstance(error, dict) and "finish_reason" in error["error"]["message"]
+    assert rewriter.status == 502
