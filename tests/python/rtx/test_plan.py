@@ -74,6 +74,9 @@ def test_the_builders_refusals_are_errors(
     network, log = describe(quantized("FP8"), SMALL)
     with pytest.raises(PlanError, match="sm86"):
         plan_builder.build_plan(network, log, (86,), tmp_path / "fp8")
+    network, log = describe(quantized("NVFP4"), SMALL)
+    with pytest.raises(PlanError, match="sm89"):
+        plan_builder.build_plan(network, log, (89,), tmp_path / "nvfp4")
     network, log = describe(tiny, SMALL)
     log.add(True, "a setter was refused")
     with pytest.raises(PlanError, match="a setter was refused"):
@@ -96,6 +99,17 @@ def test_a_setter_that_is_refused_in_passing_fails_the_build(
     assert log.errors
     with pytest.raises(PlanError, match="refused it"):
         plan_builder.build_plan(network, log, ALL, tmp_path / "plan")
+
+
+@pytest.mark.parametrize("name", ["FP8", "INT8_SQ", "INT4_AWQ", "NVFP4"])
+def test_every_format_builds_for_all_its_targets(
+    quantized: Callable[[str], Path], describe: Describe, tmp_path: Path, name: str
+) -> None:
+    network, log = describe(quantized(name), SMALL)
+    formats = checkpoint_support.list_checkpoint_formats(network.config)
+    targets = checkpoint_support.resolve_targets(formats, None)
+    header = plan_builder.build_plan(network, log, targets, tmp_path / "plan")
+    assert header.targets == targets
 
 
 def test_an_attention_in_parts_is_found(
@@ -245,7 +259,7 @@ REFUSED = {
     ),
     "long rotation": ({"position_embedding_type": "long_rope"}, "rotation long_rope"),
     "KV cache": ({"quantization": {"kv_cache_quant_algo": "FP8"}}, "a KV cache in FP8"),
-    "format": ({"quantization": {"quant_algo": "NVFP4"}}, "format NVFP4 is not taken"),
+    "format": ({"quantization": {"quant_algo": "W4A8_AWQ"}}, "format W4A8_AWQ is not taken"),
     "ranks": ({"mapping": {"world_size": 2, "tp_size": 2}}, "2 ranks"),
 }
 
@@ -265,7 +279,8 @@ def test_targets_and_limits() -> None:
     resolve = checkpoint_support.resolve_targets
     assert resolve(["NO_QUANT"], None) == ALL and resolve(["FP8", "NO_QUANT"], None) == (89, 120, 121)
     assert resolve(["NO_QUANT"], [120, 80]) == (80, 120)
-    for formats, sm in ((["NO_QUANT"], 90), (["NO_QUANT"], 75), (["FP8"], 86)):
+    assert resolve(["NVFP4", "NO_QUANT"], None) == (120, 121)
+    for formats, sm in ((["NO_QUANT"], 90), (["NO_QUANT"], 75), (["FP8"], 86), (["NVFP4"], 89)):
         with pytest.raises(UsageError, match=f"SM {sm}"):
             resolve(formats, [sm])
     limits = {"maxBatchSize": None, "maxSeqLen": None, "stepTokens": None}

@@ -24,8 +24,7 @@ class RtxKind(KindDescription):
         if not why and architecture not in table["architectures"]["taken"]:
             why.append(explain_architecture(architecture, "is not taken by kind rtx"))
         if not why and name not in table["formats"]["taken"]:
-            reason = table["formats"]["refused"].get(name)
-            why.append(f"format {name} is not taken by kind rtx" + (f": {reason}" if reason else ""))
+            why.append(f"format {name} is not taken by kind rtx")
         if why:
             return ModelVerdict(False, tuple(why), ())
         sms, gpus = table["formats"]["taken"][name], load_table("gpus")["gpus"]
