@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, OwnBuild, TritonSupport
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
@@ -37,6 +37,11 @@ KIND: EngineKind = RtxKind(
     summary="TensorRT for RTX's engine, built without a GPU of a verified network",
     built_from="checkpoint",
     build_commands=("enginix rtx-build CHECKPOINT --model MODEL",),
+    own_build=OwnBuild("rtx-build", extra="rtx"),
+    converted_as="reference",
+    has_target=False,
+    has_interpreter=True,
+    gate_asker="enginix.kinds.rtx_serving.gate_report",
     unplanned_reason="what TensorRT for RTX takes on a GPU was never measured",
     triton=TritonSupport(
         repository="enginix.kinds.rtx_serving.repository_content",
