@@ -52,7 +52,8 @@ test_rtx_refusals_name_the_reason_and_another_kind() {
     rtx_refuses '{ runtime = "trtllm-1.2.1"; }' 'rtx-1.7.1.116' &&
     rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' && says 'pass targets = [ GPU ]' &&
     ! with_rtx eval 'e.mkEngineMatrix { kind = "rtx"; inherit (tiny) model; targets = [ "l4" ]; }' && says 'pass them to mkEngine' &&
-    rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB'
+    rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB' &&
+    rtx_refuses '{ targets = [ "rtx-4090" "rtx-4060" ]; } // (let m = said { }; in m // { model = m.model // { weightBytes = 8000000000; }; })' 'it does not fit rtx-4060 (7.4 GiB)' && says 'targets'
 }
 
 test_rtx_targets_are_sms_in_order() {

@@ -307,3 +307,59 @@ def test_a_format_that_evaluation_refuses_for_llmapi_names_the_way_out() -> None
         with pytest.raises(AssertionError) as refused:
             check(f'check.target.computes "mkEngine" "{format_}" ({gpu})')
         assert said in str(refused.value)
+
+
+# Of kind rtx: the defaults, one slot, many, and sequences longer than some of the contexts.
+RTX: tuple[dict[str, int], ...] = (
+    {},
+    {"max_batch_size": 1, "max_seq_len": 512},
+    {"max_batch_size": 64},
+    {"max_batch_size": 7, "max_seq_len": 2048},
+)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_evaluation_and_command_agree_on_rtx(tmp_path: Path) -> None:
+    grid = list(product(MODELS, (*MEMORIES, 60_000_000, 18 * 10**9), (80, 86, 89, 120), RTX))
+    cases, ours = [], []
+    for model, memory, sm, limits in grid:
+        facts = dict(MODELS[model])
+        files = {"model.safetensors": facts.pop("weightBytes")}
+        # More than the context is refused.
+        within = {key: min(n, facts["context"]) if "seq" in key else n for key, n in limits.items()}
+        request = PlanRequest(kind="rtx", **within)
+        found = plan_from_lock(facts, files, TargetGpu("g", sm, memory), request, "case")
+        sizes = {key: value for key, value in asdict(found.limits).items() if value is not None}
+        cases.append({"model": model, "memory": memory, "sm": sm, "limits": camel(sizes)})
+        verdict = {"fits": found.memory.fits, "tightest": found.memory.tightest}
+        changes = [dict(change) for change in found.changes]
+        ours.append(camel({**asdict(found.memory), **verdict, "changes": changes}))
+    (tmp_path / "cases.json").write_text(json.dumps({"models": MODELS, "cases": cases}))
+    theirs = check(
+        f"""let
+          table = builtins.fromJSON (builtins.readFile {tmp_path}/cases.json);
+          plan = c: check.rtxPlan.plan table.models.${{c.model}} {{ inherit (c) sm memory; }} c.limits;
+        in map plan table.cases"""
+    )
+    assert [c for c, a, b in zip(cases, ours, theirs, strict=True) if a != b] == []
+    assert {o["fits"] for o in ours} == {True, False}
+    assert {o["tightest"] for o in ours if not o["fits"]} == {"weights", "workspace", "kvCache"}
+    kinds = {frozenset(c) for o in ours for c in o["changes"]}
+    for name in ("maxBatchSize", "maxSeqLen", "quantization"):
+        assert frozenset({name}) in kinds, (name, kinds)
+    assert any(not o["fits"] and not o["changes"] for o in ours)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_rtx_refusal_names_the_tightest_limit_and_the_smallest_change() -> None:
+    told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
+    gpu = '{ name = "rtx-3090"; sm = 86; memoryGB = 24; }'
+    limits = "{ maxBatchSize = 32; maxSeqLen = 8192; stepTokens = 16; }"
+    with pytest.raises(AssertionError) as refused:
+        check(f'check.rtxPlan.fits "mkEngine" ({told}) {gpu} {limits}')
+    text = str(refused.value)
+    assert "mkEngine: it does not fit rtx-3090 (22.3 GiB)" in text
+    assert "32 slots take 262624, from the start" in text
+    assert "Smallest change that fits: limits.maxBatchSize = 16." in text
+    unsized = '{ name = "a16"; sm = 86; memoryGB = null; }'
+    assert check(f'check.rtxPlan.fits "f" ({told}) {unsized} {limits}') is None

@@ -16,7 +16,9 @@ import pytest
 from enginix.cli import main
 from enginix.compatibility.check import Mismatch, compare_with_machine, require_versions
 from enginix.errors import CheckpointError, EnginixError, GateError, ManifestError, UsageError
+from enginix.inspect import open_model
 from enginix.integrity import require_unchanged
+from enginix.kinds.planning.planner import PlanRequest, plan_memory
 from enginix.kinds.rtx import checkpoint_support, engine_build, plan_builder
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.errors import PlanError
@@ -26,6 +28,7 @@ from enginix.kinds.rtx.plan_header import check_plan_header
 from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
 from enginix.machine.target import Machine, MachineGpu
 from enginix.manifest import read_manifest
+from enginix.memory_plan.arithmetic import find_target_gpu
 
 TINY = Path(__file__).resolve().parents[2] / "models/tiny-qwen3"
 SMALL = EngineShape(2, 4, 32)
@@ -208,9 +211,43 @@ def test_another_version_of_the_library_is_refused(engine: Path) -> None:
         require_versions(read_manifest(engine), engine, {"tensorrtRtx": "1.6.1.120"})
 
 
-def test_a_memory_plan_is_refused_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(TINY), "--target", "rtx-4090", "--kind", "rtx"]) != 0
-    assert "was never measured" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (
+            ["--target", "rtx-4090"],
+            0,
+            ["8 slots of 2,048 tokens, 16 of each a step", "no GPU, host memory 2."],
+        ),
+        (["--target", "rtx-4090"], 0, ["one engine is for SM 80, 86, 89, 120, 121", "was ever executed"]),
+        (["--target", "h200"], 1, ["kind rtx runs on SM 80, 86, 89, 120, 121; h200 is SM 90"]),
+        (["--target", "rtx-4090", "--memory", "0.02"], 1, ["smallest change", "--max-batch-size 2"]),
+        (["--target", "l4", "--sequences", "2"], 2, ["kind rtx has no --sequences"]),
+        (["--target", "l4", "--tensor-parallel", "2"], 2, ["kind rtx runs on one GPU"]),
+        (["--target", "l4", "--kv-cache", "fp8"], 2, ["kind rtx has no FP8 KV cache"]),
+        (["--target", "l4", "--dtype", "float32"], 2, ["does not compute in float32"]),
+        (["--target", "l4", "--max-seq-len", "4096"], 2, ["maxSeqLen is 4096"]),
+    ],
+)
+def test_memory_plans(
+    words: list[str], status: int, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(TINY), "--kind", "rtx", *words]) == status
+    output = "".join(capsys.readouterr())
+    assert all(text in output for text in said), output
+
+
+def test_the_kv_cache_of_a_memory_plan_is_that_of_the_engine(engine: Path) -> None:
+    """Every position of every slot, and the weights that the plan holds."""
+    described = json.loads((engine / "engine/engine.json").read_text())
+    with open_model(str(TINY)) as model:
+        request = PlanRequest(kind="rtx", max_batch_size=2, max_seq_len=32)
+        found = plan_memory(model, find_target_gpu("rtx-4090"), request)
+    positions = described["slots"] * (described["maxSeqLen"] + found.limits.step_tokens - 1)
+    assert found.memory.need_tokens == positions
+    heads = described["layers"] * described["keyValueHeads"] * described["headSize"]
+    assert found.memory.kv_token == 2 * heads * 2
+    assert found.memory.weights < described["length"] < found.memory.weights + 5_000_000
 
 
 def test_a_network_that_is_another_function_is_no_engine(
@@ -244,6 +281,27 @@ def test_a_checkpoint_that_changed_is_no_engine(engine: Path, tiny: Path, tmp_pa
     assert not (tmp_path / "engine").exists()
     with pytest.raises(ManifestError, match=r"rank0\.safetensors changed"):
         require_engine_checkpoint(engine, tmp_path / "checkpoint")
+
+
+def test_a_checkpoint_without_a_manifest_is_compared_with_the_model(
+    trt: Any, tiny: Path, tmp_path: Path
+) -> None:
+    """As TensorRT-LLM's own converter leaves it; the row of the embedding belongs to no token of the gate."""
+    checkpoint, options = (
+        tmp_path / "checkpoint",
+        engine_build.RtxBuildOptions(max_batch_size=2, max_seq_len=32),
+    )
+    shutil.copytree(tiny, checkpoint)
+    (checkpoint / "enginix.json").unlink()
+    built, outcomes = engine_build.build_rtx_engine(checkpoint, TINY, tmp_path / "sound", options)
+    assert built.results["gates"] == {"weights": "passed", "network": "passed"} and len(outcomes) == 2
+    weights = checkpoint / "rank0.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2001] ^= 0x40
+    weights.write_bytes(content)
+    with pytest.raises(GateError, match="gate weights failed"):
+        engine_build.build_rtx_engine(checkpoint, TINY, tmp_path / "engine", options)
+    assert not (tmp_path / "engine").exists()
 
 
 # Each value of a checkpoint's configuration that this kind refuses, and what it says.

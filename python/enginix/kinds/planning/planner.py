@@ -322,12 +322,6 @@ def check_plan_request(request: PlanRequest) -> None:
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
     kind = find_kind(request.kind)
-    if kind.unplanned_reason is not None:
-        raise UsageError(
-            f"no memory plan is known for kind {kind.name}: {kind.unplanned_reason}",
-            where="--kind",
-            fix="ask for another kind",
-        )
     if request.pipeline_parallel > 1 and kind.has_parallelism and not kind.has_pipeline:
         raise UsageError(
             f"--pipeline-parallel {request.pipeline_parallel}: kind {kind.name} has no pipeline stages",

@@ -160,7 +160,6 @@ class EngineKind(Protocol):
             server answers them, or, of a portable kind, this package.
         server: OpenAI server of its own.
         triton: None where Triton does not serve it.
-        unplanned_reason: why no memory plan is known; None where one is.
     """
 
     @property
@@ -201,8 +200,6 @@ class EngineKind(Protocol):
     def server(self) -> str | None: ...
     @property
     def triton(self) -> TritonSupport | None: ...
-    @property
-    def unplanned_reason(self) -> str | None: ...
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
@@ -234,7 +231,6 @@ class KindDescription:
     has_pipeline: bool = False
     server: str | None = None
     triton: TritonSupport | None = None
-    unplanned_reason: str | None = None
 
     @property
     def is_compiled(self) -> bool:
