@@ -130,8 +130,8 @@ rec {
       others = builtins.tail changeList;
       ways =
         if estimate.changes == [ ] then
-          "No single limit or format makes it fit, and this kind runs on one GPU; leave the GPU out "
-          + "of targets, or use kind = \"tensorrt\" or \"llmapi\" on several."
+          "No single limit or format makes it fit, and this kind runs on one GPU; leave it out of "
+          + "targets, or use kind = \"tensorrt\" or \"llmapi\" on several."
         else
           "Smallest change that fits: ${builtins.head changeList}."
           + lib.optionalString (others != [ ]) " Others: ${lib.concatStringsSep "; " others}.";

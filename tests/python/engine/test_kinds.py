@@ -16,9 +16,10 @@ import pytest
 
 from enginix.compatibility import check
 from enginix.errors import UsageError
+from enginix.kinds.gating.gate_asking import GateAsker
 from enginix.kinds.planning.planner import KindPlanner
 from enginix.kinds.registry import KIND_NAMES, find_kind, get_kind, list_kinds, list_triton_kinds
-from enginix.kinds.registry.engine_kind import EngineKind, GateAsker
+from enginix.kinds.registry.engine_kind import EngineKind
 from enginix.kinds.trtllm import trtllm_asker
 from enginix.optional_libraries import EXTRAS
 from enginix.tables import load_table

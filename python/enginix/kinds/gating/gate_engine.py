@@ -21,8 +21,8 @@ from enginix.evaluation.reference_answers import question_builder, reference_ask
 from enginix.evaluation.reference_answers.exact_answers import require_answered
 from enginix.files import require_absent
 from enginix.integrity import require_unchanged
+from enginix.kinds.gating.gate_asking import GateAsker, GateAsking, GateReport
 from enginix.kinds.registry import find_kind, load_hook
-from enginix.kinds.registry.engine_kind import GateAsker, GateAsking, GateReport
 from enginix.manifest import Manifest
 from enginix.report import evidence
 from enginix.wording import count_noun

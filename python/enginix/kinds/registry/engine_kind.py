@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from enginix.kinds.registry.model_verdict import ModelVerdict
 from enginix.manifest import Manifest
 from enginix.tables import load_table
-
-if TYPE_CHECKING:
-    from enginix.evaluation.judgement.outcome import GateOutcome
 
 
 @dataclass(frozen=True)
@@ -85,56 +82,6 @@ class OwnBuild:
     extra: str
 
 
-class GateReport(Protocol):
-    """What an engine said that was asked in this Python."""
-
-    @property
-    def answers(self) -> Path:
-        """Return the directory of said.json."""
-        ...
-
-    def list_lines(self, outcomes: Sequence[GateOutcome]) -> list[str]:
-        """Return what to report, a line each."""
-        ...
-
-
-@dataclass(frozen=True)
-class GateAsking:
-    """How ``enginix gate`` asks an engine in this Python.
-
-    Attributes:
-        engine: its directory.
-        questions: directory of asked.json, and of the answers.
-        checkpoint: of the engine, which an interpreter executes; None for its runtime.
-        driver: the GPU driver's root; None finds it.
-        gates: names of those that are judged.
-        stall: seconds without a sign until it counts as hung.
-    """
-
-    engine: Path
-    manifest: Manifest
-    questions: Path
-    checkpoint: Path | None
-    driver: Path | None
-    gates: Collection[str]
-    stall: float
-
-
-class GateAsker(Protocol):
-    """The ``gate_asker`` module of a kind whose engines this Python asks."""
-
-    def ask_gated_engine(self, asking: GateAsking, write_questions: Callable[[], object]) -> GateReport:
-        """Ask an engine.
-
-        Args:
-            write_questions: writes asked.json; called when the machine is known to fit.
-
-        Raises:
-            EnginixError: the engine cannot be executed here; has the reason.
-        """
-        ...
-
-
 class EngineKind(Protocol):
     """A kind of engine; ``KIND`` of ``kinds/NAME/kind.py`` is one.
 
@@ -148,7 +95,8 @@ class EngineKind(Protocol):
         converted_as: the ``--kind`` of ``enginix convert`` that its checkpoints are made with.
         has_target: whether an engine is for one GPU, by an option.
         has_interpreter: whether PyTorch can execute the network of its checkpoint in the engine's place.
-        gate_asker: module of :class:`GateAsker`; None where the engine is asked in a process of its runtime.
+        gate_asker: module with ``ask_gated_engine`` (enginix.kinds.gating.gate_asking.GateAsker); None where
+            the engine is asked in a process of its runtime.
         memory_plan: module with ``plan_model`` and ``plan_lock``
             (enginix.kinds.planning.planner.KindPlanner); None where the plan is that of TensorRT-LLM's kinds.
         weights_folder: folder of an engine that holds its weights; None where they are inside compiled files.

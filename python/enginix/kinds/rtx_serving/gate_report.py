@@ -12,7 +12,7 @@ from enginix import console
 from enginix.compatibility.check import check_before_start, require_versions
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.files import sha256_file
-from enginix.kinds.registry.engine_kind import GateAsking
+from enginix.kinds.gating.gate_asking import GateAsking
 from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
 from enginix.kinds.rtx_serving.load_executor import load_step_backend
 from enginix.kinds.rtx_serving.rtx_asker import AskingTimes, ask_rtx_engine
