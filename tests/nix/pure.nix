@@ -918,16 +918,12 @@ in
     expected = null;
   };
   testPlanFits = {
-    expr = (check.plan.fits "f" planned smallGpu { }).fits;
+    expr = (check.plan.fits "f" "tensorrt" planned smallGpu { }).fits;
     expected = true;
   };
   testPlanRefuses = {
-    expr = fails (check.plan.fits "f" planned (smallGpu // { memory = 1000000; }) { });
+    expr = fails (check.plan.fits "f" "tensorrt" planned (smallGpu // { memory = 1000000; }) { });
     expected = true;
-  };
-  testPlanNamesWhatHelps = {
-    expr = builtins.head (check.plan.plan planned (smallGpu // { memory = 30000000; }) { }).changes;
-    expected.maxNumTokens = 4096;
   };
 
   testFlagsWords = {

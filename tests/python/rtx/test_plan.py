@@ -227,6 +227,7 @@ def test_another_version_of_the_library_is_refused(engine: Path) -> None:
         (["--target", "l4", "--kv-cache", "fp8"], 2, ["kind rtx has no FP8 KV cache"]),
         (["--target", "l4", "--dtype", "float32"], 2, ["does not compute in float32"]),
         (["--target", "l4", "--max-seq-len", "4096"], 2, ["maxSeqLen is 4096"]),
+        (["--target", "l4", "--step-tokens", "64"], 0, ["8 slots of 2,048 tokens, 64 of each a step"]),
     ],
 )
 def test_memory_plans(

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch-size",
         type=int,
         metavar="N",
-        help="sequences of a step (default: 2048; kind edgellm: 1, rtx: 8)",
+        help="sequences of a step (default: 8; kind edgellm: 1)",
     )
     parser.add_argument("--max-num-tokens", type=int, metavar="N", help="tokens of a step (default: 8192)")
     parser.add_argument(
@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-input-len", type=int, metavar="N", help="longest prompt, kind edgellm (default: 4096)"
+    )
+    parser.add_argument(
+        "--step-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of each sequence in a step, kind rtx (default: 16)",
     )
     parser.add_argument(
         "--sequences",
@@ -104,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         max_num_tokens=args.max_num_tokens,
         max_seq_len=args.max_seq_len,
         max_input_len=args.max_input_len,
+        step_tokens=args.step_tokens,
         sequences=args.sequences,
         kv_cache=args.kv_cache,
         dtype=args.dtype,

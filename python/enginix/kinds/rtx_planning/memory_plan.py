@@ -1,6 +1,6 @@
 """The memory plan of an engine of TensorRT for RTX: one GPU, all sizes static.
 
-``nix/check/rtx-plan.nix`` computes the same at evaluation; tests/python/plan/test_twin.py compares the two.
+``nix/check/rtx-plan.nix`` computes its memory at evaluation; tests/python/plan/test_twin.py compares the two.
 The KV cache has a place for each token of each slot, from the start; a step takes ``step_tokens`` tokens of
 each slot. A plan holds the weights once, a tied head as the embedding. What the library itself takes on a
 GPU, kernels among it, is not known, and not counted.
@@ -274,6 +274,10 @@ def _resolve_limits(request: PlanRequest, context: int) -> RtxPlanLimits:
         )
     if request.kv_cache != "auto":
         raise UsageError(f"kind rtx has no {request.kv_cache} KV cache", fix="leave --kv-cache out")
-    given = {"maxBatchSize": request.max_batch_size, "maxSeqLen": request.max_seq_len, "stepTokens": None}
+    given = {
+        "maxBatchSize": request.max_batch_size,
+        "maxSeqLen": request.max_seq_len,
+        "stepTokens": request.step_tokens,
+    }
     shape = resolve_engine_shape(given, context)
     return RtxPlanLimits(shape.slots, shape.max_seq_len, shape.step_tokens)
