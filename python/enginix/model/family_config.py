@@ -247,6 +247,7 @@ def parse_family_config(
         ModelError: a size is missing or invalid, a value has no place in a checkpoint, or quantized weights.
     """
     reader, name = _FamilyReader(raw, row, where, variant), str(raw["architectures"][0])
+    name = row.get("writtenAs", name)
     reader.refuse_unimplemented(name)
     sizes = {key: reader.size(key, e) for key, e in row["sizes"].items() if key != "norm_epsilon"}
     epsilon = reader.number("norm_epsilon", row["sizes"]["norm_epsilon"])

@@ -21,7 +21,7 @@ from enginix.memory_plan.arithmetic import (
     RankMemory,
     TargetGpu,
 )
-from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
+from enginix.memory_plan.kv_layout import find_latent, find_recurrent_layers, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.attention_window import find_window_pattern
@@ -230,7 +230,15 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     config = _read_convertible_config(model, request, obstacles)
     config_file = read_object(model.directory / "config.json")
     raw = select_language_model(config_file)
-    sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
+    sizes = resolve_sizes(description, config, request)
+    if recurrent := find_recurrent_layers(raw, sizes.element_bytes):
+        sizes = replace(sizes, cached_layers=recurrent.cached, state=recurrent.state)
+        notes.append(
+            f"{sizes.layers - recurrent.cached} of {sizes.layers} layers are recurrent: they keep "
+            f"{recurrent.state} B of a sequence, whatever its length"
+        )
+    else:
+        sizes = replace(sizes, latent=find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
     if kind.built_from == "model":
@@ -343,7 +351,7 @@ _SIZE_KEYS = {
 
 
 def resolve_sizes(
-    description: ModelDescription, config: ModelConfig | None, request: PlanRequest, latent: int = 0
+    description: ModelDescription, config: ModelConfig | None, request: PlanRequest
 ) -> ModelSizes:
     values = {
         "layers": description.layers,
@@ -375,7 +383,6 @@ def resolve_sizes(
     cache_bits = read_kv_cache_bits()
     return ModelSizes(
         **{k: v for k, v in values.items() if v is not None},
-        latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
         kv_bits=cache_bits[cache] if cache in cache_bits and not is_portable(request.kind) else 8 * element,
