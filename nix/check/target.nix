@@ -269,7 +269,12 @@ rec {
     let
       architecture = if name == null then null else families.${name}.writtenAs or name;
     in
-    if architecture == null || support.architectures.engine ? ${architecture} then
+    if architecture != null && support.architectures.unbuildable ? ${architecture} then
+      throw (
+        "${function}: TensorRT-LLM 1.1 and 1.2 build no engine of ${architecture}: "
+        + "${support.architectures.unbuildable.${architecture}}. Serve the model with transformers."
+      )
+    else if architecture == null || support.architectures.engine ? ${architecture} then
       architecture
     else if builtins.elem architecture support.architectures.pytorchOnly then
       throw (

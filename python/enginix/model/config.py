@@ -11,6 +11,7 @@ from enginix.errors import ModelError, UsageError
 from enginix.model.context_length import scale_context
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import ModelQuantization, read_quantization
 from enginix.model.rope import ModelRope, read_rope
@@ -383,6 +384,15 @@ def parse_config(
         checkpoint: refuse what a TensorRT-LLM checkpoint cannot express. Without it the result is what the
             model means, whatever serves it, and has no ``quantization``.
     """
+    names = raw.get("architectures")
+    named = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    with limited_llmapi_advice(named):
+        return _parse_config(raw, directory, checkpoint, variant)
+
+
+def _parse_config(
+    raw: Mapping[str, Any], directory: Path, checkpoint: bool, variant: str | None
+) -> ModelConfig:
     where = str(directory / CONFIG_FILE)
     require_model_config(raw, where)
     names = raw.get("architectures")

@@ -28,6 +28,7 @@ from enginix.model.attention_window import find_window_pattern
 from enginix.model.config import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import (
     describe_fallback,
     find_fallback,
@@ -238,7 +239,8 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
             f"{recurrent.state} B of a sequence, whatever its length"
         )
     else:
-        sizes = replace(sizes, latent=find_latent(raw, model.source))
+        with limited_llmapi_advice(description.architecture):
+            sizes = replace(sizes, latent=find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
     if kind.built_from == "model":
