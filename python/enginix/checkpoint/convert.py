@@ -25,20 +25,20 @@ from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import add_offset, make_bias_parts, make_caster
 from enginix.checkpoint.latent_attention import absorb_keys
-from enginix.checkpoint.layout import (
-    AbsorbedQueries,
-    CheckpointLayout,
-    KvCacheModule,
-    LinearModule,
-    SlicedTensor,
-    VectorModule,
-)
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapping import (
     CheckpointMapping,
     check_family_options,
     check_node_sizes,
     check_parallelism,
     check_pipeline_support,
+)
+from enginix.checkpoint.rank_modules import (
+    AbsorbedQueries,
+    KvCacheModule,
+    LinearModule,
+    SlicedTensor,
+    VectorModule,
 )
 from enginix.checkpoint.resolve import ResolvedQuantization, resolve_quantization
 from enginix.checkpoint.source_tensors import (
@@ -55,6 +55,7 @@ from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, require_absent, write_text
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.attention_window import describe_windows
+from enginix.model.config import read_model_config
 from enginix.model.identity import identify_model
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.safetensors import SAFETENSORS_DTYPES
@@ -241,7 +242,7 @@ def derive_conversion_spec(
         ModelError: the model is damaged, incomplete, or cannot be expressed.
         UsageError: the options do not fit the model.
     """
-    model = ModelConfig.read(directory, variant=options.variant)
+    model = read_model_config(directory, variant=options.variant)
     with limited_llmapi_advice(model.architecture):
         return _derive_model_spec(model, options, headers_only)
 

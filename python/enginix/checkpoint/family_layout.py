@@ -14,7 +14,7 @@ from typing import Any
 
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.latent_attention import list_latent_attention
-from enginix.checkpoint.layout import (
+from enginix.checkpoint.rank_modules import (
     KvCacheModule,
     LinearModule,
     MatrixSlice,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginix.checkpoint.byte_sources import SourceFileReader
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import (
+from enginix.checkpoint.rank_modules import (
     AbsorbedQueries,
     LinearModule,
     MatrixSlice,

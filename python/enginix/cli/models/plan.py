@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)"
     )
     parser.add_argument(
-        "--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 2048; kind edgellm: 1)"
+        "--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 8; kind edgellm: 1)"
     )
     parser.add_argument("--max-num-tokens", type=int, metavar="N", help="tokens of a step (default: 8192)")
     parser.add_argument(
