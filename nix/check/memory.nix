@@ -1,62 +1,16 @@
-# The arithmetic of a rank's memory, which the plans of all kinds share:
-# python/enginix/memory_plan/arithmetic.py again.
+# The arithmetic of a rank's memory, from a lock's sizes and the limits of an engine:
+# compute_memory of python/enginix/memory_plan/arithmetic.py again, because ranks, limits and the
+# number format are chosen at evaluation. What would make an engine fit is found by `enginix plan`
+# alone (docs/reference/memory-plan.md).
 { lib }:
 let
   constants = lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json;
-  fixed = builtins.mapAttrs (_: row: row.value) constants.defaults;
   formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
   inherit (formats) elementBytes;
-in
-rec {
-  inherit fixed formats;
-
-  # Bits of 128 consecutive weights and of a number of the KV cache, for each format where they are
-  # known.
-  whereKnown = lib.filterAttrs (_: bits: bits != null);
-  bitsPer128 = whereKnown (builtins.mapAttrs (_: row: row.bitsPer128) formats.algorithms);
-  kvCacheBits = whereKnown (builtins.mapAttrs (_: row: row.bits) formats.kvCache);
-
-  shortest = 1024;
-  fewestTokens = 512;
-
+  kvCacheBits = lib.filterAttrs (_: bits: bits != null) (
+    builtins.mapAttrs (_: row: row.bits) formats.kvCache
+  );
   max = a: b: if a > b then a else b;
-  min = a: b: if a < b then a else b;
-  ceilDiv = a: b: (a + b - 1) / b;
-  range = from: to: builtins.genList (i: from + i) (max 0 (to - from + 1));
-  halvings =
-    least: value:
-    let
-      half = value / 2;
-    in
-    if half < least then [ ] else [ half ] ++ halvings least half;
-
-  # The offered changes: the single ones that fit; without one, the first combined one that fits.
-  # smallest :: (change -> bool) -> [ change ] -> [ change ] -> [ change ]
-  smallest =
-    fits: single: combined:
-    let
-      fitting = builtins.filter fits combined;
-    in
-    if single != [ ] then
-      single
-    else if fitting == [ ] then
-      [ ]
-    else
-      [ (builtins.head fitting) ];
-
-  # A step's tokens and batch halved together, down to the least of both.
-  steps =
-    tokens: batch:
-    let
-      next = {
-        maxNumTokens = max (min tokens fewestTokens) (tokens / 2);
-        maxBatchSize = max 1 (batch / 2);
-      };
-    in
-    if tokens > fewestTokens || batch > 1 then
-      [ next ] ++ steps next.maxNumTokens next.maxBatchSize
-    else
-      [ ];
 
   # The facts of a lock that the estimate needs.
   needed = [
@@ -71,8 +25,6 @@ rec {
     "dtype"
   ];
 
-  known = name: if name == null then "NO_QUANT" else name;
-
   workspace =
     m: l:
     let
@@ -84,22 +36,41 @@ rec {
     l.maxNumTokens * elementBytes.${m.dtype} * (3 * m.hiddenSize + widest)
     + l.maxBatchSize * 4 * (m.vocabulary + ceilDiv m.vocabulary tp);
 
-  kvBits =
-    m: l:
-    if l.kvBits or null != null then
-      l.kvBits
-    else if m.kvCacheQuantization or null == null then
-      elementBytes.${m.dtype} * 8
-    else
-      kvCacheBits.${m.kvCacheQuantization};
-
   kvToken =
     m: l:
     let
       layers = ceilDiv m.layers l.pipelineParallel;
       kvHeads = max 1 (m.kvHeads / l.tensorParallel);
+      kvCache = m.kvCacheQuantization or null;
+      bits = if kvCache == null then elementBytes.${m.dtype} * 8 else kvCacheBits.${kvCache};
     in
-    2 * layers * kvHeads * m.headSize * kvBits m l / 8;
+    2 * layers * kvHeads * m.headSize * bits / 8;
+
+  ceilDiv = a: b: (a + b - 1) / b;
+
+  # Options of `enginix plan`.
+  flagNames = {
+    maxBatchSize = "--max-batch-size";
+    maxInputLen = "--max-input-len";
+    maxKvCacheCapacity = "--max-kv-cache-capacity";
+    maxNumTokens = "--max-num-tokens";
+    maxSeqLen = "--max-seq-len";
+    pipelineParallel = "--pipeline-parallel";
+    sequences = "--sequences";
+    stepTokens = "--step-tokens";
+    tensorParallel = "--tensor-parallel";
+  };
+
+  gib =
+    bytes:
+    let
+      tenths = bytes * 10 / 1073741824;
+    in
+    "${toString (tenths / 10)}.${toString (lib.mod tenths 10)} GiB";
+in
+{
+  inherit ceilDiv;
+  fixed = builtins.mapAttrs (_: row: row.value) constants.defaults;
 
   # How far kvToken is known: planner.find_kv_certainty again. A lock of an older enginix has no
   # attentionWindow.
@@ -115,24 +86,12 @@ rec {
     else
       "upper bound";
 
-  requantized =
-    m: to:
-    let
-      from = known (m.quantization or null);
-      copies = if m.tiedEmbeddings or false then 1 else 2;
-      kept = min m.weightBytes (copies * m.vocabulary * m.hiddenSize * elementBytes.${m.dtype});
-    in
-    if to == null || !(bitsPer128 ? ${from}) then
-      m.weightBytes
-    else
-      kept + ceilDiv ((m.weightBytes - kept) * bitsPer128.${to}) bitsPer128.${from};
-
   # cache: { block; percent; } of the KV cache.
   memory =
     cache: m: gpu: l:
     let
       ranks = l.tensorParallel * l.pipelineParallel;
-      weights = ceilDiv (requantized m (l.quantization or null)) ranks;
+      weights = ceilDiv m.weightBytes ranks;
       work = workspace m l;
       token = kvToken m l;
       pool = max 0 (gpu.memory - weights - work) * cache.percent / 100;
@@ -182,10 +141,45 @@ rec {
     && model.weightBytes or 0 > 0
     && gpu.memory or null != null;
 
-  gib =
-    bytes:
+  # The estimate, or a refusal that names what runs out, and the command that finds what would fit.
+  # requireFit :: { function; kind; gpu; asked; limits; } -> estimate|null -> estimate|null
+  requireFit =
+    {
+      function,
+      kind,
+      gpu,
+      # What is asked of the KV cache, after its room in tokens.
+      asked,
+      # Limits by their names in Nix, as the engine's author passed them.
+      limits,
+    }:
+    estimate:
     let
-      tenths = bytes * 10 / 1073741824;
+      used =
+        "weights (${gib estimate.weights}) and workspace (about ${gib estimate.workspace}) "
+        + "of one rank";
+      reasons = {
+        weights = "the weights of one rank alone take ${gib estimate.weights}";
+        workspace = "${used} take it all";
+        kvCache =
+          "after ${used} the KV cache has room for ${toString estimate.tokens} tokens, "
+          + "and ${asked}";
+      };
+      reason = reasons.${estimate.tightest};
+      flags = lib.mapAttrsToList (name: value: "${flagNames.${name}} ${toString value}") limits;
+      memory = lib.optional (
+        gpu.memoryMiB or null == null && gpu.memoryGB or null != null
+      ) "--memory ${toString gpu.memoryGB}";
+      command = lib.concatStringsSep " " (
+        [ "enginix plan MODEL --kind ${kind} --target ${gpu.name}" ] ++ memory ++ flags
+      );
     in
-    "${toString (tenths / 10)}.${toString (lib.mod tenths 10)} GiB";
+    if estimate == null || estimate.fits then
+      estimate
+    else
+      throw ''
+        ${function}: it does not fit ${gpu.name} (${gib estimate.total}): ${reason}.
+        This command prints what would fit, the smallest change first. MODEL is the model's lock
+        or directory.
+          ${command}'';
 }

@@ -66,9 +66,10 @@ let
     if gpu == null then
       null
     else
-      check.plan.fits "${name}-engine" (facts // { weightBytes = model.weightBytes or 0; }) gpu (
+      check.plan.fits "${name}-engine" "llmapi" (facts // weights) gpu (
         removeAttrs sizes [ "maxInputLen" "maxBeamWidth" ] // { inherit tensorParallel; }
       );
+  weights.weightBytes = model.weightBytes or 0;
   request = {
     inherit name tensorParallel;
     kind = "llmapi";

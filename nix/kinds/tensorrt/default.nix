@@ -130,7 +130,8 @@ let
     }
   ) lora;
 
-  plan = check.plan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) gpu (
+  weights.weightBytes = model.weightBytes or 0;
+  plan = check.plan.fits engine "tensorrt" (facts // weights) gpu (
     removeAttrs effective [ "maxInputLen" "maxBeamWidth" ]
     // {
       inherit (parallel) tensorParallel pipelineParallel;

@@ -58,7 +58,7 @@ def lock(n: int, files: int) -> dict[str, Any]:
     }
 
 
-def catalogue(directory: Path, locks: int, files: int) -> Path:
+def write_catalogue(directory: Path, locks: int, files: int) -> Path:
     directory.mkdir()
     index = {}
     for n in range(locks):
@@ -86,6 +86,7 @@ def measured(words: list[str], environment: dict[str, str], rounds: int) -> dict
         found = {
             "seconds": usage.ru_utime + usage.ru_stime,
             "thunks": told["nrThunks"],
+            "calls": told["nrFunctionCalls"],
             "allocated": told["gc"]["totalBytes"],
             "peak": usage.ru_maxrss * 1024,
         }
@@ -111,7 +112,7 @@ def main() -> int:
         sizes = [(n, args.files) for n in (1, 10, 100, 1000) if n < args.locks] + [(args.locks, args.files)]
         sizes += [(args.locks, n) for n in (1, 50) if n < args.files]
         for locks, files in sizes:
-            where = catalogue(Path(room) / f"{locks}x{files}", locks, files)
+            where = write_catalogue(Path(room) / f"{locks}x{files}", locks, files)
             for stage in ("model", "engine"):
                 words = [
                     "nix-instantiate", "--eval", "--strict", "--readonly-mode", str(shape),

@@ -34,7 +34,7 @@ test_stack_llmapi_is_refused_what_the_gpu_cannot() {
   local mk='m: args: (e.mkEngine ({ kind = "llmapi"; model = m; gates = { }; } // args)).drvPath'
   ! with_lib eval "($mk) ($m) { target = \"h200\"; limits.maxSeqLen = 64; }" &&
     says 'SM 90 has no hardware for NVFP4' && says 'use runtime = "trtllm-1.3.0rc20" or a later one, or a GPU with NVFP4' &&
-    ! with_lib eval "($mk) ($big) { target = \"h100\"; }" && says 'big-engine: it does not fit h100' && says 'tensorParallel = 4' &&
+    ! with_lib eval "($mk) ($big) { target = \"h100\"; }" && says 'big-engine: it does not fit h100' && says 'enginix plan MODEL --kind llmapi --target h100' &&
     with_lib eval "builtins.isString (($mk) ($big) { target = { gpu = \"h100\"; count = 4; }; tensorParallel = 4; })" &&
     with_lib eval "builtins.isString (($mk) ($big) { })"
 }
@@ -58,7 +58,8 @@ test_stack_edgellm_that_does_not_fit_is_refused() {
     architecture = "Qwen2ForCausalLM"; layers = 28; heads = 28; kvHeads = 4; headSize = 128; hiddenSize = 3584; intermediateSize = 18944;
     vocabulary = 152064; context = 32768; dtype = "bfloat16"; }; }'
   ! with_lib eval "($mk) ($big) { limits = { maxInputLen = 512; maxBatchSize = 16; maxKvCacheCapacity = 32768; }; }" &&
-    says 'big-engine: it does not fit rtx-3090 (22.3 GiB)' && says 'Smallest change that fits: limits.maxBatchSize = 4.' &&
+    says 'big-engine: it does not fit rtx-3090 (22.3 GiB)' &&
+    says '--target rtx-3090 --memory 24 --max-batch-size 16 --max-input-len 512 --max-kv-cache-capacity 32768' &&
     ! with_lib eval "($mk) ($big) { limits.maxBatchSize = 2; }" && says 'no runtime with TensorRT is given'
 }
 
@@ -144,7 +145,7 @@ test_stack_servers_tell_what_they_are() {
 test_stack_edgellm_manifest_has_the_plan() {
   need_edgellm || return
   local engine
-  ENGINIX_NIX_CONFIG="extra-system-features = cuda cuda-sm120" with_edge build '(engine { gates = { }; name = "planned-'"$EPOCHREALTIME"'"; })' --no-link --json || return 1
+  ENGINIX_NIX_CONFIG="extra-system-features = cuda cuda-sm120" with_edge build 'engine { }' --no-link --json || return 1
   engine=$(grep -o '"out":"[^"]*' "$out" | cut -d'"' -f4)
   quietly python3 - "$engine/enginix.json" <<'EOF2' && says 'predicted and measured'
 import json, sys

@@ -1,4 +1,4 @@
-"""The plan of evaluation (nix/check/plan.nix) and enginix.memory_plan give the same figures and changes."""
+"""The plan of evaluation (nix/check/plan.nix) and enginix.memory_plan give the same figures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from plan_support import NIX, check
 
+from enginix.cli import main
 from enginix.kinds.planning.lock_plan import count_weight_bytes, plan_from_lock
 from enginix.kinds.planning.planner import PlanRequest
-from enginix.kinds.registry import find_kind
 from enginix.machine.gpu_table import find_gpu
 from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.tables import load_table
@@ -98,7 +98,6 @@ def python_plan(case: dict[str, Any]) -> dict[str, Any]:
         "fits": found.memory.fits,
         "tightest": found.memory.tightest,
         "certainty": {k: v for k, v in asdict(found.certainty).items() if k != "build"},
-        "changes": [dict(c) for c in found.changes],
     }
 
 
@@ -122,15 +121,9 @@ def test_evaluation_and_command_agree_on_a_table_of_cases(tmp_path: Path) -> Non
     )
     ours = [camel(python_plan(case)) for case in CASES]
     assert [c for c, a, b in zip(CASES, ours, theirs, strict=True) if a != b] == []
-    # The table is worth something: both verdicts, every limit, every kind of change, and no way out.
+    # The table is worth something: both verdicts, every limit.
     assert {o["fits"] for o in ours} == {True, False}
     assert {o["tightest"] for o in ours} == {"weights", "workspace", "kvCache"}
-    kinds = {frozenset(o["changes"][0]) for o in ours if o["changes"]}
-    for name in ("maxNumTokens", "maxBatchSize", "kvBits", "sequences", "maxSeqLen", "tensorParallel"):
-        assert frozenset({name}) in kinds, name
-    assert any("quantization" in c for o in ours for c in o["changes"])
-    assert any(len(kind) > 1 for kind in kinds)
-    assert any(not o["fits"] and not o["changes"] for o in ours)
 
 
 # Of kind edgellm: the wheel's defaults, a server, long caches, and prompts as long as the cache.
@@ -171,31 +164,12 @@ def test_evaluation_and_command_agree_on_edgellm(tmp_path: Path) -> None:
                     **asdict(found.memory),
                     "fits": found.memory.fits,
                     "tightest": found.memory.tightest,
-                    "changes": [dict(c) for c in found.changes],
                 }
             )
         )
     assert [c for c, a, b in zip(cases, ours, theirs, strict=True) if a != b] == []
     assert {o["fits"] for o in ours} == {True, False}
     assert {o["tightest"] for o in ours if not o["fits"]} == {"weights", "workspace", "kvCache"}
-    kinds = {frozenset(c) for o in ours for c in o["changes"]}
-    for name in ("maxInputLen", "maxBatchSize", "kvBits", "maxKvCacheCapacity", "quantization"):
-        assert any(name in kind for kind in kinds), (name, kinds)
-    assert any(not o["fits"] and not o["changes"] for o in ours)
-
-
-@pytest.mark.skipif(NIX is None, reason="no Nix")
-def test_edgellm_refusal_names_the_tightest_limit_and_the_smallest_change() -> None:
-    told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
-    gpu = '{ name = "rtx-3090"; sm = 86; memoryGB = 24; }'
-    limits = "{ maxInputLen = 512; maxBatchSize = 16; maxKvCacheCapacity = 32768; }"
-    with pytest.raises(AssertionError) as refused:
-        check(f'check.edgellmPlan.fits "mkEngine" ({told}) {gpu} {limits}')
-    text = str(refused.value)
-    assert "mkEngine: it does not fit rtx-3090 (22.3 GiB)" in text
-    assert "16 sequences of maxKvCacheCapacity take 524288, from the start" in text
-    assert "Smallest change that fits: limits.maxBatchSize = 4." in text
-    assert check(f'check.edgellmPlan.fits "f" (removeAttrs ({told}) [ "layers" ]) {gpu} {limits}') is None
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
@@ -229,81 +203,117 @@ def test_the_same_files_are_weights_in_both(files: dict[str, int]) -> None:
 def test_unknown_facts_are_no_refusal() -> None:
     told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
     gpu = 'name = "g"; sm = 90; memoryGB'
-    assert check(f'check.plan.fits "f" (removeAttrs ({told}) [ "layers" ]) {{ {gpu} = 1; }} {{ }}') is None
+    assert (
+        check(f'check.plan.fits "f" "tensorrt" (removeAttrs ({told}) [ "layers" ]) {{ {gpu} = 1; }} {{ }}')
+        is None
+    )
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
-@pytest.mark.parametrize("function", ["plan", "edgellmPlan"])
-def test_a_gpu_of_unknown_memory_is_asked_for_it(function: str) -> None:
+@pytest.mark.parametrize("call", ['plan.fits "mkEngine" "tensorrt"', 'edgellmPlan.fits "mkEngine"'])
+def test_a_gpu_of_unknown_memory_is_asked_for_it(call: str) -> None:
     told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
     limits = "{ maxInputLen = 512; maxBatchSize = 1; maxKvCacheCapacity = 1024; }"
     for gpu, way in (("a16", 'gpu = "a16"; memoryGB'), ("sm86", "sm = 86; memoryGB")):
         found = f'(check.gpus.find "f" "{gpu}")'
         with pytest.raises(AssertionError) as refused:
-            check(f'check.{function}.fits "mkEngine" ({told}) {found} {limits}')
+            check(f"check.{call} ({told}) {found} {limits}")
         assert f'the memory of target "{gpu}" is not known' in str(refused.value)
         assert way in str(refused.value)
     named = '(check.gpus.find "f" (check.engine.target "f" { gpu = "a16"; memoryGB = 64; }).gpu)'
-    assert check(f'check.{function}.fits "mkEngine" ({told}) {named} {limits}')["fits"] is True
+    assert check(f"check.{call} ({told}) {named} {limits}")["fits"] is True
+
+
+QWEN = ROOT / "nix" / "catalogue" / "qwen2_5-7b-instruct.lock.json"
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
-def test_the_refusal_names_the_tightest_limit_and_the_smallest_change() -> None:
-    told = json.dumps(MODELS["7B"])
+@pytest.mark.parametrize(
+    ("call", "gpu", "limits", "reason", "change"),
+    [
+        (
+            'plan.fits "mkEngine" "tensorrt"',
+            '(check.gpus.find "f" (check.engine.target "f" { gpu = "rtx-4090"; memoryGB = 16; }).gpu)',
+            "{ maxBatchSize = 8; maxSeqLen = null; }",
+            "it does not fit rtx-4090-16gb (14.9 GiB): weights (14.1 GiB) and workspace",
+            "--tensor-parallel 2",
+        ),
+        (
+            'plan.fits "mkEngine" "llmapi"',
+            '(check.gpus.find "f" "h200")',
+            "{ maxSeqLen = 32768; sequences = 100; tensorParallel = 1; }",
+            "and 3276800 are asked for",
+            "an FP8 KV cache (--kv-cache FP8)",
+        ),
+        (
+            'edgellmPlan.fits "mkEngine"',
+            '(check.gpus.find "f" "rtx-3090")',
+            "{ maxInputLen = 512; maxBatchSize = 16; maxKvCacheCapacity = 32768; }",
+            "16 sequences of maxKvCacheCapacity take 524288, from the start",
+            "--max-batch-size 4",
+        ),
+        (
+            'rtxPlan.fits "mkEngine"',
+            '(check.gpus.find "f" "rtx-3090")',
+            "{ maxBatchSize = 32; maxSeqLen = 8192; stepTokens = 32; }",
+            "32 slots take 263136, from the start",
+            "--max-batch-size 16",
+        ),
+    ],
+)
+def test_a_refusal_names_the_tightest_limit_and_the_command_that_finds_the_way_out(
+    call: str, gpu: str, limits: str, reason: str, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = f"(builtins.fromJSON (builtins.readFile {QWEN}))"
+    facts = f"({lock}.model // {{ weightBytes = check.plan.weightBytes {lock}.files; }})"
     with pytest.raises(AssertionError) as refused:
-        check(
-            f"check.plan.fits \"mkEngine\" (builtins.fromJSON ''{told}'') "
-            '{ name = "rtx-4090"; sm = 89; memoryGB = 16; } { maxBatchSize = 8; }'
-        )
+        check(f"check.{call} {facts} {gpu} {limits}")
     text = str(refused.value)
-    assert "mkEngine: it does not fit rtx-4090 (14.9 GiB)" in text
-    assert "weights (14.1 GiB) and workspace" in text
-    assert "Smallest change that fits: tensorParallel = 2 (on 2 GPUs)." in text
-    assert "Others: the model quantized to FP8" in text
-    assert "enginix plan" in text
-    with pytest.raises(AssertionError, match="an upper bound: layers with a window are counted in full"):
-        check(
-            f"check.plan.fits \"mkEngine\" (builtins.fromJSON ''{told}'') "
-            '{ name = "g"; sm = 89; memoryGB = 17; } { maxBatchSize = 1; maxNumTokens = 512; }'
-        )
+    assert "mkEngine: it does not fit" in text and reason in text
+    command = text[text.index("enginix plan MODEL") :].splitlines()[0].replace("MODEL", str(QWEN)).split()
+    assert main([*command[1:], "--offline"]) == 1
+    assert f"smallest change  {change}" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
-@pytest.mark.parametrize(("kind", "function"), [("llmapi", "computes"), ("tensorrt", "quantization")])
-def test_every_format_runs_on_the_same_gpus_in_both(kind: str, function: str) -> None:
-    """What evaluation refuses for a GPU is what ``enginix compare`` and ``plan`` leave out."""
-    algorithms = load_table("number_formats")["algorithms"]
+def test_a_cache_of_windowed_layers_is_refused_as_an_upper_bound() -> None:
+    facts = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
+    gpu = '{ name = "g"; sm = 89; memoryGB = 17; }'
+    with pytest.raises(AssertionError, match="an upper bound: layers with a window are counted in full"):
+        check(f'check.plan.fits "f" "tensorrt" ({facts}) {gpu} {{ maxBatchSize = 1; maxNumTokens = 512; }}')
+
+
+# Of kind rtx: the defaults, one slot, many, and sequences longer than some of the contexts.
+RTX: tuple[dict[str, int], ...] = (
+    {},
+    {"max_batch_size": 1, "max_seq_len": 512},
+    {"max_batch_size": 64},
+    {"max_batch_size": 7, "max_seq_len": 2048},
+)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_evaluation_and_command_agree_on_rtx(tmp_path: Path) -> None:
+    grid = list(product(MODELS, (*MEMORIES, 60_000_000, 18 * 10**9), (80, 86, 89, 120), RTX))
+    cases, ours = [], []
+    for model, memory, sm, limits in grid:
+        facts = dict(MODELS[model])
+        files = {"model.safetensors": facts.pop("weightBytes")}
+        # More than the context is refused.
+        within = {key: min(n, facts["context"]) if "seq" in key else n for key, n in limits.items()}
+        request = PlanRequest(kind="rtx", **within)
+        found = plan_from_lock(facts, files, TargetGpu("g", sm, memory), request, "case")
+        sizes = {key: value for key, value in asdict(found.limits).items() if value is not None}
+        cases.append({"model": model, "memory": memory, "sm": sm, "limits": camel(sizes)})
+        verdict = {"fits": found.memory.fits, "tightest": found.memory.tightest}
+        ours.append(camel({**asdict(found.memory), **verdict}))
+    (tmp_path / "cases.json").write_text(json.dumps({"models": MODELS, "cases": cases}))
     theirs = check(
         f"""let
-          read = path: builtins.fromJSON (builtins.readFile ({ROOT}/python/enginix/data + path));
-          gpus = (read "/machine/gpus.json").gpus;
-          algorithms = (read "/models/number_formats.json").algorithms;
-          takes = format: name: let
-            gpu = gpus.${{name}} // {{ inherit name; }};
-            required = check.kindSupport.require "f" "{kind}" gpu null;
-          in (builtins.tryEval (builtins.seq required (check.target.{function} "f" format gpu))).success;
-          names = builtins.attrNames gpus;
-        in builtins.mapAttrs (format: _: builtins.filter (takes format) names) algorithms"""
+          table = builtins.fromJSON (builtins.readFile {tmp_path}/cases.json);
+          plan = c: check.rtxPlan.plan table.models.${{c.model}} {{ inherit (c) sm memory; }} c.limits;
+        in map plan table.cases"""
     )
-    ours = {}
-    for name in algorithms:
-        row = algorithms[name]
-        if row["convert"] or kind == "llmapi":
-            targets = find_kind(kind).judge_model("Qwen3ForCausalLM", name).targets
-        else:  # evaluation refuses these models in mkCheckpoint
-            targets, theirs[name] = (), []
-        ours[name] = sorted(targets or ())
-    assert {name: sorted(gpus) for name, gpus in theirs.items()} == ours
-
-
-@pytest.mark.skipif(NIX is None, reason="no Nix")
-def test_a_format_that_evaluation_refuses_for_llmapi_names_the_way_out() -> None:
-    gpu = '{ name = "h200"; sm = 90; formats = [ "BF16" "FP16" "INT8" "INT4" "FP8" ]; }'
-    for format_, said in (
-        ("W4A8_MXFP4_FP8", 'needs SM 100 or later; target "h200" is SM 90'),
-        ("W4A8_MXFP4_FP8", 'or target = "b200".'),
-        ("W4A16_NVFP4", "PyTorch backend does not take W4A16_NVFP4"),
-    ):
-        with pytest.raises(AssertionError) as refused:
-            check(f'check.target.computes "mkEngine" "{format_}" ({gpu})')
-        assert said in str(refused.value)
+    assert [c for c, a, b in zip(cases, ours, theirs, strict=True) if a != b] == []
+    assert {o["fits"] for o in ours} == {True, False}
+    assert {o["tightest"] for o in ours if not o["fits"]} == {"weights", "workspace", "kvCache"}
