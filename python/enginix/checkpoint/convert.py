@@ -22,13 +22,7 @@ from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import add_offset, make_bias_parts, make_caster
-from enginix.checkpoint.layout import (
-    CheckpointLayout,
-    KvCacheModule,
-    LinearModule,
-    SlicedTensor,
-    VectorModule,
-)
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapping import (
     CheckpointMapping,
     check_family_options,
@@ -36,6 +30,7 @@ from enginix.checkpoint.mapping import (
     check_parallelism,
     check_pipeline_support,
 )
+from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.resolve import ResolvedQuantization, resolve_quantization
 from enginix.checkpoint.source_tensors import (
     FLOATS,
@@ -51,6 +46,7 @@ from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, require_absent, write_text
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.attention_window import describe_windows
+from enginix.model.config import read_model_config
 from enginix.model.identity import identify_model
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
@@ -230,7 +226,7 @@ def derive_conversion_spec(
         ModelError: the model is damaged, incomplete, or cannot be expressed.
         UsageError: the options do not fit the model.
     """
-    model = ModelConfig.read(directory, variant=options.variant)
+    model = read_model_config(directory, variant=options.variant)
     check_parallelism(model, options.mapping)
     if options.kind == "tensorrt" or "layout" in model.description:
         check_pipeline_support(model, options.mapping)

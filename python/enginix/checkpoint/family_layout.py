@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import (
+from enginix.checkpoint.rank_modules import (
     KvCacheModule,
     LinearModule,
     MatrixSlice,

@@ -1,7 +1,8 @@
 """The memory of one rank, in whole numbers.
 
-``nix/check/memory.nix`` has the formulas of ``compute_memory`` for evaluation; test_twin.py compares the two. Sizes are bytes unless a name says otherwise. docs/reference/memory-plan.md tells
-exact figures from estimates.
+``nix/check/memory.nix`` has the formulas of ``compute_memory`` for evaluation; test_twin.py compares the two.
+Sizes are bytes unless a name says otherwise. docs/reference/memory-plan.md tells exact figures from
+estimates.
 """
 
 from __future__ import annotations

@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
-from enginix.model.config import (
-    MOST_LAYERS,
-    ModelConfig,
-    ModelExperts,
-    make_unimplemented_error,
-    read_config_dtype,
-)
+from enginix.model.config_rules import MOST_LAYERS, make_unimplemented_error, read_config_dtype
 from enginix.model.family_rows import (
     describe_formats,
     evaluate_expression,
@@ -21,6 +15,7 @@ from enginix.model.family_rows import (
     list_keys_read,
     read_model_values,
 )
+from enginix.model.model_config import ModelConfig, ModelExperts
 from enginix.model.quantization import read_quantization
 from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table

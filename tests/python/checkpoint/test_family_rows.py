@@ -25,8 +25,8 @@ from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import describe_model, open_model
 from enginix.memory_plan.weights import CheckpointSizes
-from enginix.model import ModelConfig, TensorInfo, open_weights
-from enginix.model.config import parse_config
+from enginix.model import TensorInfo, open_weights
+from enginix.model.config import parse_config, read_model_config
 from enginix.model.family_rows import evaluate_expression, list_family_rows
 from enginix.tables import load_table
 
@@ -164,7 +164,7 @@ def test_what_a_checkpoint_cannot_express_is_refused_by_name(
     model = change_config(name, tmp_path, **{key: raw.get(key, {}) | {inner: other} if inner else other})
     variants = list_family_rows()[name].get("variants", {}).get("names", [None])
     with pytest.raises(ModelError) as e:
-        ModelConfig.read(model, variant=variants[0])
+        read_model_config(model, variant=variants[0])
     assert rule["key"] in str(e.value) and e.value.fix
 
 
@@ -210,15 +210,15 @@ def test_keys_and_types_that_mean_another_function(name: str) -> None:
 
 def test_variants(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not tell which model") as e:
-        ModelConfig.read(MODELS["BaichuanForCausalLM"])
+        read_model_config(MODELS["BaichuanForCausalLM"])
     assert "--variant one of v1_7b, v1_13b" in str(e.value.fix)
     model = change_config(
         "BaichuanForCausalLM", tmp_path, hidden_size=5120, vocab_size=125696, num_attention_heads=40
     )
-    assert ModelConfig.read(model).variant == "v2_13b"
+    assert read_model_config(model).variant == "v2_13b"
     for name in ("BaichuanForCausalLM", "GPT2LMHeadModel"):
         with pytest.raises(UsageError, match="variant 'v3' is unknown"):
-            ModelConfig.read(MODELS[name], variant="v3")
+            read_model_config(MODELS[name], variant="v3")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_tied_head_keeps_its_own_bias(name: str, tmp_path: Path) -> None:
 )
 def test_values_that_a_checkpoint_would_lose(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError) as e:
-        ModelConfig.read(change_config(name, tmp_path, **keys))
+        read_model_config(change_config(name, tmp_path, **keys))
     assert next(iter(keys)) in str(e.value) and e.value.fix
     assert "does not implement" not in str(e.value)  # transformers' class does
 
@@ -359,7 +359,7 @@ def test_sizes_that_an_error_proposes_work(tmp_path: Path) -> None:
 def test_gpt_neox_has_its_own_names_of_the_rotation(tmp_path: Path) -> None:
     """Transformers reads rotary_emb_base and rotary_pct; others' names change nothing."""
     keys = {"rotary_pct": 0.5, "rotary_emb_base": 700, "rope_theta": 500, "partial_rotary_factor": 0.75}
-    rope = ModelConfig.read(change_config("GPTNeoXForCausalLM", tmp_path, **keys)).rope
+    rope = read_model_config(change_config("GPTNeoXForCausalLM", tmp_path, **keys)).rope
     assert (rope.base, rope.fraction) == (700.0, 0.5)
 
 
@@ -448,7 +448,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"BaichuanForCausalLM"}))
 def test_inspect_locks_and_plans_know_the_sizes(name: str, tmp_path: Path) -> None:
     """One reading of a family's own keys: inspect and locks agree with conversion, a plan with its files."""
-    config = ModelConfig.read(MODELS[name])
+    config = read_model_config(MODELS[name])
     with open_model(str(MODELS[name])) as model:
         described = describe_model(model)
     text = (MODELS[name] / "config.json").read_bytes()

@@ -26,7 +26,8 @@ from enginix.kinds.planning.planner import PlanRequest, plan_memory
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, find_target_gpu
 from enginix.memory_plan.weights import CheckpointSizes
-from enginix.model import ModelConfig, open_weights
+from enginix.model import open_weights
+from enginix.model.config import read_model_config
 from hub import Hub
 
 ROOT = Path(__file__).parents[3]
@@ -42,13 +43,13 @@ def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path:
     compared = 0
     for tp, pp in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
         try:
-            experts = ModelConfig.read(model).experts
+            experts = read_model_config(model).experts
             ep = 1 if experts is None or experts.width % tp == 0 else tp
             out = tmp_path / f"{tp}-{pp}"
             convert_model(model, out, ConvertOptions(mapping=CheckpointMapping(tp, pp, ep)))
         except EnginixError:
             continue  # what cannot be written has no size to compare; which those are is the converter's test
-        ranks = CheckpointSizes(ModelConfig.read(model), open_weights(model)).ranks(tp, pp, None, None)
+        ranks = CheckpointSizes(read_model_config(model), open_weights(model)).ranks(tp, pp, None, None)
         written = [(out / f"rank{r}.safetensors").stat().st_size for r in range(tp * pp)]
         assert written == [stage.file for stage in ranks.stages for _ in range(tp)]
         assert sum(written) == ranks.files
@@ -59,7 +60,7 @@ def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path:
 
 def test_a_model_counts_as_if_quantized_what_it_counts_when_it_is() -> None:
     model = golden.root() / "llama-nvfp4" / "hf"
-    config, weights = ModelConfig.read(model), open_weights(model)
+    config, weights = read_model_config(model), open_weights(model)
     real = CheckpointSizes(config, weights)
     bare = CheckpointSizes(replace(config, quantization=None), weights)
     for tp in (1, 2):

@@ -25,7 +25,7 @@ from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.attention_window import find_window_pattern
-from enginix.model.config import explain_contradictions
+from enginix.model.config_rules import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.number_formats import (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.layout import CheckpointLayout
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
