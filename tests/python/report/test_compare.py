@@ -209,7 +209,6 @@ def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
         ("LlamaForCausalLM", "FP8", "fp8-block", "block-scaled FP8"),
         ("LlamaForCausalLM", "OWN", None, "format OWN is not converted"),
         ("Gemma3ForCausalLM", None, None, "no converter takes Gemma3ForCausalLM"),
-        ("DeepseekV2ForCausalLM", None, None, "latent projections"),
         ("ArcticForCausalLM", None, None, "is not converted"),
         ("CohereForCausalLM", "FP8", None, "takes CohereForCausalLM unquantized"),
         ("Gemma2ForCausalLM", "NVFP4", None, "takes Gemma2ForCausalLM in FP8, in W8A8_SQ_PER_CHANNEL"),
@@ -221,6 +220,12 @@ def test_what_no_converter_takes_is_no_engine(
 ) -> None:
     row = judge(kind, architecture, quantization, **({"method": method} if method else {}))
     assert row.takes is False and any(why in reason for reason in row.why)
+
+
+def test_a_checkpoint_that_no_supported_release_builds_is_no_engine() -> None:
+    row = judge("tensorrt", "DeepseekV2ForCausalLM", None)
+    assert row.takes is False and any("fused_q_proj" in reason for reason in row.why)
+    assert judge("reference", "DeepseekV2ForCausalLM", None).takes is False
 
 
 def test_an_architecture_of_another_converter_is_taken_unquantized() -> None:

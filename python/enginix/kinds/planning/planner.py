@@ -21,13 +21,14 @@ from enginix.memory_plan.arithmetic import (
     RankMemory,
     TargetGpu,
 )
-from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
+from enginix.memory_plan.kv_layout import find_latent, find_recurrent_layers, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.attention_window import find_window_pattern
 from enginix.model.config_rules import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import (
     describe_fallback,
     find_fallback,
@@ -232,7 +233,16 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     config = _read_convertible_config(model, request, obstacles)
     config_file = read_object(model.directory / "config.json")
     raw = select_language_model(config_file)
-    sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
+    sizes = resolve_sizes(description, config, request)
+    if recurrent := find_recurrent_layers(raw, sizes.element_bytes):
+        sizes = replace(sizes, cached_layers=recurrent.cached, state=recurrent.state)
+        notes.append(
+            f"{sizes.layers - recurrent.cached} of {sizes.layers} layers are recurrent: they keep "
+            f"{recurrent.state} B of a sequence, whatever its length"
+        )
+    else:
+        with limited_llmapi_advice(description.architecture):
+            sizes = replace(sizes, latent=find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
     if kind.built_from == "model":
@@ -342,7 +352,7 @@ _SIZE_KEYS = {
 
 
 def resolve_sizes(
-    description: ModelDescription, config: ModelConfig | None, request: PlanRequest, latent: int = 0
+    description: ModelDescription, config: ModelConfig | None, request: PlanRequest
 ) -> ModelSizes:
     values = {
         "layers": description.layers,
@@ -374,7 +384,6 @@ def resolve_sizes(
     cache_bits = read_kv_cache_bits()
     return ModelSizes(
         **{k: v for k, v in values.items() if v is not None},
-        latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
         kv_bits=cache_bits[cache] if cache in cache_bits and not is_portable(request.kind) else 8 * element,
