@@ -34,7 +34,7 @@ WHEELS = HERE / "wheels-rtx"
 sys.path.insert(0, str(ROOT / "python"))
 # hidden_size, intermediate_size, layers, heads, vocabulary; the 0.6 and 1.7 billion are Qwen3's own shapes.
 SHAPES = {
-    "0.1b": (768, 2048, 12, 12, 32768),
+    "0.1b": (768, 2048, 12, 16, 32768),
     "0.6b": (1024, 3072, 28, 16, 151936),
     "1.7b": (2048, 6144, 28, 16, 151936),
 }

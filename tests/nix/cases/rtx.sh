@@ -53,7 +53,7 @@ test_rtx_refusals_name_the_reason_and_another_kind() {
     rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' && says 'pass targets = [ GPU ]' &&
     ! with_rtx eval 'e.mkEngineMatrix { kind = "rtx"; inherit (tiny) model; targets = [ "l4" ]; }' && says 'pass them to mkEngine' &&
     rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB' &&
-    rtx_refuses '{ targets = [ "rtx-4090" "rtx-4060" ]; } // (let m = said { }; in m // { model = m.model // { weightBytes = 8000000000; }; })' 'it does not fit rtx-4060 (7.4 GiB)' && says 'targets'
+    rtx_refuses '{ targets = [ "rtx-4090" "rtx-4060" ]; } // (let m = said { layers = 28; heads = 16; kvHeads = 8; headSize = 128; hiddenSize = 1024; intermediateSize = 3072; vocabulary = 151936; context = 2048; dtype = "bfloat16"; tiedEmbeddings = false; }; in m // { model = m.model // { weightBytes = 8000000000; }; })' 'it does not fit rtx-4060 (7.4 GiB)' && says 'enginix plan MODEL --kind rtx --target rtx-4060 --memory 8'
 }
 
 test_rtx_targets_are_sms_in_order() {

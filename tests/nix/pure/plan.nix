@@ -22,6 +22,37 @@ let
   };
 in
 {
+  testRtxPlansCountEverySlotAndATiedHeadOnce = {
+    expr =
+      let
+        limits = {
+          maxBatchSize = 8;
+          maxSeqLen = 2048;
+          stepTokens = 16;
+        };
+        unsized = {
+          name = "unsized";
+          sm = 89;
+          memoryGB = null;
+        };
+      in
+      [
+        (check.rtxPlan.plan planned smallGpu limits).needTokens
+        (check.rtxPlan.plan planned smallGpu limits).weights
+        (check.rtxPlan.plan (planned // { tiedEmbeddings = true; }) smallGpu limits).weights
+        (check.rtxPlan.fits "f" planned smallGpu limits).fits
+        (check.rtxPlan.fits "f" planned unsized limits)
+        (fails (check.rtxPlan.fits "f" planned (smallGpu // { memory = 20000000; }) limits))
+      ];
+    expected = [
+      16504
+      2891312
+      2367024
+      true
+      null
+      true
+    ];
+  };
   testMemoryIsRequired = {
     expr =
       let
