@@ -11,6 +11,8 @@ from enginix.gateway.keys import Caller
 from enginix.gateway.request import RequestRejected
 
 WINDOW_SECONDS = 60.0
+# What adding and subtracting moments of a clock loses.
+ROUNDING_SECONDS = 1e-6
 
 
 class RateLimits:
@@ -54,7 +56,7 @@ class RateLimits:
 
 def _compute_wait(counts: deque[tuple[float, int]], limit: int, now: float) -> float:
     """Return the seconds until the counts within the window are at most ``limit``."""
-    while counts and counts[0][0] <= now - WINDOW_SECONDS:
+    while counts and now - counts[0][0] >= WINDOW_SECONDS - ROUNDING_SECONDS:
         counts.popleft()
     total = sum(n for _, n in counts)
     for moment, number in counts:
@@ -62,12 +64,12 @@ def _compute_wait(counts: deque[tuple[float, int]], limit: int, now: float) -> f
             return 0.0
         total -= number
         if total <= limit:
-            return moment + WINDOW_SECONDS - now
+            return WINDOW_SECONDS - (now - moment)
     return 0.0
 
 
 def _rate_limit_refusal(limit: str, seconds: float) -> RequestRejected:
-    wait = max(1, math.ceil(seconds))
+    wait = max(1, math.ceil(seconds - ROUNDING_SECONDS))
     return RequestRejected(
         f"this key is limited to {limit}; try again in {wait} s",
         None,

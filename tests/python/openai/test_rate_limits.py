@@ -25,6 +25,7 @@ def caller(requests: int = 0, tokens: int = 0) -> Caller:
 
 
 @example(most=1, waits=[1.2584676244187705, 0.0], sizes=[1, 1])
+@example(most=1, waits=[1.9336786496604255, 0.0], sizes=[1, 1])
 @given(st.integers(1, 5), st.lists(st.floats(0, 40), max_size=30), st.lists(st.integers(1, 3), max_size=30))
 def test_no_minute_has_more_and_retry_after_is_true(most: int, waits: list[float], sizes: list[int]) -> None:
     clock = Clock()
