@@ -16,8 +16,11 @@ def test_an_answer_computes_each_token_once() -> None:
     subject.model.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        [answer] = subject.generate([[5, 6, 7]], 4, frozenset())
-    assert len(answer) == 4 and lengths == [3, 1, 1, 1]
+        [alone] = subject.generate([[5, 6, 7]], 4, frozenset(), together=False)
+        [drafted] = subject.generate([[5, 6, 7]], 4, frozenset())
+    assert alone == drafted and len(alone) == 4
+    # The last one confirms the draft.
+    assert lengths == [3, 1, 1, 1, 3, 1, 1, 1, 6]
 
 
 def test_the_cache_has_the_name_that_the_model_takes() -> None:

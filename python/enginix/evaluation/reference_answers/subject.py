@@ -243,16 +243,17 @@ class TransformersSubject:
         positions = (keys - starts[:, None]).clamp(min=0)
         answers: list[list[int]] = [[] for _ in prompts]
         cache: Any = None
+        name = name_cache_argument(self.model)
         for _ in range(most):
             step = self.model(
                 ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
+                **{name: cache},
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = step.get("past_key_values")
+            cache = step.get(name)
             if cache is None:
                 return [[] for _ in prompts]
             ids = step.logits[:, -1].argmax(-1, keepdim=True)
