@@ -1,4 +1,4 @@
-# nix run .#demo, .#up, .#<model>-triton-server, .#triton-server (the default), .#enginix
+# nix run .#demo, .#up, .#bench, .#<model>-triton-server, .#triton-server (the default), .#enginix
 {
   lib,
   pkgs,
@@ -45,17 +45,19 @@ let
     passAsFile = [ "stages" ];
     meta.mainProgram = "demo";
   };
-  # `enginix up` with the server and the libraries that its stages need beside its own.
-  up = pkgs.stdenvNoCC.mkDerivation {
-    name = "enginix-up";
-    buildCommandPath = ./builders/up.sh;
-    inherit (pkgs) bash;
-    launcher = ./builders/launcher.sh;
-    inherit enginix tritonserver;
-    gatewayPython = gateway-python;
-    quantizePython = modelopt-python;
-    meta.mainProgram = "up";
-  };
+  # A command with the server and the libraries that its stages need beside its own.
+  withServers =
+    command:
+    pkgs.stdenvNoCC.mkDerivation {
+      name = "enginix-${command}";
+      buildCommandPath = ./builders/with-servers.sh;
+      inherit (pkgs) bash;
+      launcher = ./builders/launcher.sh;
+      inherit command enginix tritonserver;
+      gatewayPython = gateway-python;
+      quantizePython = modelopt-python;
+      meta.mainProgram = command;
+    };
   # `enginix pin` with the catalogue's repositories and what fetches images beside it.
   pin = pkgs.stdenvNoCC.mkDerivation {
     name = "enginix-pin";
@@ -94,7 +96,8 @@ lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server mode
 )
 // lib.optionalAttrs (packages ? tiny-qwen3-triton-server) {
   demo = app (lib.getExe demo) "A small model from a hub to an answer, through every stage";
-  up = app (lib.getExe up) "From a model's name to an OpenAI endpoint";
+  up = app (lib.getExe (withServers "up")) "From a model's name to an OpenAI endpoint";
+  bench = app (lib.getExe (withServers "bench")) "The speed of an engine or an OpenAI endpoint";
 }
 // {
   enginix = app (lib.getExe packages.default) "The enginix command";

@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from enginix.errors import MachineError
 
+# How a fix begins where Nix has installed enginix.
+FROM_FLAKE = "run it from the flake"
 PROJECT = "enginix"
 PACKAGE = Path(__file__).resolve().parent
 FLAKE = "github:enginix/enginix"
@@ -131,7 +133,7 @@ def format_install_command(extra: str | None, command: str, python: str = sys.ex
     """
     if is_in_nix_store(python):
         package = PROJECT if extra is None else EXTRAS[extra].package
-        return f"run it from the flake: nix run {locate_flake()}#{package} -- {command}"
+        return f"{FROM_FLAKE}: nix run {locate_flake()}#{package} -- {command}"
     source = _find_install_source()
     if source is not None:
         return _format_pip_command([f"{source}[{extra}]" if extra else source], python)
@@ -146,7 +148,7 @@ def _missing_stage(error: ImportError, command: str) -> MachineError | None:
     return MachineError(
         f"this package of enginix leaves enginix {command} out ({error.name})",
         where=str(PACKAGE),
-        fix=f"run it from the flake: nix run {locate_flake()}#{PROJECT} -- {command}",
+        fix=f"{FROM_FLAKE}: nix run {locate_flake()}#{PROJECT} -- {command}",
     )
 
 

@@ -118,7 +118,8 @@ def _serve_by_triton(
     from enginix.gateway.launch import find_gateway_python
 
     python = find_gateway_python(options.gateway_python)
-    require_all(list_server_checks(manifest.kind or "", python, options.tritonserver, options.device))
+    app = None if manifest.kind == "rtx" else "bench"
+    require_all(list_server_checks(manifest.kind or "", python, options.tritonserver, options.device), app)
     repository = work / "repository"
     words = ["triton-repo", str(engine)]
     words += [] if options.device is None else ["--device", options.device]

@@ -56,7 +56,7 @@ def run_checks(*, ask_hub: bool) -> list[CheckResult]:
         ),
         _check("user namespaces", "whatever runs in NVIDIA's image", _describe_namespaces, optional=True),
         *_check_libraries(),
-        _check("tritonserver", "enginix serve, enginix up", _describe_tritonserver, optional=True),
+        _check("tritonserver", "enginix serve, up, bench", _describe_tritonserver, optional=True),
         _check_space("disk of the cache", locate_cache(), "downloads, engines", "set XDG_CACHE_HOME"),
         _check_space("temporary directory", Path(tempfile.gettempdir()), "conversion", "set TMPDIR"),
         _check("shared memory", "Triton's Python models", _describe_shared_memory),
@@ -100,7 +100,9 @@ def _check_libraries() -> Iterator[CheckResult]:
     yield CheckResult("libraries of enginix", "failed" if missing else "ok", detail, "every stage", fix)
     for name, extra in EXTRAS.items():
         missing = [module for module in extra.modules if not has_module(module)]
-        commands = ", ".join((*extra.commands, "up") if name in ("serve", "gateway") else extra.commands)
+        commands = ", ".join(
+            (*extra.commands, "up", "bench") if name in ("serve", "gateway") else extra.commands
+        )
         if name == "gateway" and os.environ.get("ENGINIX_GATEWAY_PYTHON"):
             yield _check(f"extra {name}", commands, _describe_gateway_python, optional=True)
             continue

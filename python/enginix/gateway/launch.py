@@ -84,7 +84,8 @@ def require_litellm(python: Path) -> str:
         "*[n for n in ('fastapi', 'uvicorn', 'httpx', 'orjson') if not u.find_spec(n)])"
     )
     done = process.run_program([python, "-c", script], check=False)
-    version, *missing = (done.stdout.strip() or " ").split(" ")
+    # The version is empty where LiteLLM is missing.
+    version, *missing = done.stdout.rstrip("\n").split(" ")
     if done.returncode or not version or missing:
         names = [name for name in (*missing, "" if version else "litellm") if name] or ["litellm"]
         state = "is not installed" if len(names) == 1 else "are not installed"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import MachineError
+from enginix.optional_libraries import FROM_FLAKE, locate_flake
 from enginix.up import session
 from enginix.up.stages import ServerPlan, is_served_by_triton
 
@@ -106,8 +107,11 @@ def list_server_checks(
     return checks
 
 
-def require_all(checks: Sequence[Callable[[], object]]) -> None:
+def require_all(checks: Sequence[Callable[[], object]], app: str | None) -> None:
     """Run checks and name all that is missing at once, before an hour of work.
+
+    Args:
+        app: of the flake, which brings all that the checks ask for; None where none does.
 
     Raises:
         MachineError: of one check, or of several with their fixes.
@@ -118,11 +122,14 @@ def require_all(checks: Sequence[Callable[[], object]]) -> None:
             check()
         except MachineError as e:
             missing.append(e)
+    if not missing:
+        return
+    what = "; ".join(f"{e.where}: {e.what}" for e in missing)
+    if app is not None and any(FROM_FLAKE in (e.fix or "") for e in missing):
+        raise MachineError(what, fix=f"{FROM_FLAKE}: nix run {locate_flake()}#{app} -- …")
     if len(missing) == 1:
         raise missing[0]
-    if missing:
-        what = "; ".join(f"{e.where}: {e.what}" for e in missing)
-        raise MachineError(what, fix="\n       ".join(e.fix for e in missing if e.fix))
+    raise MachineError(what, fix="\n       ".join(e.fix for e in missing if e.fix))
 
 
 @contextlib.contextmanager

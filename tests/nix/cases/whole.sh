@@ -178,7 +178,7 @@ test_up_prints_an_expression_that_evaluates() {
 }
 
 test_up_app_has_its_servers() {
-  quietly "$nix" eval --raw "$root#apps.x86_64-linux.up.program" && says '/bin/up'
+  quietly "$nix" eval --raw "$root#apps.x86_64-linux.bench.program" && says '/bin/bench' && quietly "$nix" eval --raw "$root#apps.x86_64-linux.up.program" && says '/bin/up'
 }
 
 # What doctor tells a user of the flake to run, for each extra of the Python package.

@@ -249,7 +249,8 @@ def _require_software(args: argparse.Namespace) -> Path:
         checks.append(lambda: require_extra(own_build.extra, own_build.command))
     if args.format is not None and not os.environ.get("ENGINIX_QUANTIZE_PYTHON"):
         checks.append(lambda: require_extra("quantize", "quantize"))
-    require_all(checks)
+    # The flake's has no TensorRT for RTX.
+    require_all(checks, None if args.kind == "rtx" else "up")
     return python
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -143,6 +144,15 @@ def _generate_batch(
     return out
 
 
+def name_cache_argument(model: torch.nn.Module) -> str:
+    """Return the name of a model's key-value cache, of its arguments and its answers.
+
+    transformers 5.24 calls it ``cache``; with the older name it warns, and its answers have none.
+    """
+    arguments = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in arguments else "past_key_values"
+
+
 class TransformersSubject:
     """The Hugging Face model, executed by transformers in its own dtype's numbers, computed in float32.
 
@@ -233,16 +243,17 @@ class TransformersSubject:
         positions = (keys - starts[:, None]).clamp(min=0)
         answers: list[list[int]] = [[] for _ in prompts]
         cache: Any = None
+        name = name_cache_argument(self.model)
         for _ in range(most):
             step = self.model(
                 ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
+                **{name: cache},
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = step.get("past_key_values")
+            cache = step.get(name)
             if cache is None:
                 return [[] for _ in prompts]
             ids = step.logits[:, -1].argmax(-1, keepdim=True)
@@ -268,10 +279,11 @@ class TransformersSubject:
         """
         answer: list[int] = []
         ids, cache = self._ids(prompt), None
+        name = name_cache_argument(self.model)
         while len(answer) < most:
-            step = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            step = self.model(ids, **{name: cache}, use_cache=True, logits_to_keep=1)
             # A recurrent model keeps its state to itself, and starts again with each text.
-            cache = step.get("past_key_values")
+            cache = step.get(name)
             answer.append(int(step.logits[0, -1].argmax()))
             if answer[-1] in ends:
                 break
