@@ -127,9 +127,9 @@ def _compare_other_readings(
             yield f"added_tokens.json: {text!r} is {number!r}"
     known = _read_optional(model_files / "special_tokens_map.json")
     for key, token in _read_optional(engine_files / "special_tokens_map.json").items():
-        text = token.get("content") if isinstance(token, dict) else token
-        if token != known.get(key) and text != described["special tokens"].get(key):
-            yield f"special_tokens_map.json: {key} is {text!r}"
+        piece = token.get("content") if isinstance(token, dict) else token
+        if token != known.get(key) and piece != described["special tokens"].get(key):
+            yield f"special_tokens_map.json: {key} is {piece!r}"
     settings = [_read_optional(path / "tokenizer_config.json") for path in (engine_files, model_files)]
     for key in _SETTINGS:
         # A tool that writes the file anew writes what is absent as false.
