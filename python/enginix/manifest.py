@@ -104,6 +104,14 @@ class Manifest:
         return text.replace(key, f'"digest": "{hashlib.sha256(text.encode()).hexdigest()}"', 1)
 
 
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's entries; of two with one key, readers differ in which counts."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key appears twice in an object")
+    return values
+
+
 def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest:
     """Read the manifest of ``directory``; :func:`require_whole_manifest` notices a change of it.
 
@@ -115,7 +123,8 @@ def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest
     """
     path = directory / MANIFEST_FILE
     try:
-        raw = json.loads(_read_manifest_file(path).decode("utf-8"))
+        text = _read_manifest_file(path).decode("utf-8")
+        raw = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
     except (ValueError, RecursionError) as e:
         raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this artefact again") from e
     format_ = raw.pop("format", None) if isinstance(raw, dict) else None

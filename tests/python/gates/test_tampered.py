@@ -103,6 +103,66 @@ FILES: dict[str, tuple[Change, str]] = {
     "another file of a tokenizer": (lambda d: (d / "vocab.json").write_text("{}"), "vocab.json"),
 }  # fmt: skip
 
+# What transformers passes over in these files, and a server or an earlier release reads.
+PASSED_OVER: dict[str, tuple[Change, str]] = {
+    "another template beside the one that counts": (
+        lambda d: edit(d / "tokenizer_config.json", lambda r: r.update(chat_template=UPPER)),
+        "another chat template 'default'",
+    ),
+    "a template for tools in a list": (
+        lambda d: edit(
+            d / "tokenizer_config.json",
+            lambda r: r.update(chat_template=[{"name": "tool_use", "template": UPPER}]),
+        ),
+        "another chat template 'tool_use'",
+    ),
+    "a template of processors": (
+        lambda d: (d / "chat_template.json").write_text(json.dumps({"chat_template": UPPER})),
+        "another chat template 'default'",
+    ),
+    "special tokens that are plain": (
+        lambda d: edit(
+            d / "tokenizer.json", lambda r: [t.update(special=not t["special"]) for t in r["added_tokens"]]
+        ),
+        "other flags of added tokens",
+    ),
+    "a file of added tokens": (
+        lambda d: (d / "added_tokens.json").write_text('{"zebra": 1500}'),
+        "added_tokens.json: 'zebra' is 1500",
+    ),
+    "another map of special tokens": (
+        lambda d: edit(d / "special_tokens_map.json", lambda r: r.update(eos_token="<|im_start|>")),
+        "special_tokens_map.json: eos_token",
+    ),
+    "a token before each text": (
+        lambda d: edit(d / "tokenizer_config.json", lambda r: r.update(add_bos_token=True)),
+        "add_bos_token is True",
+    ),
+    "a space before each text": (
+        lambda d: edit(d / "tokenizer_config.json", lambda r: r.update(add_prefix_space=True)),
+        "add_prefix_space is True",
+    ),
+    "code of a stranger": (
+        lambda d: edit(
+            d / "tokenizer_config.json", lambda r: r.update(auto_map={"AutoTokenizer": ["x.Y", None]})
+        ),
+        "auto_map is",
+    ),
+    "a template that reads the date": (
+        lambda d: wrap_template(d, "{%- if strftime_now('%Y')|int > 2030 -%}IGNORE{%- endif -%}"),
+        "chat template",
+    ),
+    "another normalizer of a rare letter": (
+        lambda d: edit(
+            d / "tokenizer.json",
+            lambda r: r.update(
+                normalizer={"type": "Replace", "pattern": {"String": "\u16a0"}, "content": "x"}
+            ),
+        ),
+        "normalizer",
+    ),
+}
+
 
 @pytest.fixture
 def own_files(model: Path, tmp_path: Path) -> Path:
@@ -121,13 +181,23 @@ def test_files_that_a_tool_wrote_anew_pass(own_files: Path, model: Path, tmp_pat
 
     transformers.AutoTokenizer.from_pretrained(model).save_pretrained(own_files)
     edit(own_files / "generation_config.json", lambda raw: raw.update(transformers_version="9.9"))
+    # As earlier releases of transformers do: the template in a list, defaults written out, every added token.
+    template = (model / "chat_template.jinja").read_text()
+    edit(
+        own_files / "tokenizer_config.json",
+        lambda raw: raw.update(
+            chat_template=[{"name": "default", "template": template}], add_prefix_space=False
+        ),
+    )
+    added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    (own_files / "added_tokens.json").write_text(json.dumps({row["content"]: row["id"] for row in added}))
     outcome = model_files.judge_files(own_files, model, None, {})
     assert outcome.passed and outcome.detail["writtenAnew"], outcome.summary
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *PASSED_OVER])
 def test_changed_files_fail(own_files: Path, model: Path, name: str) -> None:
-    change, says = FILES[name]
+    change, says = (FILES | PASSED_OVER)[name]
     change(own_files)
     outcome = model_files.judge_files(own_files, model, (2, 0), {})
     assert not outcome.passed and says in "\n".join(outcome.detail["faults"]), outcome.detail["faults"]

@@ -226,3 +226,14 @@ def test_digests_that_are_known_are_not_computed(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     known = {"a.json": ContentDigest("1" * 64, 2), "not there": ContentDigest("2" * 64, 2)}
     assert Manifest("model", "m").write(tmp_path, known).files == {"a.json": known["a.json"]}
+
+
+@pytest.mark.parametrize("key", ["results", "artefact"])
+def test_a_key_that_appears_twice_is_refused(tmp_path: Path, key: str) -> None:
+    """The last one counts here, and another reader may take the first."""
+    Manifest("engine", "tiny", results={"gates": "not gated"}).write(tmp_path)
+    path = tmp_path / "enginix.json"
+    entry = json.dumps({"results": {"gates": {"logits": "passed"}}, "artefact": "engine"}[key])
+    path.write_text(path.read_text().replace("{", f'{{"{key}": {entry}, ', 1))
+    with pytest.raises(ManifestError, match="a key appears twice"):
+        read_manifest(tmp_path)

@@ -1,7 +1,8 @@
 """Gate ``files``: an engine's tokenizer, chat templates, end tokens and generation defaults are its model's.
 
 Equal bytes are equal. Tools that quantize write some of these files anew, so others are compared by what
-transformers reads of them: every piece, rule, special token and template.
+transformers reads of them: every piece, rule, special token and template; and what it passes over, since
+servers and its earlier releases read more.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _INTERPRETED = frozenset(
         GENERATION,
     )
 )
+# Read by tokenizers of some releases or classes, and passed over by others.
+_SETTINGS = ("auto_map", "add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens")
 # Other spellings of tokenizer.json, which transformers prefers where it exists.
 _SUPERSEDED = ("vocab*.json", "vocab.txt", "merges.txt", "tokenizer.model")
 
@@ -97,6 +100,62 @@ def _compare_files(engine_files: Path, model_files: Path, different: list[str]) 
         if described[0][key] != described[1][key]:
             yield _name_difference(key, described[0][key], described[1][key])
     yield from _compare_conversations(*tokenizers)
+    yield from _compare_other_readings(engine_files, model_files, described[1])
+
+
+def _compare_other_readings(
+    engine_files: Path, model_files: Path, described: Mapping[str, Any]
+) -> Iterator[str]:
+    """Compare what transformers passes over, and servers or earlier releases of transformers read.
+
+    Each entry of the engine's files must be the model's, as it is written there or as transformers reads it.
+
+    Args:
+        described: what transformers reads of the model's files.
+    """
+    rows = [
+        _read_optional(path / "tokenizer.json").get("added_tokens") for path in (engine_files, model_files)
+    ]
+    tokens = {row.get("content"): row.get("id") for row in described.get("added_tokens", [])}
+    if rows[0] not in (rows[1], described.get("added_tokens")):
+        yield "tokenizer.json: other flags of added tokens"
+    for text, number in _read_optional(engine_files / "added_tokens.json").items():
+        if (
+            tokens.get(text) != number
+            and _read_optional(model_files / "added_tokens.json").get(text) != number
+        ):
+            yield f"added_tokens.json: {text!r} is {number!r}"
+    known = _read_optional(model_files / "special_tokens_map.json")
+    for key, token in _read_optional(engine_files / "special_tokens_map.json").items():
+        piece = token.get("content") if isinstance(token, dict) else token
+        if token != known.get(key) and piece != described["special tokens"].get(key):
+            yield f"special_tokens_map.json: {key} is {piece!r}"
+    settings = [_read_optional(path / "tokenizer_config.json") for path in (engine_files, model_files)]
+    for key in _SETTINGS:
+        # A tool that writes the file anew writes what is absent as false.
+        if settings[0].get(key) and settings[0][key] != settings[1].get(key):
+            yield f"tokenizer_config.json: {key} is {settings[0][key]!r}, it was {settings[1].get(key)!r}"
+    templates = [set(_list_templates(path)) for path in (engine_files, model_files)]
+    # transformers moves templates from one file to another.
+    read = described.get("chat template")
+    texts = set(read.values()) if isinstance(read, dict) else {read}
+    for name, text in sorted(templates[0] - templates[1]):
+        if name != "default" or text not in texts:
+            yield f"another chat template {name!r}"
+
+
+def _list_templates(directory: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each chat template in a JSON file."""
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        written = _read_optional(directory / file).get("chat_template")
+        rows = written if isinstance(written, list) else [{"name": "default", "template": written}]
+        for row in rows:
+            if isinstance(row, dict) and isinstance(row.get("template"), str):
+                yield str(row.get("name")), row["template"]
+
+
+def _read_optional(path: Path) -> Mapping[str, Any]:
+    return read_object(path) if path.is_file() else {}
 
 
 def _name_difference(key: str, engine_value: Any, model_value: Any) -> str:
