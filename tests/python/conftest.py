@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 from hypothesis.internal.conjecture import providers
 
 # Started in the background, the tests ignore SIGINT, and every program that they start would as well.
@@ -33,6 +33,7 @@ _COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("fixed", _COMMON, derandomize=True)
+EVERY_EXAMPLE = bool(FUZZING or os.environ.get("ENGINIX_SLOW"))
 # Hypothesis derandomizes where continuous integration is recognized by its environment.
 settings.register_profile("fuzz", _COMMON, derandomize=False, suppress_health_check=list(HealthCheck))
 settings.load_profile("fuzz" if FUZZING else "fixed")
@@ -42,7 +43,18 @@ if not FUZZING:
     providers.is_local_module_file = lambda path: False
 
 
+def reduce_examples(items: list[pytest.Item]) -> None:
+    """Let property tests meet a quarter of their examples, at least 25, beside all that are pinned."""
+    tests = {getattr(item.obj, "__func__", item.obj) for item in items if isinstance(item, pytest.Function)}
+    for test in filter(is_hypothesis_test, tests):
+        own = test._hypothesis_internal_use_settings or settings.default
+        fewer = min(own.max_examples, max(25, own.max_examples // 4))
+        test._hypothesis_internal_use_settings = settings(own, max_examples=fewer)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not EVERY_EXAMPLE:
+        reduce_examples(items)
     if os.environ.get("ENGINIX_SLOW") or config.option.markexpr or any("::" in arg for arg in config.args):
         return
     skip = pytest.mark.skip(reason="slow: ENGINIX_SLOW=1 runs it")

@@ -6,6 +6,7 @@ A folder is one at the top of the package, or one in ``kinds/``: a kind, or a st
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "python" / "enginix"
@@ -17,6 +18,7 @@ def name_folder(module: Path) -> str:
     return "/".join(parts[:2]) if parts[0] == "kinds" and len(parts) > 2 else parts[0]
 
 
+@cache
 def find_module(name: str) -> Path | None:
     """Return the file of a module of the package, or of the module that holds an imported name."""
     parts = name.split(".")[1:]
@@ -28,6 +30,7 @@ def find_module(name: str) -> Path | None:
     return None
 
 
+@cache
 def read_imports() -> dict[str, dict[str, str]]:
     """Return, for each folder, the folders that it imports, each with a place that does."""
     imports: dict[str, dict[str, str]] = {}

@@ -21,7 +21,7 @@ def test_met(value):
 """
 
 
-def met(directory: Path, imports: str, **environment: str) -> list[str]:
+def met(directory: Path, imports: str = "", **environment: str) -> list[str]:
     """Return the examples that a property test meets in a process of its own."""
     directory.mkdir()
     # Source code of one's own; Hypothesis would draw its constants.
@@ -30,10 +30,14 @@ def met(directory: Path, imports: str, **environment: str) -> list[str]:
     )
     (directory / "test_met.py").write_text(PROPERTY.format(imports=imports))
     words = ["-m", "pytest", "-q", "--noconftest", "-p", "conftest", "-p", "no:cacheprovider", "test_met.py"]
+    # Of the plugins that are installed, Hypothesis' alone.
+    words += ["-p", "_hypothesis_pytestplugin"]
     env = os.environ | {
         "PYTHONPATH": f"{HERE}:{directory}",
         "MET": str(directory / "met"),
         "ENGINIX_FUZZ": "",
+        "ENGINIX_SLOW": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     env |= environment
     done = subprocess.run(
@@ -44,14 +48,18 @@ def met(directory: Path, imports: str, **environment: str) -> list[str]:
 
 
 def test_examples_are_the_same_whatever_is_loaded(tmp_path: Path) -> None:
-    alone = met(tmp_path / "alone", "")
+    alone = met(tmp_path / "alone", ENGINIX_SLOW="1")
     assert len(alone) >= 100
-    assert met(tmp_path / "beside", "import constants") == alone
+    assert met(tmp_path / "beside", "import constants", ENGINIX_SLOW="1") == alone
+
+
+def test_fewer_examples_are_met_where_slow_tests_are_not(tmp_path: Path) -> None:
+    assert 25 <= len(met(tmp_path / "fewer")) < 50
 
 
 def test_fuzzing_explores(tmp_path: Path) -> None:
-    runs = [met(tmp_path / name, "", ENGINIX_FUZZ="1") for name in ("one", "two")]
-    assert runs[0] != runs[1]
+    one, two = (met(tmp_path / name, ENGINIX_FUZZ="1") for name in ("one", "two"))
+    assert one != two and len(one) >= 100
 
 
 def test_the_profile_is_chosen_in_one_place() -> None:

@@ -126,8 +126,15 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
     engine = add("build", build, identity)
     if is_served_by_triton(kind.name):
         interpreter = ["--interpreter", str(checkpoint)] if request.interpreted else []
-        add("triton-repo", ["triton-repo", str(engine), *interpreter], identity)
+        add("triton-repo", ["triton-repo", str(engine), *interpreter, *_find_device(request)], identity)
     return tuple(stages)
+
+
+def _find_device(request: UpRequest) -> list[str]:
+    """Return the words that name the device: what builds an engine of kind reference serves it, too."""
+    given = request.build_options
+    at = given.index("--device") if "--device" in given else len(given)
+    return [*given[at : at + 2]]
 
 
 def is_served_by_triton(kind: str) -> bool:

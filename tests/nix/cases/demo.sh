@@ -3,7 +3,10 @@
 
 # It has its stages' derivations: no second evaluation, which would need the caller's flags and package set.
 test_demo_as_an_app() {
-  quietly "$nix" run .#demo -- --max-tokens 4 && says 'server stopped cleanly' && says 'tokens/s' || return 1
+  # What was built is not built again.
+  quietly "$nix" build --no-link .#tiny-qwen3-triton-server || return 1
+  quietly "$nix" run .#demo -- --max-tokens 4 && says 'server stopped cleanly' && says 'tokens/s' &&
+    says 'in all          0 derivations built' || return 1
   # What the files weigh: the checkpoint is linked into the engine, and a model is links alone.
   local name
   for name in mkHfModel mkCheckpoint mkEngine; do

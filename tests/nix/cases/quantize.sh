@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154,SC2016,SC2034
 # Calibration and quantization by the real ModelOpt, in sandboxed builds on a CPU.
 
-# An expression over the tiny model and a small calibration of it. `q` quantizes under a name of its own each time.
+# An expression over the tiny model and a small calibration of it.
 quantized_of() {
   echo "let
     inherit (e.catalogue.tiny-qwen3) model;
@@ -45,8 +45,9 @@ test_calibration_by_default_and_by_the_fix_that_is_named() {
     quantize_refused 'e.mkCalibration { tokenizer = model; size = 0; }' 'size'
 }
 
+# Built again where an input has changed, and with ENGINIX_SLOW each time.
 chain() { # format, algorithm in the checkpoint
-  made "e.mkCheckpoint { model = q { format = \"$1\"; name = \"tiny-$1-$RANDOM$RANDOM\"; }; }" || return 1
+  made "e.mkCheckpoint { model = q { format = \"$1\"; name = \"tiny-$1${ENGINIX_SLOW:+-$RANDOM$RANDOM}\"; }; }" || return 1
   grep -q "\"quant_algo\": \"$2\"" "$path/config.json" && grep -q '"artefact": "quantized-model"' "$path/enginix.json" &&
     grep -q '"repo": "enginix/tiny-qwen3"' "$path/enginix.json" &&
     python3 -m enginix verify-checkpoint "$path" >"$out" 2>&1

@@ -50,12 +50,13 @@ def _read_terminal(leader: int) -> str:
 def paste(home: Path, monkeypatch: pytest.MonkeyPatch) -> Paste:
     """Runs a line in a shell at a terminal; returns the line that is named as the next, or nothing.
 
-    ``serve`` ends after its answer, on free ports.
+    ``serve`` ends after its answer, on free ports; ``build`` runs one gate.
     """
     (home / "bin").mkdir()
     shim = home / "bin/enginix"
     shim.write_text(
         '#!/bin/sh\ncase "$1" in serve) set -- "$@" --exit-after-ask --http-port 0 --no-grpc --no-metrics;; '
+        'build) set -- "$@" --gates "{\\"files\\": {}}";; '
         f'esac\nexec {environment("runtime")}/bin/python3 -m enginix "$@"\n'
     )
     shim.chmod(0o755)

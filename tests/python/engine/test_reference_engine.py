@@ -82,7 +82,8 @@ def test_the_same_inputs_give_the_same_bytes(
 
 def test_links_instead_of_copies(checkpoint: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
-    assert enginix(checkpoint, "--kind", "reference", "--model", model, "-o", out, "--link-checkpoint") == 0
+    words = (checkpoint, "--kind", "reference", "--model", model, "-o", out, "--link-checkpoint")
+    assert enginix(*words, "--gates", '{"files": {}}') == 0
     assert os.readlink(out / "checkpoint") == str(checkpoint)
 
 
@@ -137,7 +138,8 @@ def test_a_broken_checkpoint_is_refused_and_nothing_written(
 ) -> None:
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     damage(broken)
-    assert enginix(broken, "--kind", "reference", "--model", model, "-o", tmp_path / "engine") == code
+    words = (broken, "--kind", "reference", "--model", model, "-o", tmp_path / "engine")
+    assert enginix(*words, "--gates", '{"weights": {}, "logits": {}}') == code
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]
@@ -211,6 +213,7 @@ def test_impossible_tolerances(checkpoint: Path, model: Path, tmp_path: Path, wo
 def test_a_tighter_bound_of_ones_own_fails(model: Path, tmp_path: Path) -> None:
     convert_model(model, tmp_path / "checkpoint", ConvertOptions(dtype="float16"))
     words = (tmp_path / "checkpoint", "--kind", "reference", "--model", model, "-o", tmp_path / "engine")
+    words = (*words, "--gates", '{"logits": {}}')
     assert enginix(*words, "--tolerance", "1e-12") == 1
     assert enginix(*words) == 0
 
@@ -241,6 +244,8 @@ def test_without_a_home_as_a_build_user(checkpoint: Path, model: Path, tmp_path:
         model,
         "-o",
         tmp_path / "engine",
+        "--gates",
+        '{"files": {}, "logits": {}}',
     ]
     done = subprocess.run(
         [sys.executable, *map(str, words)], env=env, capture_output=True, text=True, check=False

@@ -1,5 +1,21 @@
-"""The tiny trained models, converted once a session."""
+"""The tiny trained models, converted once a session, and the answers of one."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from enginix.cli import main
 from tiny_model import checkpoint, model, one_thread, recalling
 
 __all__ = ["checkpoint", "model", "one_thread", "recalling"]
+
+
+@pytest.fixture(scope="session")
+def recorded_answers(model: Path, made_once: Callable[..., Path]) -> Path:
+    """The directory that ``enginix reference`` makes of tiny-qwen3."""
+
+    def ask(out: Path) -> None:
+        assert main(["reference", str(model), "-o", str(out)]) == 0
+
+    return made_once("gates-answers", ask)

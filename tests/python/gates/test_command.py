@@ -22,10 +22,8 @@ def enginix(*words: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def answers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("answers") / "out"
-    assert enginix("reference", model, "-o", out) == 0
-    return out
+def answers(recorded_answers: Path) -> Path:
+    return recorded_answers
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +101,15 @@ def test_gate_judges_engines_and_checkpoints(
 
 
 def test_gate_writes_its_evidence_where_it_fails(
-    engine: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: Path, model: Path, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = shutil.copytree(engine, tmp_path / "broken")
     path = broken / "checkpoint/rank0.safetensors"
     tensors = load_file(path)
     tensors["transformer.layers.1.mlp.fc.per_channel_scale"] *= 8
     save_file(tensors, path)
-    assert enginix("gate", broken, "--reference", model, "-o", tmp_path / "out") == 1
+    words = ("gate", broken, "--reference", answers, "--model", model, "-o", tmp_path / "out")
+    assert enginix(*words) == 1
     said = capsys.readouterr()
     assert "FAILED" in said.err + said.out and "fix: convert the model again" in said.err
     told = json.loads((tmp_path / "out/gates.json").read_text())

@@ -340,7 +340,7 @@ def test_misbehaving_engines_fail(
 ) -> None:
     import re
 
-    found = judge(checkpoint, wrap=kind)
+    found = judge(checkpoint, *expected, wrap=kind)
     for gate, says in expected.items():
         assert not found[gate].passed, gate
         assert re.search(says, found[gate].summary), found[gate].summary

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def _module(name: str) -> Any:
     return module
 
 
+@cache
 def executed() -> set[tuple[str, str, str]]:
     """(architecture, format as the tests call it, judge) of every parameter of the tests."""
     golden, quantized = _module("test_golden"), _module("test_quantized")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -27,19 +28,26 @@ def test_shaky():
     Path("python-left").write_text(str(left - 1))
     assert left <= 0
 """
+# One process of pytest-xdist, whatever the machine has; of the plugins, that one alone.
+NPROC = "#!/bin/sh\necho 1\n"
+PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
 
 
 def run_suite(place: Path, nix_failures: int, python_failures: int) -> subprocess.CompletedProcess[str]:
     """Run tests/run.sh over two small parts that fail so many times each."""
     (place / "tests/nix/cases").mkdir(parents=True)
+    (place / "bin").mkdir()
     shutil.copy(RUN, place / "tests/run.sh")
-    (place / "tests/nix/run.sh").write_text(NIX)
-    (place / "tests/nix/run.sh").chmod(0o755)
+    for program, text in (("tests/nix/run.sh", NIX), ("bin/nproc", NPROC)):
+        (place / program).write_text(text)
+        (place / program).chmod(0o755)
     (place / "tests/nix/cases/few.sh").write_text(CASES)
     (place / "left").write_text(str(nix_failures))
     (place / "python-left").write_text(str(python_failures))
     (place / "test_few.py").write_text(TEST)
-    return subprocess.run([place / "tests/run.sh", sys.executable], capture_output=True, text=True)
+    environment = os.environ | PLUGINS | {"PATH": f"{place}/bin:{os.environ['PATH']}"}
+    words = [place / "tests/run.sh", sys.executable]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_fails_once(tmp_path: Path) -> None:
