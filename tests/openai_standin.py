@@ -37,6 +37,8 @@ class StandIn(ThreadingHTTPServer):
         self.rows: list[Any] | None = None
         self.whole: dict[str, Any] | None = None
         self.is_compressed = False
+        # The address that requests of OpenAI's interface are redirected to.
+        self.redirect = ""
         self.error: tuple[int, dict[str, Any]] | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -113,6 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_paced(triton_events(self.server.pieces))
         elif self.path.startswith("/v2/"):
             self._send_events(triton_events(self.server.pieces))
+        elif self.server.redirect:
+            self.send_response(307)
+            self.send_header("Location", self.server.redirect)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif self.server.error is not None:
             status, error = self.server.error
             self._send(json.dumps({"error": error}).encode(), "application/json", status)

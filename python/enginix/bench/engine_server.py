@@ -20,7 +20,6 @@ from enginix.up import session
 from enginix.up.endpoint import (
     EndpointOptions,
     RunningEndpoint,
-    interrupt_on_sigterm,
     list_server_checks,
     require_all,
     run_endpoint,
@@ -78,7 +77,6 @@ def serve_engine(engine: Path, options: EngineServerOptions) -> Iterator[Running
         )
     _refuse_options(kind.name, options)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(interrupt_on_sigterm())
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-bench-")))
         if is_served_by_triton(kind.name):
             running = _serve_by_triton(engine.absolute(), manifest, work, options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -19,6 +21,9 @@ from enginix.ending import SignalReceived, end_as_interrupted
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_OK, InterruptedWork, UsageError
 from enginix.process_group import kill_children
 from enginix.wording import find_nearest, list_known
+
+# The interpreter collects garbage at its end, which takes most of a second with the modules of transformers.
+atexit.register(gc.freeze)
 
 # Command → its module in this package and what it does. A folder holds the commands that one package of the
 # flake has.

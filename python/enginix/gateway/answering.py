@@ -302,6 +302,8 @@ class Answering:
         exchange = Exchange(self._app, self._question.path, self._caller, body, call)
         try:
             status, kind = await exchange.start()
+            if exchange.recorded_answer.is_redirect:
+                raise RequestRejected("the model's server redirects requests to another address", None, 502)
             if status >= 400:
                 raise _select_refusal(call, await exchange.read(), status)
             if cleaner is None:

@@ -25,13 +25,14 @@ class RecordedAnswer:
 
     Attributes:
         is_recorded: the answer is kept; one that is compressed or comes from another route is not.
+        is_redirect: the server leads elsewhere, where the session does not follow.
     """
 
     def __init__(self, path: str, *, is_stream: bool) -> None:
         self._is_chat, self._is_stream = _is_chat(path), is_stream
         self._parser, self._whole = EventParser(), bytearray()
         self._events: list[str] = []
-        self.is_recorded = self._is_done = self._is_too_large = False
+        self.is_recorded = self.is_redirect = self._is_done = self._is_too_large = False
 
     def begin(self, path: str) -> None:
         """Forget an earlier answer; record the one that comes from this path of the server."""
@@ -83,7 +84,11 @@ ANSWER: ContextVar[RecordedAnswer] = ContextVar("enginix_answer")
 
 
 def record_answers(session: httpx.AsyncClient) -> None:
-    """Let a session's responses go to the :class:`RecordedAnswer` of the request that they belong to."""
+    """Let a session's responses go to the :class:`RecordedAnswer` of the request that they belong to.
+
+    It no longer follows redirects: the gateway connects to the servers of its description alone.
+    """
+    session.follow_redirects = False
     session.event_hooks = {"request": [_ask_uncompressed], "response": [_record_response]}
 
 
@@ -93,7 +98,9 @@ async def _ask_uncompressed(request: httpx.Request) -> None:
 
 async def _record_response(response: httpx.Response) -> None:
     answer = ANSWER.get(None)
-    if (
+    if answer is not None and response.has_redirect_location:
+        answer.is_redirect = True
+    elif (
         answer is not None
         and response.is_success
         and response.headers.get("content-encoding", "identity") == "identity"

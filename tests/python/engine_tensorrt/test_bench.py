@@ -59,7 +59,10 @@ def test_an_engine_is_served_measured_and_stopped(
     assert f"ready {stored.ready:,.3g} s" in page.read_text()
 
 
-def test_an_interrupt_stops_the_server(engine: Path, rootfs: Path, driver: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_stops_the_server(
+    number: signal.Signals, status: int, engine: Path, rootfs: Path, driver: Callable[..., Path]
+) -> None:
     words = [sys.executable, "-m", "enginix", "bench", str(engine), "--requests", "100000"]
     words += ["--rootfs", str(rootfs), "--driver", str(driver())]
     # The child imports the package that this test has, wherever pytest was started.
@@ -72,9 +75,9 @@ def test_an_interrupt_stops_the_server(engine: Path, rootfs: Path, driver: Calla
             if "ready after" in line:
                 break
         assert list(list_servers(rootfs)), lines
-        bench.send_signal(signal.SIGINT)
+        bench.send_signal(number)
         said = bench.stderr.read()
-    assert bench.returncode == 130, said
+    assert bench.returncode == status, said
     deadline = time.monotonic() + 20
     while list(list_servers(rootfs)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -27,7 +27,7 @@ def client(start_gateway: Callable[..., Any], standin: StandIn) -> Iterator[Any]
 def restored(standin: StandIn) -> Iterator[None]:
     yield
     standin.rows = standin.error = standin.whole = None
-    standin.is_compressed = False
+    standin.is_compressed, standin.redirect = False, ""
 
 
 def ask(client: Any, route: str, **more: Any) -> Any:
@@ -173,3 +173,18 @@ def test_a_converted_stream_of_several_choices_is_an_error(client: Any, standin:
     chunks = list(ask(client, route, stream=True))
     texts = [c.choices[0].delta.content if "chat" in route else c.choices[0].text for c in chunks]
     assert "".join(text or "" for text in texts) == "hi"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_server_leads_elsewhere(client: Any, standin: StandIn, route: str, stream: bool) -> None:
+    import openai
+
+    other = StandIn()
+    try:
+        standin.redirect = f"{other.url}{route}"
+        with pytest.raises(openai.InternalServerError) as failed:
+            list(ask(client, route, stream=stream))
+        assert failed.value.status_code == 502 and other.asked == []
+    finally:
+        other.shutdown()

@@ -28,7 +28,11 @@ from enginix.report import evidence
 from enginix.wording import count_noun
 
 if TYPE_CHECKING:
+    from enginix.evaluation.reference_answers.hf import TransformersTokenizer
+    from enginix.evaluation.reference_answers.material import Material
     from enginix.kinds.rtx_serving.gate_report import GateReport
+
+    LoadedMaterial = tuple[Material, TransformersTokenizer]
 
 
 def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int:
@@ -65,16 +69,17 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         if rows and answers_directory is None:
             _require_runtime(args, engine_manifest)
         # The reference before the engine: questions that cannot judge are refused before its GPU works.
-        if rows and ready:
-            _check_reference_answers(args.reference, model, args.questions)
         if rows and not ready:
             reference = work / "reference"
             reference.mkdir()
             reference_asker.keep_reference_answers(model, reference, args.device, args.questions)
-        if rows and answers_directory is None:
-            answers_directory = _ask_engine(args, engine_manifest, model, work)
+        loaded = question_builder.load_model_material(model, args.questions) if rows else None
+        if loaded is not None and ready:
+            _check_reference_answers(args.reference, loaded, args.questions)
+        if loaded is not None and answers_directory is None:
+            answers_directory = _ask_engine(args, engine_manifest, loaded, model, work)
         case = judge_answers.AnswerGateInputs(
-            args.engine, answers_directory or work, model, reference, requested_gates, args.questions
+            args.engine, answers_directory or work, model, reference, requested_gates, args.questions, loaded
         )
         outcomes, gate_evidence = judge_answers.judge_engine_answers(case)
         for outcome in outcomes:
@@ -109,18 +114,18 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
     return 0
 
 
-def _check_reference_answers(directory: Path, model: Path, questions: Path | None) -> None:
+def _check_reference_answers(directory: Path, loaded: LoadedMaterial, questions: Path | None) -> None:
     """Refuse answers to other questions, and own questions of which the reference answers none."""
-    material, tokenizer = question_builder.load_model_material(model, questions)
+    material, tokenizer = loaded
     answers = kept_answers.read_reference_answers(directory)
     kept_answers.require_same_material(answers, material)
     require_answered(questions, material.questions, answers.replies, answers.ends, tokenizer)
 
 
-def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path, work: Path) -> Path:
-    engine_questions.write_engine_questions(
-        question_builder.build_engine_questions(model, args.questions), work
-    )
+def _ask_engine(
+    args: argparse.Namespace, engine_manifest: Manifest, loaded: LoadedMaterial, model: Path, work: Path
+) -> Path:
+    engine_questions.write_engine_questions(question_builder.convert_material(model, *loaded), work)
     answers_directory = work / "said"
     stall = args.stall_minutes * 60
     if find_kind(engine_manifest.kind).runs_in_image:
