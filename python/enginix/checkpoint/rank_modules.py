@@ -120,16 +120,32 @@ class SlicedTensor:
     Attributes:
         name: whole name in the checkpoint.
         source_shape: the whole tensor's shape in the model.
-        rows: half-open range of the first axis.
-        shape: on this rank; of as many elements as ``rows`` has.
+        ranges: half-open ranges of the first axis, in the order of the checkpoint.
+        shape: on this rank; of as many elements as ``ranges`` have.
     """
 
     name: str
     module: str
     leaf: str
     source_shape: tuple[int, ...]
-    rows: tuple[int, int]
+    ranges: tuple[tuple[int, int], ...]
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AbsorbedQueries(SlicedTensor):
+    """The queries of latent attention, with the keys' second projection multiplied into them.
+
+    Of each head the rows of ``keys``, transposed, times the head's rows of ``module``, and then the rows that
+    are rotated as they are. ``ranges`` are the query rows of each head, those that are rotated last.
+
+    Attributes:
+        keys: the whole of the keys' and values' second projection.
+        key_ranges: its rows of each head's keys.
+    """
+
+    keys: MatrixSlice
+    key_ranges: tuple[tuple[int, int], ...]
 
 
 Module = LinearModule | VectorModule | KvCacheModule | SlicedTensor

@@ -28,6 +28,7 @@ ROPE_CONSTANTS = (
     "long_rope_*",
     "*.attention.alibi_slopes",
     "*.attention.logn_scaling",
+    "*.attention.embed_positions_for_gpt_attention",
 )
 
 

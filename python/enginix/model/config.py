@@ -16,6 +16,7 @@ from enginix.model.config_rules import (
 from enginix.model.family_config import parse_family_config
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.model_config import ModelConfig, ModelExperts
 from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import read_quantization
@@ -239,6 +240,15 @@ def parse_config(
         checkpoint: refuse what a TensorRT-LLM checkpoint cannot express. Without it the result is what the
             model means, whatever serves it, and has no ``quantization``.
     """
+    names = raw.get("architectures")
+    named = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    with limited_llmapi_advice(named):
+        return _parse_config(raw, directory, checkpoint, variant)
+
+
+def _parse_config(
+    raw: Mapping[str, Any], directory: Path, checkpoint: bool, variant: str | None
+) -> ModelConfig:
     where = str(directory / CONFIG_FILE)
     require_model_config(raw, where)
     names = raw.get("architectures")

@@ -152,6 +152,12 @@ def resolve_format(
         chosen = (find_format(name),)
     else:
         chosen = _resolve_mixture(effective_bits, candidates, target_name, device)
+    refused = rows["architecturesRefused"]["rows"].get(architecture)
+    if refused is not None and name in (refused["formats"] or [name]):
+        raise UsageError(
+            f"{architecture} cannot be quantized to {name}: {refused['why']}",
+            fix="choose another format" if refused["formats"] else "enginix convert the model unquantized",
+        )
     warnings: list[str] = []
     kv_algorithm = None if kv_cache is None else str(rows["kvCache"][kv_cache]["algorithm"])
     warnings += [

@@ -208,6 +208,11 @@ def check_support(
         _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
     if architecture is not None and architecture not in support["architectures"]["engine"]:
         raise UsageError(f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2", fix="use --kind llmapi")
+    if why := support["architectures"]["unbuildable"].get(architecture):
+        raise UsageError(
+            f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
+            fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
+        )
     facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
     return [
         w["text"]

@@ -308,13 +308,13 @@ def test_edgellm_refuses_what_it_does_not_have(words, said, capsys) -> None:
 def test_edgellm_on_a_command_line(target, status, said, capsys) -> None:
     words = ["plan", str(TINY), "--target", target, "--kind", "edgellm", "--kv-cache", "fp8"]
     assert main(words) == status and said in capsys.readouterr().out
-    lock = str(CATALOGUE / f"{PINNED[0]}.lock.json")
+    lock = str(CATALOGUE / "qwen2_5-7b-instruct.lock.json")
     assert main(["plan", lock, "--offline", "--target", target, "--kind", "edgellm", "--json"]) == status
     assert json.loads(capsys.readouterr().out)["kind"] == "edgellm"
 
 
 def test_an_option_that_is_clipped_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    lock = str(CATALOGUE / f"{PINNED[0]}.lock.json")
+    lock = str(CATALOGUE / "qwen2_5-7b-instruct.lock.json")
     for words in (["plan", str(TINY)], ["plan", lock, "--offline"]):
         line = [*words, "--target", "h200", "--max-batch-size", "2", "--max-num-tokens", "512"]
         assert main([*line, "--max-seq-len", "128"]) == 0
