@@ -58,6 +58,7 @@ rec {
       inherit function gpu limits;
       kind = "rtx";
       asked =
-        "${toString limits.maxBatchSize} slots take ${toString estimate.needTokens}, from the start";
+        "${toString limits.maxBatchSize} slots take ${toString estimate.needTokens}, "
+        + "from the start";
     } estimate;
 }
