@@ -42,12 +42,11 @@ class InspectedModel:
     """A model laid out for reading headers.
 
     Attributes:
-        directory: where configuration and safetensors headers can be read; weights only if ``is_local``.
+        directory: where configuration and safetensors headers can be read; weights only of a local model.
         source: the argument of the caller, for messages.
         files: path → bytes, of every file of the model.
         license: from the lock, the Hub or the model's manifest.
         fetched: bytes that were downloaded.
-        is_local: whether ``directory`` is the caller's own and holds the weights.
     """
 
     directory: Path
@@ -58,7 +57,6 @@ class InspectedModel:
     license: str | None = None
     gated: str | bool = False
     fetched: int = 0
-    is_local: bool = True
 
 
 @contextmanager
@@ -178,7 +176,7 @@ def _lay_out_remote(
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         sizes = list(pool.map(lambda name: _fetch_header(scratch, repo, revision, name, files[name]), shards))
     return InspectedModel(
-        scratch, source, files, repo, revision, license_, gated, fetched=fetched + sum(sizes), is_local=False
+        scratch, source, files, repo, revision, license_, gated, fetched=fetched + sum(sizes)
     )
 
 

@@ -7,7 +7,7 @@ estimates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -249,6 +249,33 @@ def list_lighter_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
 Change = Mapping[str, Any]
 
 
+def search_changes(
+    limits: Any,
+    compute: Callable[[Any], RankMemory],
+    single: Mapping[str, Iterable[Any]],
+    combined: Iterable[Change],
+) -> list[Change]:
+    """Return the changes of one limit that suffice, each with its first value that does.
+
+    Where none does: the first combined change that suffices; empty without one.
+
+    Args:
+        limits: a frozen dataclass.
+        compute: returns the memory of changed limits.
+        single: limit → values to try, in this order.
+    """
+
+    def fits(change: Change) -> bool:
+        try:
+            return compute(replace(limits, **change)).fits
+        except EnginixError:  # the model does not divide into these sizes, or does not support the format
+            return False
+
+    tried = (({name: value} for value in values) for name, values in single.items())
+    sufficient = [next(filter(fits, changes), None) for changes in tried]
+    return [c for c in sufficient if c] or next(([c] for c in combined if c and fits(c)), [])
+
+
 def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights: RankWeights) -> list[Change]:
     """Return changes that would make it fit, the smallest first; empty where none on this GPU would.
 
@@ -256,42 +283,18 @@ def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights:
     follow: a step's tokens and batch halved together, then also a smaller KV cache, then more ranks and
     formats.
     """
-
-    def fits(**values: Any) -> bool:
-        try:
-            return compute_memory(sizes, replace(limits, **values), gpu, weights).fits
-        except EnginixError:  # the model does not divide into these sizes, or does not support the format
-            return False
-
-    def first(name: str, values: list[Any]) -> list[Change]:
-        return next(([{name: v}] for v in values if fits(**{name: v})), [])
-
     block = read_default("tokensPerBlock")
     cached_tokens = compute_memory(sizes, limits, gpu, weights).tokens
     shorter = cached_tokens // limits.sequences // block * block
+    fitting_sequences = _count_fitting_sequences(cached_tokens, limits)
     kv = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
+    small_kv = {"kv_bits": 8} if kv > 8 else {}
     wider = [
         n
         for n in range(limits.tensor_parallel + 1, read_default("gpusPerNode") + 1)
         if divides_evenly(sizes, n)
     ]
     formats = list_lighter_formats(sizes, gpu) if limits.quantization is None else []
-    least_tokens = max(FEWEST_TOKENS, limits.max_batch_size)
-    single_changes = [
-        *first("max_num_tokens", list(iterate_halvings(limits.max_num_tokens, least_tokens))),
-        *first("max_batch_size", list(iterate_halvings(limits.max_batch_size, 1))),
-        *first("kv_bits", [8] if kv > 8 else []),
-        *first(
-            "sequences",
-            [n for n in (_count_fitting_sequences(cached_tokens, limits),) if 1 <= n < limits.sequences],
-        ),
-        *first("max_seq_len", [shorter] if SHORTEST_SEQUENCE <= shorter < limits.max_seq_len else []),
-        *first("tensor_parallel", wider),
-        *first("quantization", formats),
-    ]
-    if single_changes:
-        return single_changes
-    small_kv = {"kv_bits": 8} if kv > 8 else {}
     steps = list(_iterate_smaller_steps(limits))
     combined_changes: list[dict[str, Any]] = [*steps, *({**s, **small_kv} for s in steps if small_kv)]
     for tp in [limits.tensor_parallel, *wider]:
@@ -302,7 +305,22 @@ def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights:
             if name is not None:
                 change["quantization"] = name
             combined_changes.append(change)
-    return next(([c] for c in combined_changes if c and fits(**c)), [])
+    return search_changes(
+        limits,
+        lambda changed: compute_memory(sizes, changed, gpu, weights),
+        {
+            "max_num_tokens": iterate_halvings(
+                limits.max_num_tokens, max(FEWEST_TOKENS, limits.max_batch_size)
+            ),
+            "max_batch_size": iterate_halvings(limits.max_batch_size, 1),
+            "kv_bits": small_kv.values(),
+            "sequences": [fitting_sequences] if 1 <= fitting_sequences < limits.sequences else [],
+            "max_seq_len": [shorter] if SHORTEST_SEQUENCE <= shorter < limits.max_seq_len else [],
+            "tensor_parallel": wider,
+            "quantization": formats,
+        },
+        combined_changes,
+    )
 
 
 def _iterate_smaller_steps(limits: PlanLimits) -> Iterator[dict[str, Any]]:

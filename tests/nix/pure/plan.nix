@@ -128,4 +128,23 @@ in
     expr = fails (check.plan.fits "f" "tensorrt" planned (smallGpu // { memory = 1000000; }) { });
     expected = true;
   };
+
+  # Kind rtx: a place for each token of each slot, and for the padding behind a last token.
+  testRtxPlanCountsSlots = {
+    expr =
+      (check.rtxPlan.plan planned smallGpu {
+        maxBatchSize = 2;
+        maxSeqLen = 64;
+        stepTokens = 8;
+      }).needTokens;
+    expected = 142;
+  };
+  testRtxPlanRefuses = {
+    expr = map (maxSeqLen: fails (check.rtxPlan.fits "f" planned smallGpu {
+      maxBatchSize = 2;
+      inherit maxSeqLen;
+      stepTokens = 8;
+    })) [ 64 1000000 ];
+    expected = [ false true ];
+  };
 }

@@ -24,7 +24,6 @@ from enginix.kinds.edgellm.execution import export_gate, model_logits
 
 Damage = Callable[["Export"], None]
 PRODUCTS = ("MatMul", "Int4GroupwiseGemmPlugin", "Int4GroupwiseGemmPluginV2")
-SCALE_NAMES = (".input_scale", ".weight_scale", ".weight_scale_2", ".pre_quant_scale")
 
 
 class NotApplicableError(Exception):

@@ -18,7 +18,13 @@ import damage
 
 from enginix.errors import EnginixError, GateError
 from enginix.kinds.edgellm import source
-from enginix.kinds.edgellm.execution import direct_graph, export_gate, model_logits, network_recorder
+from enginix.kinds.edgellm.execution import (
+    direct_graph,
+    export_gate,
+    model_logits,
+    network_recorder,
+    recorded_layers,
+)
 
 # Those of damage.py that do not ask for names of the exporter's.
 NAMES = (
@@ -62,7 +68,7 @@ def judge(engine: Path, model: Any, answers: Any) -> str | None:
 def find_unrecorded_calls() -> list[str]:
     """What the recorder does not know is an error, never a graph without it."""
     network = network_recorder.Network(Path("unused"))
-    x = network.add_input("x", network_recorder.DataType.HALF, (-1, 4))
+    x = network.add_input("x", recorded_layers.DataType.HALF, (-1, 4))
     layer = network.add_activation(x, "SIGMOID")
     layer.alpha = 1.0
     shuffle = network.add_slice(x, (0, 0), (1, 4), (1, 1))

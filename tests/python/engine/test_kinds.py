@@ -17,7 +17,7 @@ import pytest
 from enginix.compatibility import check
 from enginix.errors import UsageError
 from enginix.kinds.gating.gate_asking import GateAsker
-from enginix.kinds.planning.planner import KindPlanner
+from enginix.kinds.planning.plan_record import KindPlanner
 from enginix.kinds.registry import KIND_NAMES, find_kind, get_kind, list_kinds, list_triton_kinds
 from enginix.kinds.registry.engine_kind import EngineKind
 from enginix.kinds.trtllm import trtllm_asker

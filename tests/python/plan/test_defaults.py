@@ -16,7 +16,8 @@ from plan_support import NIX, check
 import reference_pages
 from enginix import cli
 from enginix.errors import UsageError
-from enginix.kinds.planning.planner import PlanRequest, resolve_plan_limits
+from enginix.kinds.planning.plan_record import PlanRequest
+from enginix.kinds.planning.planner import resolve_plan_limits
 from enginix.kinds.tensorrt.build.options import resolve_limits
 from enginix.letter_case import to_snake_case
 from enginix.memory_plan.arithmetic import ModelSizes

@@ -19,7 +19,8 @@ from enginix.errors import ModelError
 from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import describe_model, open_model
 from enginix.kinds.planning.lock_plan import NEEDED_KEYS, plan_from_lock
-from enginix.kinds.planning.planner import PlanRequest, find_kv_certainty
+from enginix.kinds.planning.plan_record import PlanRequest
+from enginix.kinds.planning.planner import find_kv_certainty
 from enginix.memory_plan.arithmetic import (
     ModelSizes,
     PlanLimits,

@@ -22,7 +22,8 @@ from enginix.hub import lock
 from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import open_model
 from enginix.kinds.planning.lock_plan import plan_from_lock
-from enginix.kinds.planning.planner import PlanRequest, plan_memory
+from enginix.kinds.planning.plan_record import PlanRequest
+from enginix.kinds.planning.planner import plan_memory
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, find_target_gpu
 from enginix.memory_plan.weights import CheckpointSizes

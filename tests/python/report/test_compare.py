@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 from enginix.cli import main
 from enginix.errors import EnginixError, UsageError
 from enginix.kinds.edgellm.memory_plan import find_edgellm_obstacles
-from enginix.kinds.planning.planner import (
-    PlanRequest,
-    check_plan_request,
-    find_format_obstacles,
-    find_model_obstacles,
-)
+from enginix.kinds.planning.obstacles import find_format_obstacles, find_model_obstacles
+from enginix.kinds.planning.plan_record import PlanRequest
+from enginix.kinds.planning.planner import check_plan_request
 from enginix.kinds.registry import KIND_NAMES, find_kind, list_kinds
 from enginix.kinds.rtx_planning.memory_plan import find_rtx_obstacles
 from enginix.memory_plan.arithmetic import ModelSizes, find_target_gpu

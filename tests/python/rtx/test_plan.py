@@ -18,7 +18,8 @@ from enginix.compatibility.check import Mismatch, compare_with_machine, require_
 from enginix.errors import CheckpointError, EnginixError, GateError, ManifestError, UsageError
 from enginix.inspect import open_model
 from enginix.integrity import require_unchanged
-from enginix.kinds.planning.planner import PlanRequest, plan_memory
+from enginix.kinds.planning.plan_record import PlanRequest
+from enginix.kinds.planning.planner import plan_memory
 from enginix.kinds.rtx import checkpoint_support, engine_build, plan_builder
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.errors import PlanError

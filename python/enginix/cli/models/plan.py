@@ -23,7 +23,7 @@ from enginix.kinds.registry import KIND_NAMES
 from enginix.model.number_formats import read_kv_cache_bits
 
 if TYPE_CHECKING:
-    from enginix.kinds.planning.planner import MemoryPlan, PlanRequest
+    from enginix.kinds.planning.plan_record import MemoryPlan, PlanRequest
     from enginix.memory_plan.arithmetic import TargetGpu
 
 
@@ -98,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from enginix.kinds.planning.plan_record import PlanRequest
     from enginix.kinds.planning.plan_text import render_plan
-    from enginix.kinds.planning.planner import PlanRequest
 
     gpu = _resolve_gpu(args)
     request = PlanRequest(

@@ -9,10 +9,10 @@ of ``max_batch_size`` prompts of ``max_input_len`` tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from enginix.errors import EnginixError, UsageError
+from enginix.errors import UsageError
 from enginix.kinds.edgellm.build import (
     describe_other_ways,
     describe_payloads,
@@ -108,35 +108,29 @@ def find_edgellm_changes(
     sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> list[Change]:
     """List the changes that would make the engine fit, the smallest first; empty if none would."""
-
-    def fits(**values: Any) -> bool:
-        try:
-            return compute_edgellm_memory(sizes, replace(limits, **values), gpu, weights).fits
-        except EnginixError:  # the model cannot be converted to this format
-            return False
-
-    def first(name: str, values: list[Any]) -> list[Change]:
-        return next(([{name: v}] for v in values if fits(**{name: v})), [])
-
     cached_tokens = compute_edgellm_memory(sizes, limits, gpu, weights).tokens
     shorter = cached_tokens // limits.max_batch_size // read_page_tokens() * read_page_tokens()
     least = max(SHORTEST_SEQUENCE, limits.max_input_len)
     kv = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
-    formats = list_edgellm_formats(sizes, gpu)
-    single_changes = [
-        *first("max_input_len", list(arithmetic.iterate_halvings(limits.max_input_len, FEWEST_TOKENS))),
-        *first("max_batch_size", list(arithmetic.iterate_halvings(limits.max_batch_size, 1))),
-        *first("kv_bits", [8] if kv > 8 else []),
-        *first("max_kv_cache_capacity", [shorter] if least <= shorter < limits.max_kv_cache_capacity else []),
-        *first("quantization", formats),
-    ]
-    if single_changes:
-        return single_changes
     small_kv = {"kv_bits": 8} if kv > 8 else {}
+    formats = list_edgellm_formats(sizes, gpu)
     steps = list(_iterate_smaller_prompts(limits))
-    combined_changes: list[dict[str, Any]] = [*steps, *({**s, **small_kv} for s in steps if small_kv)]
-    combined_changes += [{**small_kv, "quantization": name} for name in formats]
-    return next(([c] for c in combined_changes if fits(**c)), [])
+    return arithmetic.search_changes(
+        limits,
+        lambda changed: compute_edgellm_memory(sizes, changed, gpu, weights),
+        {
+            "max_input_len": arithmetic.iterate_halvings(limits.max_input_len, FEWEST_TOKENS),
+            "max_batch_size": arithmetic.iterate_halvings(limits.max_batch_size, 1),
+            "kv_bits": small_kv.values(),
+            "max_kv_cache_capacity": [shorter] if least <= shorter < limits.max_kv_cache_capacity else [],
+            "quantization": formats,
+        },
+        [
+            *steps,
+            *({**step, **small_kv} for step in steps if small_kv),
+            *({**small_kv, "quantization": name} for name in formats),
+        ],
+    )
 
 
 def _iterate_smaller_prompts(limits: EdgellmPlanLimits) -> Iterator[dict[str, Any]]:

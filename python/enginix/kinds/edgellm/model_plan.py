@@ -9,15 +9,8 @@ from typing import Any
 from enginix.errors import UsageError
 from enginix.inspect import InspectedModel, ModelDescription
 from enginix.kinds.edgellm import memory_plan
-from enginix.kinds.planning.planner import (
-    BuildNeeds,
-    LockSizes,
-    MemoryPlan,
-    PlanCertainty,
-    PlanRequest,
-    read_kv_bits,
-    resolve_sizes,
-)
+from enginix.kinds.planning.plan_record import BuildNeeds, LockSizes, MemoryPlan, PlanCertainty, PlanRequest
+from enginix.kinds.planning.planner import read_kv_bits, resolve_sizes
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.model import open_weights

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.kinds.planning.planner import (
-    KindPlanner,
-    LockSizes,
-    MemoryPlan,
-    PlanCertainty,
-    PlanRequest,
-    check_plan_request,
-    estimate_build_needs,
+from enginix.kinds.planning.obstacles import (
     find_format_obstacles,
-    find_kv_certainty,
     find_model_obstacles,
     find_window_obstacles,
     list_changed_options,
     list_gpu_notes,
+)
+from enginix.kinds.planning.plan_record import KindPlanner, LockSizes, MemoryPlan, PlanCertainty, PlanRequest
+from enginix.kinds.planning.planner import (
+    check_plan_request,
+    estimate_build_needs,
+    find_kv_certainty,
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook

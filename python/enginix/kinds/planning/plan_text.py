@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enginix.console import format_bytes
-from enginix.kinds.planning.planner import MemoryPlan
+from enginix.kinds.planning.plan_record import MemoryPlan
 from enginix.kinds.registry import find_kind
 from enginix.memory_plan.arithmetic import Change
 

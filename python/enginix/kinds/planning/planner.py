@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
 
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
+from enginix.kinds.planning.obstacles import (
+    find_format_obstacles,
+    find_model_obstacles,
+    find_window_obstacles,
+    list_changed_options,
+    list_gpu_notes,
+)
+from enginix.kinds.planning.plan_record import (
+    BuildNeeds,
+    Certainty,
+    KindPlanner,
+    MemoryPlan,
+    PlanCertainty,
+    PlanRequest,
+)
 from enginix.kinds.registry import find_kind, is_portable, load_hook
-from enginix.letter_case import camel_case_keys
-from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
     ELEMENT_BYTES,
-    Change,
     ModelSizes,
     PlanLimits,
     RankMemory,
@@ -30,184 +41,9 @@ from enginix.model.context_length import explain_pytorch_context, read_pytorch_c
 from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import (
-    describe_fallback,
-    find_fallback,
-    list_missing_formats,
-    read_algorithms,
     read_kv_cache_bits,
-    runs_on_gpu,
 )
 from enginix.runtime.preflight import check_pipeline
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """A request for a memory plan; None is the default of TensorRT-LLM or Edge-LLM.
-
-    Attributes:
-        step_tokens: tokens of each sequence in a step, for kind rtx.
-        max_input_len: longest prompt, for kind edgellm; its ``max_seq_len`` is the capacity of the KV cache.
-        kv_cache: ``auto`` for the model's, or a key of number_formats.json's ``kvCache``.
-        dtype: dtype of everything unquantized.
-    """
-
-    kind: str = "tensorrt"
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    max_batch_size: int | None = None
-    max_num_tokens: int | None = None
-    max_seq_len: int | None = None
-    max_input_len: int | None = None
-    step_tokens: int | None = None
-    sequences: int = 1
-    kv_cache: str = "auto"
-    dtype: str | None = None
-
-
-class KindLimits(Protocol):
-    """Limits of a plan, of any kind; a frozen dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def max_seq_len(self) -> int: ...
-    @property
-    def sequences(self) -> int: ...
-    @property
-    def kv_bits(self) -> int | None: ...
-    def describe(self) -> str:
-        """Return the limits as people read them."""
-        ...
-
-
-@dataclass(frozen=True)
-class BuildNeeds:
-    """Resources that a build needs: sizes of model and checkpoint are exact, all others are estimates.
-
-    Attributes:
-        model, checkpoint, engine: bytes in the store.
-        host_memory, gpu_memory: bytes of memory during the build.
-        tmpdir: bytes of temporary files.
-    """
-
-    model: int
-    checkpoint: int
-    engine: int
-    host_memory: int
-    gpu_memory: int
-    tmpdir: int
-
-    @property
-    def store(self) -> int:
-        return self.model + self.checkpoint + self.engine
-
-
-Certainty = Literal["exact", "upper bound", "lower bound", "estimate"]
-
-
-@dataclass(frozen=True)
-class PlanCertainty:
-    """How far each figure is known; docs/reference/memory-plan.md says from what.
-
-    Attributes:
-        weights: ``exact`` is the bytes that ``enginix convert`` writes.
-        kv_token: an upper bound where layers keep only a window of tokens, or may.
-        workspace, pool, build: by formulas that nothing measured.
-    """
-
-    weights: Certainty
-    kv_token: Certainty
-    workspace: Certainty = "estimate"
-    pool: Certainty = "estimate"
-    build: Certainty = "estimate"
-
-
-@dataclass(frozen=True)
-class LockSizes:
-    """What a lock tells of a model's sizes.
-
-    Attributes:
-        source: the lock, for errors.
-        files: bytes of all files.
-        weight_bytes: bytes of the weights as a checkpoint holds them.
-        rank_weights: bytes of a rank, the mean over all.
-    """
-
-    source: str
-    files: int
-    sizes: ModelSizes
-    weight_bytes: int
-    rank_weights: arithmetic.RankWeights
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """A memory plan.
-
-    Attributes:
-        obstacles: reasons other than memory why the engine cannot be, each with its fix.
-        changes: changes that would make it fit, the smallest first; empty if it fits or no change helps.
-    """
-
-    source: str
-    kind: str
-    gpu: TargetGpu
-    sizes: ModelSizes
-    limits: KindLimits
-    memory: RankMemory
-    certainty: PlanCertainty
-    build: BuildNeeds
-    obstacles: tuple[str, ...]
-    changes: tuple[Change, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def fits(self) -> bool:
-        return self.memory.fits and not self.obstacles
-
-    @property
-    def sequences(self) -> int:
-        """Return the number of sequences of ``max_seq_len`` tokens that fit at the same time."""
-        return self.memory.tokens // max(1, self.memory.need_tokens // self.limits.sequences)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the plan with keys in camel case; limits have their names of Nix."""
-        record: dict[str, Any] = {
-            "fits": self.fits,
-            "tightest": self.memory.tightest,
-            "model": self.source,
-            "kind": self.kind,
-            "target": asdict(self.gpu),
-            "limits": asdict(self.limits),
-            "memory": {
-                **asdict(self.memory),
-                "exactWeights": self.certainty.weights == "exact",
-                "sequences": self.sequences,
-            },
-            "certainty": asdict(self.certainty),
-            "build": {**asdict(self.build), "store": self.build.store},
-            "obstacles": list(self.obstacles),
-            "changes": [dict(c) for c in self.changes],
-            "notes": list(self.notes),
-        }
-        camel: dict[str, Any] = camel_case_keys(record)
-        return camel
-
-
-class KindPlanner(Protocol):
-    """The ``memory_plan`` module of a kind whose memory is not that of TensorRT-LLM's engines."""
-
-    def plan_model(
-        self, model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
-    ) -> MemoryPlan:
-        """Plan from a model's headers."""
-        ...
-
-    def plan_lock(
-        self, metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: LockSizes
-    ) -> MemoryPlan:
-        """Plan from a lock."""
-        ...
 
 
 def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> MemoryPlan:
@@ -298,17 +134,6 @@ def find_kv_certainty(architecture: str | None, windows: Sequence[int] | None) -
     if not is_counted_by_heads(architecture):
         return "estimate"
     return "exact" if windows is not None and not windows else "upper bound"
-
-
-def find_window_obstacles(request: PlanRequest, windows: Sequence[int] | None) -> list[str]:
-    """List the window that sequences of a request exceed, for a kind that has none."""
-    length = request.max_seq_len or 0
-    if not windows or not is_portable(request.kind) or length <= min(windows):
-        return []
-    return [
-        f"--max-seq-len {length} exceeds the model's sliding window of {min(windows)} tokens, and kind "
-        f"{request.kind} attends beyond it (fix: --max-seq-len {min(windows)}, or another kind)"
-    ]
 
 
 def read_kv_bits(request: PlanRequest) -> int | None:
@@ -453,68 +278,6 @@ def _find_rank_weights(
     if config is not None and ranks is not None:
         return checkpoint.heaviest, find_kind(request.kind).is_compiled, ranks
     return (lambda tp, pp, quantization: estimate_from_headers(tensors, tp, pp)), False, None
-
-
-def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
-    """List reasons why the GPU, or the kind on it, does not support the model's format.
-
-    A kind's ``judge_model`` lists the same GPUs.
-    """
-    row = read_algorithms().get(sizes.quantization)
-    if is_portable(kind):
-        return []
-    if unsupported := explain_unsupported_gpu(kind, gpu):
-        return [f"{unsupported.why} (fix: {unsupported.fix})"]
-    if row is None or (kind == "llmapi" and find_fallback(sizes.quantization, gpu.sm)):
-        return []
-    name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
-    is_compiled = find_kind(kind).is_compiled
-    if runs_on_gpu(row, gpu.sm, gpu.formats, is_compiled=is_compiled):
-        return []
-    have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
-    if least is not None and gpu.sm < least:
-        return [f"{name} needs SM {least} or later; {gpu.name} is SM {gpu.sm}{have}"]
-    if missing := list_missing_formats(row, gpu.formats):
-        return [f"{name} computes with {' and '.join(missing)}; {gpu.name} is SM {gpu.sm}{have}"]
-    return [
-        f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
-        f"{gpu.name} is SM {gpu.sm}"
-    ]
-
-
-def list_gpu_notes(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
-    """List what a GPU needs of a runtime to run a kind."""
-    notes = []
-    if first := find_first_version(kind, gpu.sm):
-        notes.append(f"kind {kind} runs on SM {gpu.sm} from TensorRT-LLM {first} on")
-    fallback = find_fallback(sizes.quantization, gpu.sm) if kind == "llmapi" else None
-    if fallback is not None:
-        notes.append(describe_fallback(sizes.quantization, fallback, gpu.sm))
-    if not gpu.is_listed:
-        notes.append(f"SM {gpu.sm} is not listed: whether the runtime has code for it is not known")
-    return notes
-
-
-def find_model_obstacles(
-    kind: str, architecture: str | None, quantization: str, method: str | None = None
-) -> list[str]:
-    """List the reasons of the tables why a model cannot become a kind, as ``enginix compare`` gives them."""
-    verdict = find_kind(kind).judge_model(architecture, quantization, method)
-    return list(verdict.why) if verdict.takes is False else []
-
-
-def list_changed_options(request: PlanRequest, limits: PlanLimits) -> list[str]:
-    """List the options of a request that the plan does not take as they are."""
-    changed = []
-    if request.max_num_tokens and limits.max_num_tokens < request.max_num_tokens:
-        changed.append(
-            f"max_num_tokens {request.max_num_tokens} is clipped to {limits.max_num_tokens}: all sequences "
-            "together have no more"
-        )
-    for name, ranks in (("tensor", request.tensor_parallel), ("pipeline", request.pipeline_parallel)):
-        if ranks > 1 and not find_kind(request.kind).has_parallelism:
-            changed.append(f"kind {request.kind} runs on one device: --{name}-parallel {ranks} is left out")
-    return changed
 
 
 def _list_plan_notes(

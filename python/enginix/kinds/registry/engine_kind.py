@@ -98,7 +98,7 @@ class EngineKind(Protocol):
         gate_asker: module with ``ask_gated_engine`` (enginix.kinds.gating.gate_asking.GateAsker); None where
             the engine is asked in a process of its runtime.
         memory_plan: module with ``plan_model`` and ``plan_lock``
-            (enginix.kinds.planning.planner.KindPlanner); None where the plan is that of TensorRT-LLM's kinds.
+            (kinds/planning/plan_record.py, KindPlanner); None where the plan is that of TensorRT-LLM's kinds.
         weights_folder: folder of an engine that holds its weights; None where they are inside compiled files.
         has_parallelism: whether it may run on several GPUs.
         has_pipeline: whether these may be stages of a pipeline.

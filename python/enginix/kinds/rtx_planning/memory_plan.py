@@ -15,16 +15,9 @@ from typing import Any
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription
-from enginix.kinds.planning.planner import (
-    BuildNeeds,
-    LockSizes,
-    MemoryPlan,
-    PlanCertainty,
-    PlanRequest,
-    find_format_obstacles,
-    find_model_obstacles,
-    resolve_sizes,
-)
+from enginix.kinds.planning.obstacles import find_format_obstacles, find_model_obstacles
+from enginix.kinds.planning.plan_record import BuildNeeds, LockSizes, MemoryPlan, PlanCertainty, PlanRequest
+from enginix.kinds.planning.planner import resolve_sizes
 from enginix.kinds.rtx.checkpoint_support import resolve_engine_shape
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.memory_plan import arithmetic

@@ -3,7 +3,7 @@
 python -m enginix.kinds.edgellm.execution.direct_graph MODEL OUT
 
 The wheel's own builder (``experimental.builder``) runs over a module that records its calls
-(:mod:`network_recorder`). OUT becomes the engine directory that it writes, its ``llm.engine`` the graph in
+(:mod:`builder_module`). OUT becomes the engine directory that it writes, its ``llm.engine`` the graph in
 ONNX. What the builder leaves to the runtime as an input, for instance a weight in 16 bits, is listed in its
 ``config.json`` and read from the model as it says there.
 """
@@ -169,10 +169,10 @@ def judge_direct_builder(
 
 def install_recorder(out: Path) -> None:
     """Have the wheel's builder import the recorder as ``tensorrt``, and write its engines to ``out``."""
-    from enginix.kinds.edgellm.execution import network_recorder
+    from enginix.kinds.edgellm.execution import builder_module
 
     version = load_table("edgellm")["payloads"][0]["tensorrt"]
-    sys.modules["tensorrt"] = network_recorder.make_module(version, out / f"{ENGINE_FILE}.data")
+    sys.modules["tensorrt"] = builder_module.make_module(version, out / f"{ENGINE_FILE}.data")
     from experimental.builder.core import builder
     from experimental.builder.ops import backend
 

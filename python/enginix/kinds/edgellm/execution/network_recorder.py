@@ -1,18 +1,14 @@
 """Record the network that NVIDIA's direct builder defines, and write it as an ONNX graph.
 
-The builder's Python code calls TensorRT's network definition. :func:`make_module` returns a module with the
-part of that interface that the supported models use; "serializing" the network gives ONNX bytes. It is no
-TensorRT: it compiles nothing, and a call that it does not know is an error.
+The builder's Python code calls TensorRT's network definition: ``builder_module.py`` is what it imports.
+:class:`Network` has the part of that interface that the supported models use; "serializing" it gives ONNX
+bytes. It is no TensorRT: it compiles nothing, and a call that it does not know is an error.
 """
 
 from __future__ import annotations
 
-import ctypes
-import enum
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +16,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from enginix.errors import GateError
+from enginix.kinds.edgellm.execution.recorded_layers import (
+    DataType,
+    ITensor,
+    Layer,
+    Weights,
+)
 from enginix.kinds.edgellm.graph import PLUGIN_DOMAIN
 
 LARGEST_INLINE = (
@@ -28,93 +30,10 @@ LARGEST_INLINE = (
 OPSETS = {"": 24, "trt": 1, PLUGIN_DOMAIN: 1}
 FP4_BLOCK = 16
 
-
-class DataType(enum.Enum):
-    """TensorRT's element types; each value is ONNX's of the same meaning."""
-
-    FLOAT = onnx.TensorProto.FLOAT
-    HALF = onnx.TensorProto.FLOAT16
-    INT8 = onnx.TensorProto.INT8
-    INT32 = onnx.TensorProto.INT32
-    INT64 = onnx.TensorProto.INT64
-    UINT8 = onnx.TensorProto.UINT8
-    BOOL = onnx.TensorProto.BOOL
-    BF16 = onnx.TensorProto.BFLOAT16
-    FP8 = onnx.TensorProto.FLOAT8E4M3FN
-    FP4 = onnx.TensorProto.FLOAT4E2M1
-
-
-_NARROW_BITS = {DataType.FP8: 8, DataType.FP4: 4}
 _ELEMENTWISE = {"SUM": "Add", "SUB": "Sub", "PROD": "Mul", "DIV": "Div", "MAX": "Max", "MIN": "Min"}
 _UNARY = {"SQRT": "Sqrt", "NEG": "Neg", "SIN": "Sin", "COS": "Cos", "LOG": "Log", "ERF": "Erf"}
 _ACTIVATIONS = {"SIGMOID": "Sigmoid", "RELU": "Relu", "TANH": "Tanh"}
 _REDUCTIONS = {"AVG": "ReduceMean", "SUM": "ReduceSum", "MAX": "ReduceMax"}
-
-
-class Weights:
-    """Constant data: an array, or a type, an address and a number of elements."""
-
-    def __init__(self, source: Any, address: int = 0, count: int = 0) -> None:
-        if isinstance(source, DataType):
-            size = (count * _NARROW_BITS[source] + 7) // 8
-            self.dtype, self.data = source, ctypes.string_at(address, size)
-        else:
-            self.dtype = DataType(helper.np_dtype_to_tensor_dtype(source.dtype))
-            self.data = np.ascontiguousarray(source).tobytes()
-
-
-class ITensor:
-    """A value of the network.
-
-    Attributes:
-        dims: computes its shape, -1 where it is only known at run time.
-        known: computes the elements of a vector of sizes, in the same way.
-    """
-
-    def __init__(self, name: str, dtype: DataType, dims: Callable[[], tuple[int, ...]]) -> None:
-        self.name, self.dtype, self.dims = name, dtype, dims
-        self.known: Callable[[], tuple[int, ...]] = lambda: (-1,) * self.shape[0]
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        return self.dims()
-
-    @cached_property
-    def elements(self) -> tuple[int, ...]:
-        return self.known()
-
-
-class Layer:
-    """A layer; its settings are read when the network is written, since the builder sets them afterwards."""
-
-    def __init__(self, network: Network, emit: Callable[[Layer], None], inputs: Sequence[ITensor]) -> None:
-        self.__dict__.update(network=network, emit=emit, inputs=list(inputs), outputs=[], settings={})
-        network.layers.append(self)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.settings[name] = value
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["settings"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def set_input(self, index: int, tensor: ITensor) -> None:
-        while len(self.inputs) <= index:
-            self.inputs.append(None)
-        self.inputs[index] = tensor
-
-    def get_output(self, index: int) -> ITensor:
-        output: ITensor = self.outputs[index]
-        return output
-
-    def add_output(self, dtype: DataType, dims: Callable[[], tuple[int, ...]]) -> None:
-        self.outputs.append(ITensor(self.network.make_name(), dtype, dims))
-
-    def require_settings(self, *known: str) -> None:
-        if unknown := sorted(set(self.settings) - {"name", *known}):
-            raise GateError(f"the builder sets {unknown[0]} of a layer, which is not recorded")
 
 
 def _broadcast(a: ITensor, b: ITensor) -> tuple[int, ...]:
@@ -478,77 +397,3 @@ def _find_operator(table: Mapping[str, str], operation: str) -> str:
     if operation not in table:
         raise GateError(f"the builder computes {operation}, which is not recorded")
     return table[operation]
-
-
-class _Builder:
-    """Gives out networks; "building" an engine writes the network."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-
-    def create_network(self, _flags: int) -> Network:
-        return Network(self.data)
-
-    def create_builder_config(self) -> Any:
-        ignore = lambda *_: None  # noqa: E731
-        return SimpleNamespace(
-            set_preview_feature=ignore, add_optimization_profile=ignore, set_memory_pool_limit=ignore
-        )
-
-    def create_optimization_profile(self) -> Any:
-        return SimpleNamespace(set_shape=lambda *_: None)
-
-    def build_serialized_network(self, network: Network, _config: Any) -> memoryview:
-        return memoryview(network.serialize())
-
-
-class _Registry:
-    """Gives a creator for every plugin; which of them have a definition is the gate's to say."""
-
-    def get_creator(self, name: str, _version: str, _namespace: str) -> Any:
-        def create_plugin(_instance: str, fields: Sequence[Any], _phase: Any) -> Any:
-            attributes = {}
-            for field in fields:
-                values = field.data.tolist()
-                attributes[field.name] = values if field.name == "qkv_scales" else values[0]
-            return SimpleNamespace(name=name, attributes=attributes)
-
-        return SimpleNamespace(create_plugin=create_plugin, field_names=())
-
-
-class _Names:
-    """An enumeration whose members are their names."""
-
-    def __getattr__(self, name: str) -> str:
-        return name
-
-
-def make_module(version: str, data: Path) -> ModuleType:
-    """Return what the builder imports as ``tensorrt``.
-
-    Args:
-        version: TensorRT's, by which the builder chooses compiler flags.
-        data: file for constants, in the directory of the engine.
-    """
-    module = ModuleType("tensorrt")
-    logger = type("ILogger", (), {"Severity": _Names(), "__init__": lambda self: None})
-    members: dict[str, Any] = {
-        "__version__": version, "DataType": DataType, "Weights": Weights, "ITensor": ITensor,
-        "INetworkDefinition": Network, "Builder": lambda _logger: _Builder(data), "ILogger": logger,
-        "NetworkDefinitionCreationFlag": SimpleNamespace(STRONGLY_TYPED=1),
-        "PluginField": lambda name, data, _kind: SimpleNamespace(name=name, data=data),
-        "PluginFieldCollection": list, "get_plugin_registry": _Registry,
-        "float16": DataType.HALF, "float32": DataType.FLOAT, "int8": DataType.INT8,
-        "int32": DataType.INT32, "int64": DataType.INT64, "uint8": DataType.UINT8,
-        "bool": DataType.BOOL, "bfloat16": DataType.BF16, "fp8": DataType.FP8, "fp4": DataType.FP4,
-    }  # fmt: skip
-    for name in (
-        "ElementWiseOperation", "UnaryOperation", "ActivationType", "ReduceOperation", "MatrixOperation",
-        "GatherMode", "TopKOperation", "KVCacheMode", "CausalMaskKind", "AttentionNormalizationOp",
-        "PluginFieldType", "TensorRTPhase", "PreviewFeature", "ProfilingVerbosity", "MemoryPoolType",
-        "ScatterMode", "LoopOutput", "TripLimit", "SampleMode", "InterpolationMode", "FillOperation",
-        "CumulativeOperation", "BuilderFlag", "PaddingMode",
-    ):  # fmt: skip
-        members[name] = _Names()
-    module.__dict__.update(members)
-    return module
