@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from enginix import console
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
-from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES
+from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES, find_kind
 from enginix.runtime.table import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
@@ -124,15 +124,15 @@ def _check_options(args: argparse.Namespace) -> None:
                 where="enginix up",
                 fix=f"for instance --{option} " + ("h200" if option == "target" else DEFAULT_RUNTIME),
             )
-    if args.interpreter and args.kind != "rtx":
-        raise UsageError("kind rtx alone has an interpreter", where="--interpreter", fix="leave it out")
-    if args.kind == "rtx":
-        # Its engines are for every GPU that the format allows, and its gate is a part of the build.
+    kind = find_kind(args.kind)
+    if args.interpreter and not kind.has_interpreter:
+        raise UsageError(f"kind {args.kind} has no interpreter", where="--interpreter", fix="leave it out")
+    if kind.own_build is not None:
         others = ("target", "runtime", "rootfs", "device", "no_gates")
         unsupported = [name for name in others if getattr(args, name)]
         if unsupported:
             name = unsupported[0].replace("_", "-")
-            raise UsageError("not an option of kind rtx", where=f"--{name}", fix="leave it out")
+            raise UsageError(f"not an option of kind {args.kind}", where=f"--{name}", fix="leave it out")
     if args.target is not None:
         from enginix.machine.target import find_target
 
@@ -244,8 +244,9 @@ def _require_software(args: argparse.Namespace) -> Path:
 
     python = find_gateway_python(args.gateway_python)
     checks = list_server_checks(args.kind, python, args.tritonserver, args.device)
-    if args.kind == "rtx":
-        checks.append(lambda: require_extra("rtx", "rtx-build"))
+    own_build = find_kind(args.kind).own_build
+    if own_build is not None:
+        checks.append(lambda: require_extra(own_build.extra, own_build.command))
     if args.format is not None and not os.environ.get("ENGINIX_QUANTIZE_PYTHON"):
         checks.append(lambda: require_extra("quantize", "quantize"))
     require_all(checks)

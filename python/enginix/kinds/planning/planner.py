@@ -45,6 +45,7 @@ class PlanRequest:
     """A request for a memory plan; None is the default of TensorRT-LLM or Edge-LLM.
 
     Attributes:
+        step_tokens: tokens of each sequence in a step, for kind rtx.
         max_input_len: longest prompt, for kind edgellm; its ``max_seq_len`` is the capacity of the KV cache.
         kv_cache: ``auto`` for the model's, or a key of number_formats.json's ``kvCache``.
         dtype: dtype of everything unquantized.
@@ -57,6 +58,7 @@ class PlanRequest:
     max_num_tokens: int | None = None
     max_seq_len: int | None = None
     max_input_len: int | None = None
+    step_tokens: int | None = None
     sequences: int = 1
     kv_cache: str = "auto"
     dtype: str | None = None
@@ -320,6 +322,8 @@ def check_plan_request(request: PlanRequest) -> None:
         raise UsageError(
             "--max-input-len is for kind edgellm only", fix="leave it out; --max-seq-len includes the prompt"
         )
+    if request.step_tokens is not None and find_kind(request.kind).memory_plan is None:
+        raise UsageError("--step-tokens is for kind rtx only", fix="leave it out")
     for name, value in (
         ("--tensor-parallel", request.tensor_parallel),
         ("--pipeline-parallel", request.pipeline_parallel),
@@ -327,17 +331,12 @@ def check_plan_request(request: PlanRequest) -> None:
         ("--max-num-tokens", request.max_num_tokens),
         ("--max-seq-len", request.max_seq_len),
         ("--max-input-len", request.max_input_len),
+        ("--step-tokens", request.step_tokens),
         ("--sequences", request.sequences),
     ):
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
     kind = find_kind(request.kind)
-    if kind.unplanned_reason is not None:
-        raise UsageError(
-            f"no memory plan is known for kind {kind.name}: {kind.unplanned_reason}",
-            where="--kind",
-            fix="ask for another kind",
-        )
     if request.pipeline_parallel > 1 and kind.has_parallelism and not kind.has_pipeline:
         raise UsageError(
             f"--pipeline-parallel {request.pipeline_parallel}: kind {kind.name} has no pipeline stages",
