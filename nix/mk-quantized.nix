@@ -311,7 +311,8 @@ let
           && weightBytes > embeddingBytes
           && algorithms.${algorithm}.bitsPer128 != null
         then
-          embeddingBytes + (weightBytes - embeddingBytes) * algorithms.${algorithm}.bitsPer128 / 2048
+          embeddingBytes
+          + (weightBytes - embeddingBytes) * algorithms.${algorithm}.bitsPer128 / 2048
         else
           0;
 
