@@ -3,8 +3,9 @@
 # A program that streams a container image of a server to standard output (nixpkgs'
 # streamLayeredImage):
 #
-#   $(nix build --print-out-paths .#image) | docker load
-#   $(nix build --print-out-paths .#image) | skopeo copy docker-archive:/dev/stdin docker://…
+#   nix build -o image .#image
+#   ./image | docker load
+#   ./image | skopeo copy docker-archive:/dev/stdin docker://…
 #
 # The image of a reference server is complete. The kinds of a runtime's image are layers on that
 # image: `base`.

@@ -86,7 +86,26 @@ let
     let
       facts = model.model or { };
       weightBytes = model.weightBytes or 0;
-      formatName = formatOf format;
+      formatName = quantizable (formatOf format);
+      # A format that ModelOpt writes of the model's class, or an error.
+      quantizable =
+        name:
+        let
+          inherit (table.architecturesRefused) rows;
+          row = rows.${facts.architecture or ""} or { formats = [ ]; };
+        in
+        if row.formats == null || builtins.elem name row.formats then
+          throw (
+            "${function}: ${facts.architecture} cannot be quantized to ${name}: ${row.why}. "
+            + (
+              if row.formats == null then
+                "Use mkCheckpoint on the model itself."
+              else
+                "Choose another format."
+            )
+          )
+        else
+          name;
       cache = kvCacheOf kvCache;
       gpu =
         if target == null then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -31,8 +32,13 @@ class StandIn(ThreadingHTTPServer):
         self.pieces: list[str] = ["a", "b"]
         self.message: dict[str, Any] = {"role": "assistant", "content": "hi"}
         self.deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"content": "hi"}]
-        # Rows of a stream of OpenAI's interface, as they are; and the error that it answers, with its status.
+        # Rows of a stream of OpenAI's interface, and a whole answer, as they are; and the error that it
+        # answers, with its status.
         self.rows: list[Any] | None = None
+        self.whole: dict[str, Any] | None = None
+        self.is_compressed = False
+        # The address that requests of OpenAI's interface are redirected to.
+        self.redirect = ""
         self.error: tuple[int, dict[str, Any]] | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -71,6 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, body: bytes, kind: str, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        if self.server.is_compressed:
+            body = gzip.compress(body)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -106,6 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_paced(triton_events(self.server.pieces))
         elif self.path.startswith("/v2/"):
             self._send_events(triton_events(self.server.pieces))
+        elif self.server.redirect:
+            self.send_response(307)
+            self.send_header("Location", self.server.redirect)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif self.server.error is not None:
             status, error = self.server.error
             self._send(json.dumps({"error": error}).encode(), "application/json", status)
@@ -115,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             self._send_events([*openai_chunks(self.path, self.server.deltas, usage=usage), "[DONE]"])
         else:
-            self._send(json.dumps(openai_answer(self.path, self.server.message)).encode(), "application/json")
+            answer = self.server.whole or openai_answer(self.path, self.server.message)
+            self._send(json.dumps(answer).encode(), "application/json")
 
 
 def triton_events(pieces: Sequence[str]) -> list[Any]:

@@ -7,6 +7,8 @@
 let
   divisors = n: builtins.filter (d: lib.mod n d == 0) [ 1 2 4 8 16 32 64 ];
   divides = d: n: n == null || lib.mod n d == 0;
+  pytorchBackend =
+    (lib.importJSON ../../python/enginix/data/models/pytorch_backend.json).architectures;
   llmapi = "serve the model with the llmapi kind (TensorRT-LLM's PyTorch backend)";
   listSizes = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
 in
@@ -189,7 +191,11 @@ in
         "${function}: converter = \"enginix\" converts ${name} "
         + lib.concatStringsSep "" (map (format: "in ${format}, ") (row.formats or [ ]))
         + "unquantized only; this model is "
-        + "${m.quantization}. Pass the unquantized model, or serve it with the llmapi kind."
+        + "${m.quantization}. Pass the unquantized model"
+        + lib.optionalString (
+          builtins.elem name pytorchBackend
+        ) ", or serve it with the llmapi kind"
+        + "."
       )
     else if m.parallel.pipelineParallel > 1 && row ? pipeline then
       reject "pipelineParallel = ${toString m.parallel.pipelineParallel}" "pipeline"

@@ -20,6 +20,7 @@ let
     flags = import ./flags.nix ({ inherit lib; } // self);
     plan = import ./plan.nix { inherit lib; };
     edgellmPlan = import ./edgellm-plan.nix ({ inherit lib; } // self);
+    rtxPlan = import ./rtx-plan.nix ({ inherit lib; } // self);
   };
 in
 self

@@ -57,6 +57,7 @@ let
     maxSeqLen = "--max-seq-len";
     pipelineParallel = "--pipeline-parallel";
     sequences = "--sequences";
+    stepTokens = "--step-tokens";
     tensorParallel = "--tensor-parallel";
   };
 

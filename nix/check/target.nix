@@ -9,6 +9,7 @@
 let
   support = lib.importJSON ../../python/enginix/data/runtime/engine_support.json;
   formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
+  families = (lib.importJSON ../../python/enginix/data/models/family_rows.json).architectures;
   inherit (formats) algorithms;
   gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
 
@@ -261,11 +262,19 @@ rec {
     else
       format;
 
-  # An architecture of the engine path.
+  # An architecture of the engine path, by the name that a checkpoint has.
   # architecture :: string -> string|null -> string|null
   architecture =
-    function: architecture:
-    if architecture == null || support.architectures.engine ? ${architecture} then
+    function: name:
+    let
+      architecture = if name == null then null else families.${name}.writtenAs or name;
+    in
+    if architecture != null && support.architectures.unbuildable ? ${architecture} then
+      throw (
+        "${function}: TensorRT-LLM 1.1 and 1.2 build no engine of ${architecture}: "
+        + "${support.architectures.unbuildable.${architecture}}. Serve the model with transformers."
+      )
+    else if architecture == null || support.architectures.engine ? ${architecture} then
       architecture
     else if builtins.elem architecture support.architectures.pytorchOnly then
       throw (

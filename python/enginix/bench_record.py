@@ -1,6 +1,6 @@
 """The measured speed of an engine, in a file beside it: ``DIR.bench.json`` for the engine ``DIR``.
 
-It is no part of the engine, whose bytes depend on its inputs alone; ``enginix bench --engine DIR`` writes it.
+It is no part of the engine, whose bytes depend on its inputs alone; ``enginix bench DIR`` writes it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class StoredSpeed:
         between_tokens: mean seconds between tokens.
         machine: GPUs or processors of the machine that measured.
         load: the request mix, in words.
+        ready: seconds from the start of the engine's server until it answered; None where it ran already.
     """
 
     rate: float | None
@@ -35,6 +36,7 @@ class StoredSpeed:
     between_tokens: float | None
     machine: str
     load: str
+    ready: float | None = None
 
 
 def find_bench_record(engine: Path) -> Path:
@@ -64,6 +66,7 @@ def read_bench_record(engine: Path) -> StoredSpeed | str | None:
             _read_figure((raw["figures"]["betweenTokensSeconds"] or {}).get("mean")),
             _describe_machine(raw["client"]),
             _describe_load(raw["mix"]),
+            _read_figure((raw.get("start") or {}).get("readySeconds")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{file.name} is no measurement of enginix bench"

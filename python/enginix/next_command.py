@@ -84,18 +84,18 @@ def _follow_quantize(args: argparse.Namespace) -> _Words:
 
 
 def _follow_convert(args: argparse.Namespace) -> _Words:
-    from enginix.model.config import ModelConfig
+    from enginix.model.config import read_model_config
 
-    if ModelConfig.read(args.model).quantization is not None:
+    if read_model_config(args.model).quantization is not None:
         return []
     return _build_words(args.output, args.model, args.model if args.quantize else None)
 
 
 def _build_words(checkpoint: Path, model: Path, reference: Path | None) -> _Words:
     from enginix.kinds.registry import find_kind
-    from enginix.model.config import ModelConfig
+    from enginix.model.config import read_model_config
 
-    config = ModelConfig.read(model)
+    config = read_model_config(model)
     algorithm = None if config.quantization is None else config.quantization.algorithm
     if not find_kind("reference").judge_model(config.architecture, algorithm).takes:
         return []

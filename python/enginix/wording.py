@@ -23,11 +23,14 @@ def count_noun(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like ``name``; None where none is like it."""
+    """Return the known name that is most like ``name``, in whatever case; None where none is like it."""
     import difflib
 
-    matches = difflib.get_close_matches(name, list(known), 1, cutoff)
-    return matches[0] if matches else None
+    folded: dict[str, str] = {}
+    for candidate in known:
+        folded.setdefault(candidate.casefold(), candidate)
+    matches = difflib.get_close_matches(name.casefold(), list(folded), 1, cutoff)
+    return folded[matches[0]] if matches else None
 
 
 def suggest_name(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:

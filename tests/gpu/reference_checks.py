@@ -142,6 +142,44 @@ def _serve(scheduler: Scheduler, prompts: list[tuple[int, ...]], tokens: int) ->
     return out
 
 
+def continuous(device: str, work: Path) -> list[Row]:
+    """Requests that come while others decode, more of them than the batch holds, get what each gets alone."""
+    checkpoint = models.tiny_qwen3(ROOT / "tests/models/tiny-qwen3", work / "tiny")
+    cpu, gpu = (Executor.load(checkpoint, where, "float32") for where in ("cpu", device))
+    prompts = [tuple((7 * i * j + 3) % 2000 for j in range(1, 5 + 11 * i)) for i in range(1, 13)]
+    lengths = [16 + 5 * (i % 6) for i in range(len(prompts))]
+    alone = [gpu.greedy(p, n) for p, n in zip(prompts, lengths, strict=True)]
+    scheduler = Scheduler(gpu, 4)
+    out: list[list[int]] = [[] for _ in prompts]
+    failed: list[str] = []
+    left, done = [len(prompts)], threading.Event()
+
+    def sink(event: GenerationEvent) -> None:
+        if event.token is not None:
+            out[int(event.id)].append(event.token)
+        if event.error:
+            failed.append(event.error)
+        if event.finish:
+            left[0] -= 1
+            if not left[0]:
+                done.set()
+
+    for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        scheduler.add(GenerationRequest(str(number), prompt, length), sink)
+        started = time.monotonic()
+        # The next one comes when this one, or one before it, has its first tokens.
+        while number % 3 == 2 and len(out[number - 2]) < 3 and time.monotonic() - started < 30:
+            time.sleep(0.001)
+    assert done.wait(300), "no answer"
+    scheduler.close()
+    assert not failed, failed
+    for prompt, ours, theirs in zip(prompts, out, alone, strict=True):
+        _assert_equal_up_to_ties(cpu, prompt, ours, theirs)
+    equal = sum(a == b for a, b in zip(out, alone, strict=True))
+    value = f"{equal} of {len(prompts)} equal to those alone"
+    return [Row("12 requests that come one by one, 4 at a time", value, "else only ties")]
+
+
 def _wait(device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize()
@@ -338,6 +376,7 @@ def _score(scored: suite.ScoredPassages) -> None:
 CHECKS: dict[str, Check] = {
     "logits": logits,
     "greedy": greedy,
+    "continuous": continuous,
     "decode": decode,
     "fp8": fp8,
     "gates": gates,

@@ -17,7 +17,7 @@ nix-instantiate --eval --strict --json -E '
   let
     lib = import ./tests/hostpkgs/lib.nix;
     check = import ./nix/check { inherit lib; };
-    files = [ ./tests/nix/pure.nix ./tests/nix/pure-engine.nix ];
+    files = map (name: ./tests/nix/pure + "/${name}") (builtins.attrNames (builtins.readDir ./tests/nix/pure));
     tests = builtins.foldl'"'"' (all: file: all // import file { inherit lib check; }) { } files;
   in
   {

@@ -2,10 +2,7 @@
 scope: self:
 let
   inherit (scope) lib pkgs check;
-  files = [
-    ./pure.nix
-    ./pure-engine.nix
-  ];
+  files = map (name: ./pure + "/${name}") (builtins.attrNames (builtins.readDir ./pure));
   tests = builtins.foldl' (all: file: all // import file { inherit lib check; }) { } files;
   failures = lib.runTests tests;
 

@@ -1,6 +1,6 @@
 # The text of the unit that the module makes of one server, with plain Nix: no nixpkgs.
 #
-#   tests/hostpkgs/nix build --impure --expr 'import ./tests/nix/unit.nix { }' --no-link --print-out-paths
+#   tests/hostpkgs/nix build --impure --expr 'import ./tests/nix/unit.nix { }' -o unit
 {
   # Options of services.enginix.servers.<name>; the rest are the module's defaults.
   name ? "tiny",

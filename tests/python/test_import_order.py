@@ -85,3 +85,29 @@ def test_a_kind_is_imported_by_its_description_alone() -> None:
     """The registry names no kind's module: a part of the package holds the kinds that it needs."""
     rows = read_imports()["kinds/registry"]
     assert not [other for other in rows if other.startswith("kinds")]
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def list_imports(node: ast.AST) -> list[ast.ImportFrom]:
+    """Return the imports below a node, those in functions too, and not those for types alone."""
+    found = [node] if isinstance(node, ast.ImportFrom) else []
+    for child in ast.iter_child_nodes(node):
+        found += [] if is_for_types(child) else list_imports(child)
+    return found
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """An import within a function hides a circle: the two modules are one, or share a third."""
+    imports: dict[Path, set[Path]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        needed = imports.setdefault(path, set())
+        for node in list_imports(ast.parse(path.read_text("utf-8"))):
+            if node.level == 0 and node.module and node.module.startswith("enginix"):
+                for alias in node.names:
+                    module = find_module(f"{node.module}.{alias.name}")
+                    needed |= {module} - {path, None}
+    circles = [f"{a} and {b}" for a, needed in imports.items() for b in needed if a in imports[b]]
+    assert not circles, "\n".join(circles)

@@ -4,7 +4,6 @@
 let
   data = lib.importJSON ../../../python/enginix/data/rtx/rtx.json;
   formats = data.formats.taken;
-  inherit (data.formats) refused;
   among = lib.concatMapStringsSep ", " toString;
   gib = bytes: toString ((bytes + 1073741823) / 1073741824);
 in
@@ -34,7 +33,6 @@ rec {
     else
       throw (
         "${function}: ${name} is not taken by kind rtx"
-        + lib.optionalString (refused ? ${name}) " (${refused.${name}})"
         + "; taken are ${among (builtins.attrNames formats)}. Use kind = \"llmapi\" or "
         + "\"tensorrt\"."
       );

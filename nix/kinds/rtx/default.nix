@@ -45,6 +45,13 @@ let
   format = checks.format engine (model.quantization or null);
   sms = checks.targets engine format targets;
   sizes = checks.limits engine facts limits;
+  # A plan of each target that is a part: an SM alone has no memory.
+  plans = map (
+    target:
+    check.rtxPlan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) (
+      check.gpus.find function target
+    ) sizes
+  ) (builtins.filter builtins.isString (if targets == null then [ ] else targets));
   checked = builtins.deepSeq [
     (checks.architecture engine (facts.architecture or model.architecture or null))
     (checks.kvCache engine (facts.kvCacheQuantization or null))
@@ -56,6 +63,7 @@ let
     )).id
     sizes
     sms
+    plans
   ] true;
   flags =
     builtins.concatMap (sm: [

@@ -135,10 +135,7 @@ def run_load(
     """
     mix.check()
     for number in range(mix.warmup):
-        record = _ask(url, model, mix, -1 - number, key, time.monotonic(), 0.0)
-        if record.error is not None:
-            fix = explain_refusal(url, model, mix, key, record.status)
-            raise EndpointError(record.error, where=url, fix=fix, status=record.status)
+        _ask_beforehand(url, model, mix, -1 - number, key)
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(mix.requests):
         numbers.put(number)
@@ -168,6 +165,28 @@ def run_load(
     for worker in workers:
         worker.join()
     return sorted(records, key=lambda record: record.due)
+
+
+def ask_once(url: str, model: str, mix: RequestMix, key: str | None = None) -> float:
+    """Ask one request that is no part of the load; return when its first piece came.
+
+    Returns:
+        Seconds by the clock of ``time.monotonic``.
+
+    Raises:
+        EndpointError: the endpoint does not answer it.
+    """
+    mix.check()
+    return _ask_beforehand(url, model, mix, -1 - mix.warmup, key)
+
+
+def _ask_beforehand(url: str, model: str, mix: RequestMix, number: int, key: str | None) -> float:
+    begun = time.monotonic()
+    record = _ask(url, model, mix, number, key, begun, 0.0)
+    if record.error is not None:
+        fix = explain_refusal(url, model, mix, key, record.status)
+        raise EndpointError(record.error, where=url, fix=fix, status=record.status)
+    return begun + (record.pieces[0] if record.pieces else record.ended)
 
 
 def _ask(

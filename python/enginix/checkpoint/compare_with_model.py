@@ -17,21 +17,17 @@ from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.family_description import find_variant
 from enginix.checkpoint.formats import NumberFormat, format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize_nvfp4 as dequantize_nvfp4
-from enginix.checkpoint.layout import (
-    CheckpointLayout,
-    KvCacheModule,
-    LinearModule,
-    MatrixSlice,
-    VectorModule,
-)
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
 from enginix.checkpoint.numbers import list_fp8_values, to_float32, unpack_int4_rows
+from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, MatrixSlice, VectorModule
 from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.verification_report import Finding
 from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import rank_file_name
 from enginix.errors import UsageError
-from enginix.model import ModelConfig, open_weights
+from enginix.model import open_weights
+from enginix.model.config import read_model_config
 from enginix.progress import track_step
 
 Array = npt.NDArray[Any]
@@ -178,7 +174,7 @@ class CheckpointComparison:
         self.config = CheckpointConfig.read(checkpoint)
         self.layout = CheckpointLayout(self.config)
         variant = find_variant(self.config)
-        self.model = ModelConfig.read(model, variant=variant)
+        self.model = read_model_config(model, variant=variant)
         self.source = SourceTensors(open_weights(model), SourceFileReader(), name_source_tensors(self.model))
         if self.config.architecture != self.model.architecture:
             raise UsageError(

@@ -258,6 +258,8 @@ def parse_checkpoint_config(
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r} is unknown", where=where, fix=f"known: {', '.join(DTYPES)}")
     moe = r.child("moe")
+    # The DeepSeek-V2 class has these keys at the top, by names of its own.
+    expert_width = r.integer("moe_intermediate_size", 0) or r.integer("moe_inter_size", 0)
     attn_bias = r.boolean(
         "attn_bias", bool(raw.get("bias")) or architecture_row.get("bias", {}).get("qkv") is True
     )
@@ -289,12 +291,13 @@ def parse_checkpoint_config(
         mlp_bias=r.boolean("mlp_bias"),
         tie_word_embeddings=r.boolean("tie_word_embeddings", bool(raw.get("share_embedding_table"))),
         moe=CheckpointMoe(
-            moe.integer("num_experts", 0),
-            moe.integer("top_k", 0),
-            moe.raw.get("normalization_mode"),
-            r.integer("moe_intermediate_size", 0) or intermediate_size,
+            moe.integer("num_experts", 0) or r.integer("moe_num_experts", 0),
+            moe.integer("top_k", 0) or r.integer("moe_top_k", 0),
+            moe.raw.get("normalization_mode", raw.get("moe_renorm_mode")),
+            expert_width or intermediate_size,
             moe.integer("shared_expert_intermediate_size", 0)
-            or r.integer("moe_shared_expert_intermediate_size", 0),
+            or r.integer("moe_shared_expert_intermediate_size", 0)
+            or r.integer("moe_num_shared_experts", 0) * expert_width,
         ),
         use_parallel_embedding=r.boolean("use_parallel_embedding"),
         embedding_sharding_dim=r.integer("embedding_sharding_dim", 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from enginix import manifest
 from enginix.checkpoint import config as ckpt
 from enginix.checkpoint.byte_sources import (
     COPY,
+    GeneratedBytes,
     HeaderReader,
     MatrixRows,
     OutputTensor,
@@ -22,19 +24,21 @@ from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import add_offset, make_bias_parts, make_caster
-from enginix.checkpoint.layout import (
-    CheckpointLayout,
-    KvCacheModule,
-    LinearModule,
-    SlicedTensor,
-    VectorModule,
-)
+from enginix.checkpoint.latent_attention import absorb_keys
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapping import (
     CheckpointMapping,
     check_family_options,
     check_node_sizes,
     check_parallelism,
     check_pipeline_support,
+)
+from enginix.checkpoint.rank_modules import (
+    AbsorbedQueries,
+    KvCacheModule,
+    LinearModule,
+    SlicedTensor,
+    VectorModule,
 )
 from enginix.checkpoint.resolve import ResolvedQuantization, resolve_quantization
 from enginix.checkpoint.source_tensors import (
@@ -51,7 +55,10 @@ from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, require_absent, write_text
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.attention_window import describe_windows
+from enginix.model.config import read_model_config
 from enginix.model.identity import identify_model
+from enginix.model.llmapi_advice import limited_llmapi_advice
+from enginix.model.safetensors import SAFETENSORS_DTYPES
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
 ON_LOAD = ("FP8_PER_CHANNEL_PER_TOKEN",)
@@ -160,9 +167,14 @@ class _OutputBuilder:
 
     def sliced(self, module: SlicedTensor) -> OutputTensor:
         info = self.source.tensor(module.module, module.leaf, FLOATS, module.source_shape)
-        stride = info.itemsize * prod(module.source_shape[1:])
-        part = MatrixRows(info, stride, module.rows, (0, stride), make_caster(info, self.dtype))
-        return OutputTensor(module.name, self.dtype, module.shape, (part,))
+        if isinstance(module, AbsorbedQueries):
+            keys = self.source.tensor(module.keys.module, module.keys.leaf, FLOATS, module.keys.stored_shape)
+            absorb = partial(absorb_keys, module, info, keys, self.dtype)
+            size = prod(module.shape) * SAFETENSORS_DTYPES[self.dtype]
+            return OutputTensor(module.name, self.dtype, module.shape, (GeneratedBytes(size, absorb),))
+        stride, cast = info.itemsize * prod(module.source_shape[1:]), make_caster(info, self.dtype)
+        parts = tuple(MatrixRows(info, stride, rows, (0, stride), cast) for rows in module.ranges)
+        return OutputTensor(module.name, self.dtype, module.shape, parts)
 
     def linear(self, module: LinearModule) -> list[OutputTensor]:
         number_format = format_of(self.resolved.algorithms.get(module.name), self.form)
@@ -230,7 +242,13 @@ def derive_conversion_spec(
         ModelError: the model is damaged, incomplete, or cannot be expressed.
         UsageError: the options do not fit the model.
     """
-    model = ModelConfig.read(directory, variant=options.variant)
+    model = read_model_config(directory, variant=options.variant)
+    with limited_llmapi_advice(model.architecture):
+        return _derive_model_spec(model, options, headers_only)
+
+
+def _derive_model_spec(model: ModelConfig, options: ConvertOptions, headers_only: bool) -> ConversionSpec:
+    directory = model.directory
     check_parallelism(model, options.mapping)
     if options.kind == "tensorrt" or "layout" in model.description:
         check_pipeline_support(model, options.mapping)
@@ -325,17 +343,17 @@ def convert_model(directory: Path, out: Path, options: ConvertOptions) -> Conver
     require_absent(out)
     watch = SourceWatch(directory)
     conversion = derive_conversion_spec(directory, options)
-    with new_directory(out) as partial:
+    with new_directory(out) as unfinished:
         # Both read the weights, which come from the disk once.
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
             identity = pool.submit(identify_model, directory)
-            size = write_ranks(partial, conversion.ranks)
+            size = write_ranks(unfinished, conversion.ranks)
             inputs = identity.result()
         watch.require_unchanged()
-        write_text(partial / ckpt.FILE, dump_json(conversion.config))
+        write_text(unfinished / ckpt.FILE, dump_json(conversion.config))
         if conversion.quant_cfg is not None:
-            write_text(partial / ckpt.QUANT_FILE, dump_json(conversion.quant_cfg))
-        _make_checkpoint_manifest(conversion, inputs, size).write(partial)
+            write_text(unfinished / ckpt.QUANT_FILE, dump_json(conversion.quant_cfg))
+        _make_checkpoint_manifest(conversion, inputs, size).write(unfinished)
     return conversion
 
 

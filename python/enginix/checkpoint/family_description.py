@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.rotary_scaling import describe_rotary_scaling
+from enginix.checkpoint.rotary_scaling import as_whole_number, describe_rotary_scaling
 from enginix.model import ModelConfig
 from enginix.model.family_rows import evaluate_expression, list_family_rows, read_model_values
 from enginix.tables import load_table
@@ -47,6 +47,10 @@ def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
             values[key] = evaluate_expression(expression, values, where)
     if model.experts is not None:
         values |= {"experts.count": model.experts.count, "experts.top_k": model.experts.top_k}
+        values |= {"experts.width": model.experts.width, "experts.shared": model.experts.shared_width}
+    values |= {f"rope.{key}": value for key, value in (model.rope.scaling or {}).items()}
+    values["even_head_size"] = model.hidden_size // model.num_heads
+    values["rope.original"] = as_whole_number(model.rope.original or 0)
     rules = row["config"]
     constants = rules["constants"]
     if isinstance(constants, str):

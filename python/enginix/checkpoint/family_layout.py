@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import (
+from enginix.checkpoint.latent_attention import list_latent_attention
+from enginix.checkpoint.rank_modules import (
     KvCacheModule,
     LinearModule,
     MatrixSlice,
@@ -131,7 +132,7 @@ class FamilyLayout:
                 yield from self._norm("transformer.ln_embed", layout["embeddingNorm"])
         for local, index in enumerate(m.layers(pp_rank, c.num_hidden_layers)):
             name, module = f"transformer.layers.{local}", layout["layer"].format(layer=index)
-            yield from self._layer(name, module, self._is_recurrent(index), tp_rank)
+            yield from self._layer(name, module, index, tp_rank)
         if pp_rank == m.pipeline_parallel - 1:
             if norm := self._choose(layout["finalNorm"]):
                 yield from self._norm("transformer.ln_f", norm)
@@ -161,15 +162,18 @@ class FamilyLayout:
             return False
         return bool(kinds[index % len(kinds)] == "recurrent")
 
-    def _layer(self, trt_name: str, hf_name: str, is_recurrent: bool, tp_rank: int) -> Iterator[Module]:
+    def _layer(self, trt_name: str, hf_name: str, index: int, tp_rank: int) -> Iterator[Module]:
         for name, rule in self.layout["norms"].items():
             if module := self._choose(rule):
                 yield from self._norm(f"{trt_name}.{name}", f"{hf_name}.{module}")
-        if is_recurrent:
+        if self._is_recurrent(index):
             yield from self._recurrence(f"{trt_name}.recurrent", hf_name, tp_rank)
+        elif "latent" in self.layout:
+            module = f"{hf_name}.{self.layout['latent']}"
+            yield from list_latent_attention(self.config, f"{trt_name}.attention", module, tp_rank)
         else:
             yield from self._attention(f"{trt_name}.attention", hf_name, tp_rank)
-        if "experts" in self.layout:
+        if index >= self.layout.get("experts", {}).get("dense", 0) and "experts" in self.layout:
             yield from self._experts(f"{trt_name}.mlp", hf_name, tp_rank)
         else:
             yield from self._mlp(f"{trt_name}.mlp", hf_name, tp_rank)
@@ -227,16 +231,16 @@ class FamilyLayout:
             ("rg_lru.recurrent_param", "rg_lru", "recurrent_param"),
         )
         for name, inner, leaf in vectors:
-            yield SlicedTensor(f"{trt_name}.{name}", f"{module}.{inner}", leaf, (width,), part, size)
+            yield SlicedTensor(f"{trt_name}.{name}", f"{module}.{inner}", leaf, (width,), (part,), size)
         source = (f"{module}.conv_1d", "weight", (width, 1, taps))
-        yield SlicedTensor(f"{trt_name}.conv1d.weight", *source, part, (*size, 1, taps, 1))
+        yield SlicedTensor(f"{trt_name}.conv1d.weight", *source, (part,), (*size, 1, taps, 1))
         gates = split_evenly(heads, tp, tp_rank)
         tails: dict[str, tuple[int, ...]] = {"weight": (block, block), "bias": (block,)}
         for gate in ("input_gate", "recurrent_gate"):
             for leaf, tail in tails.items():
                 name, stored = f"{trt_name}.rg_lru.{gate}.{leaf}", (heads, *tail)
                 shape = (gates[1] - gates[0], *tail)
-                yield SlicedTensor(name, f"{module}.rg_lru", f"{gate}_{leaf}", stored, gates, shape)
+                yield SlicedTensor(name, f"{module}.rg_lru", f"{gate}_{leaf}", stored, (gates,), shape)
 
     def _mlp(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
         c, names = self.config, self.layout["mlp"]
@@ -278,6 +282,8 @@ class FamilyLayout:
             proj = [(MatrixSlice(f"{m}.{names['down']}", hidden, width, (0, hidden), part),) for m in stacked]
             yield LinearModule(f"{trt_name}.fc", tuple(fc), "column", stacked=True, quantizable=False)
             yield LinearModule(f"{trt_name}.proj", tuple(proj), "row", stacked=True, quantizable=False)
+            if "shared" in names:
+                yield from self._shared_expert(f"{trt_name}.shared_expert", hf_name, tp_rank)
             return
         stacks = {"up": names["up"], "gate": names["gate"]}
         module, total = f"{hf_name}.{names['module']}", count * width
@@ -290,3 +296,12 @@ class FamilyLayout:
             proj.append((down,))
         yield LinearModule(f"{trt_name}.fc", tuple(fc), "column", stacked=True, quantizable=False)
         yield LinearModule(f"{trt_name}.proj", tuple(proj), "row", stacked=True, quantizable=False)
+
+    def _shared_expert(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
+        c, names = self.config, self.layout["experts"]
+        module, width, hidden = f"{hf_name}.{names['shared']}", c.moe.shared_intermediate_size, c.hidden_size
+        part, whole = split_evenly(width, c.mapping.tensor_parallel, tp_rank), (0, hidden)
+        fc = tuple(MatrixSlice(f"{module}.{names[n]}", width, hidden, part, whole) for n in ("up", "gate"))
+        down = MatrixSlice(f"{module}.{names['down']}", hidden, width, whole, part)
+        yield LinearModule(f"{trt_name}.fc", (fc,), "column", quantizable=False)
+        yield LinearModule(f"{trt_name}.proj", ((down,),), "row", quantizable=False)

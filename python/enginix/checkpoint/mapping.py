@@ -76,6 +76,8 @@ def _is_tp_possible(config: ModelConfig, tp: int, ep: int) -> bool:
     if config.experts is None:
         return config.intermediate_size % tp == 0
     shared = config.experts.shared_width
+    if config.description.get("layout", {}).get("experts", {}).get("dense") and config.intermediate_size % tp:
+        return False
     return config.experts.width % (tp // ep) == 0 and shared % tp == 0
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.layout import CheckpointLayout
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.source_tensors import SourceTensors
 from enginix.errors import ModelError, UsageError
 from enginix.model import ModelQuantization

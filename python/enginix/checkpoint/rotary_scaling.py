@@ -34,7 +34,7 @@ def describe_rotary_scaling(model: ModelConfig) -> dict[str, Any]:
         # it has the plain base up to max_position_embeddings, which is alpha 1.
         parameters["alpha"] = rope.scaling.get("alpha", 1.0)
     if rope.original is not None:
-        parameters["original_max_position_embeddings"] = _as_whole_number(rope.original)
+        parameters["original_max_position_embeddings"] = as_whole_number(rope.original)
     if rope.type == "yarn":
         parameters |= _describe_yarn(model)
     scaling = {k: v for k, v in rope.scaling.items() if k == "rope_type" or k in loader or k == "factor"}
@@ -44,7 +44,7 @@ def describe_rotary_scaling(model: ModelConfig) -> dict[str, Any]:
     return {"rotary_scaling": scaling}
 
 
-def _as_whole_number(number: float) -> int | float:
+def as_whole_number(number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
@@ -96,7 +96,7 @@ def _describe_longrope(model: ModelConfig) -> dict[str, Any]:
         )
     return {
         "position_embedding_type": "long_rope",
-        "original_max_position_embeddings": _as_whole_number(rope.original),
+        "original_max_position_embeddings": as_whole_number(rope.original),
         "longrope_scaling_short_factors": list(scaling["short_factor"]),
         "longrope_scaling_long_factors": list(scaling["long_factor"]),
     }

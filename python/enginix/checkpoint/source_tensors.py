@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from enginix.checkpoint.byte_sources import MatrixRows, RowTransform, SourceFileReader
-from enginix.checkpoint.layout import MatrixSlice
+from enginix.checkpoint.rank_modules import MatrixSlice
 from enginix.checkpoint.tensor_errors import explain_mismatch, explain_missing
 from enginix.errors import ModelError
 from enginix.model import ModelConfig, ModelWeights, TensorInfo

@@ -10,13 +10,8 @@ from pathlib import Path
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.config import FILE as CONFIG
 from enginix.checkpoint.formats import Spec, format_of
-from enginix.checkpoint.layout import (
-    CheckpointLayout,
-    KvCacheModule,
-    LinearModule,
-    SlicedTensor,
-    VectorModule,
-)
+from enginix.checkpoint.layout import CheckpointLayout
+from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.resolve import experts_module
 from enginix.checkpoint.value_checks import check_values
 from enginix.checkpoint.verification_report import Finding, VerificationReport
@@ -33,6 +28,7 @@ ROPE_CONSTANTS = (
     "long_rope_*",
     "*.attention.alibi_slopes",
     "*.attention.logn_scaling",
+    "*.attention.embed_positions_for_gpt_attention",
 )
 
 

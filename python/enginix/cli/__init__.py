@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -18,7 +20,10 @@ from enginix.credentials import redact_secrets
 from enginix.ending import SignalReceived, end_as_interrupted
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_OK, InterruptedWork, UsageError
 from enginix.process_group import kill_children
-from enginix.wording import find_nearest
+from enginix.wording import find_nearest, list_known
+
+# The interpreter collects garbage at its end, which takes most of a second with the modules of transformers.
+atexit.register(gc.freeze)
 
 # Command → its module in this package and what it does. A folder holds the commands that one package of the
 # flake has.
@@ -32,7 +37,10 @@ COMMANDS = {
         "look at this machine: what stages need, and how to mend what is missing",
     ),
     "chat": ("serving.chat", "talk to an endpoint in the terminal"),
-    "bench": ("serving.bench", "measure an endpoint's speed; compare two measurements (gate speed)"),
+    "bench": (
+        "serving.bench",
+        "measure the speed of an engine or endpoint; compare two measurements (gate speed)",
+    ),
     "lock": (
         "conversion.lock",
         "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",
@@ -139,7 +147,7 @@ _INPUTS = (
     "gated", "gated_checkpoint", "calibration", "text",
 )  # fmt: skip
 
-DESCRIPTION_COLUMNS = 100  # from which on a terminal shows descriptions as they are written
+DESCRIPTION_COLUMNS = 112  # from which on a terminal shows descriptions as they are written
 
 # Commands of earlier versions → what replaces them.
 REMOVED = {
@@ -158,6 +166,14 @@ class _Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise ``UsageError``, with the nearest choice for an unknown one."""
+        if action.choices is None or value in action.choices:
+            return
+        name = "/".join(action.option_strings) or str(action.metavar or action.dest)
+        known = list_known(str(value), map(str, action.choices))
+        raise UsageError(f"unknown {name} {str(value)!r}", where=self.prog, fix=known)
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UsageError``, with the nearest known option for an unknown one."""
@@ -189,15 +205,13 @@ def _make_parser(name: str, module: ModuleType) -> _Parser:
 
 
 def _fit_description(text: str) -> str:
-    """Fill paragraphs to a narrow terminal's width; examples, which are indented, stay as they are."""
+    """Return a description as it is written; fitted to a narrow terminal, or $COLUMNS."""
     width = console.find_table_width()
     if width is None or width >= DESCRIPTION_COLUMNS:
         return text
-    paragraphs = text.split("\n\n")
-    return "\n\n".join(
-        part if part.startswith(" ") or "\n " in part else console.wrap_line(" ".join(part.split()), 0)
-        for part in paragraphs
-    )
+    from enginix.help_text import fit_description
+
+    return fit_description(text, width)
 
 
 def _list_commands() -> list[str]:

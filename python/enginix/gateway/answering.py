@@ -41,8 +41,7 @@ class CheckedRequest:
         body: the request's parameters, without those that count as absent.
         model: the model that the request's ``model`` resolves to.
         identity: the answer's id; ``None`` keeps the id of a server with OpenAI's interface.
-        parts: bodies, one for each text of ``prompt``; for a server with OpenAI's interface one, unless the
-            answer is streamed.
+        parts: bodies, one for each text of ``prompt``; for a server with OpenAI's interface one.
         call: the call to a Triton server, without the prompt; ``None`` for other servers.
     """
 
@@ -74,11 +73,6 @@ class CheckedRequest:
             if body.get(name) is not None and not row.get("everywhere")
         }
         if not is_triton:
-            prompts = _split_prompts(parameters.get("prompt")) if parameters.get("stream") else ()
-            if len(prompts) > 1:
-                # LiteLLM gives all choices of a streamed completion the index 0.
-                parts = [{**parameters, "prompt": prompt} for prompt in prompts]
-                return CheckedRequest(path, parameters, model, f"cmpl-{request}", parts, None)
             return CheckedRequest(path, parameters, model, None, [parameters], None)
         call = TritonCall(
             build_triton_inputs(parameters),
@@ -94,6 +88,12 @@ class CheckedRequest:
     def prompts(self) -> int:
         """Return the number of prompts, each of which counts as a request."""
         return max(1, len(_split_prompts(self.body.get("prompt"))))
+
+    @property
+    def has_several_choices(self) -> bool:
+        """Tell whether an answer has several choices, or log-probabilities: LiteLLM's streams lose them."""
+        several = self.prompts > 1 or self.body.get("n", 1) > 1
+        return several or (ROUTES[self.path] == "completions" and self.body.get("logprobs") is not None)
 
     @property
     def is_stream(self) -> bool:
@@ -302,16 +302,30 @@ class Answering:
         exchange = Exchange(self._app, self._question.path, self._caller, body, call)
         try:
             status, kind = await exchange.start()
+            if exchange.recorded_answer.is_redirect:
+                raise RequestRejected("the model's server redirects requests to another address", None, 502)
             if status >= 400:
                 raise _select_refusal(call, await exchange.read(), status)
             if cleaner is None:
                 raw = await exchange.read()
-                answer = response_rewrite.rewrite_answer(raw, self._question.identity, self._model)
+                answer = response_rewrite.rewrite_answer(
+                    raw, self._question.identity, self._model, exchange.recorded_answer.read_whole()
+                )
+                if call is not None:
+                    answer["usage"] = call.usage
                 meter.see_usage(answer.get("usage"))
                 yield answer
                 return
+            cleaner.begin_answer(exchange.recorded_answer)
             if not kind.startswith("text/event-stream"):
                 raise RequestRejected("the model's server did not send an event stream", None, 502)
+            if (
+                call is None
+                and self._question.has_several_choices
+                and not exchange.recorded_answer.is_recorded
+            ):
+                reason = "the model's server sent a stream that is converted, which keeps one choice alone"
+                raise RequestRejected(f"{reason}; ask without stream", None, 502)
             async with aclosing(_from_first_piece(exchange, cleaner)) as events:
                 async for event in events:
                     is_shown = True
@@ -327,6 +341,8 @@ class Answering:
                 raise
             raise RequestRejected("the model's server broke the answer off", None, 502) from e
         finally:
+            if call is not None and cleaner is not None:
+                cleaner.usage = call.usage
             if not is_lost:
                 meter.see_usage(cleaner.usage if cleaner is not None else None)
                 meter.count()

@@ -107,7 +107,9 @@ class AuthMiddleware:
         except RequestRejected as e:
             await _send_json(send, e.status, e.as_json())
             return
-        if scope["path"] == "/health/live":
+        if scope["method"] not in ("GET", "HEAD"):
+            await _send_json(send, 405, _unknown_route(scope, 405).as_json())
+        elif scope["path"] == "/health/live":
             await _send_json(send, 200, {"live": True})
         elif scope["path"] == "/health/ready":
             ready, servers = self._ready()
@@ -184,7 +186,7 @@ class AuthMiddleware:
                 with self._metrics.measure(model, caller.name) as meter:
                     await request.while_connected(self._answer(request, question, caller, meter))
         elif path in ROUTES or method != "GET":
-            raise RequestRejected(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
+            raise _unknown_route(scope, 405 if path in ROUTES else 404)
         elif path == MODELS or path.startswith(f"{MODELS}/"):
             await request.answer(200, self._models(caller, path.removeprefix(MODELS).removeprefix("/")))
         else:
@@ -430,8 +432,9 @@ def _refuse_query(scope: Scope) -> None:
         raise RequestRejected("the address has a query string (?…); parameters belong in the body, as JSON")
 
 
-def _unknown_route(scope: Scope) -> RequestRejected:
-    return RequestRejected(f"{_replace_unprintable(scope['path'])}: no such route", None, 404)
+def _unknown_route(scope: Scope, status: int = 404) -> RequestRejected:
+    path, method = _replace_unprintable(scope["path"]), scope["method"]
+    return RequestRejected(f"{path}: no such route for {method}", None, status)
 
 
 def _reject_constant(name: str) -> Any:

@@ -22,6 +22,7 @@ class TritonCall:
         stop: texts that end the answer.
         max_tokens: limit for a request without one; ``None`` is all that fits.
         failure: the reason, if the call failed.
+        usage: the server's counts at the answer's end.
         model: the client's name of the model, for errors.
         see_piece: receives the tokens of prompt and answer so far, as each piece comes.
     """
@@ -30,6 +31,7 @@ class TritonCall:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     failure: RequestRejected | None = None
+    usage: dict[str, int] | None = None
     model: str = "the model"
     see_piece: Callable[[int, int], None] = lambda prompt, completion: None
 

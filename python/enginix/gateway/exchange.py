@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from enginix.gateway.call import CALL, TritonCall
 from enginix.gateway.keys import Caller
+from enginix.gateway.recorded_answer import ANSWER, RecordedAnswer
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -35,12 +36,16 @@ class Exchange:
         path: one of the routes.
         body: checked parameters, with the deployment as ``model``.
         call: the call of :mod:`enginix.gateway.handler` to a Triton server.
+
+    Attributes:
+        recorded_answer: the answer of a server with OpenAI's interface, as it comes.
     """
 
     def __init__(
         self, app: App, path: str, caller: Caller, body: Mapping[str, Any], call: TritonCall | None = None
     ) -> None:
         self.call = call
+        self.recorded_answer = RecordedAnswer(path, is_stream=bool(body.get("stream")))
         self._held: deque[Message] = deque()
         self._arrived, self._taken, self._gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
         raw = json.dumps(body, ensure_ascii=False).encode()
@@ -76,6 +81,7 @@ class Exchange:
     async def _run(self, app: App, scope: Scope, raw: bytes) -> None:
         if self.call is not None:
             CALL.set(self.call)
+        ANSWER.set(self.recorded_answer)
         sent = False
 
         async def receive() -> Message:

@@ -75,6 +75,8 @@ class TritonHandler(CustomLLM):  # type: ignore[misc]
         try:
             async with aclosing(triton.stream_answer(self._client, url, model, call)) as answer:
                 async for piece in answer:
+                    if piece.finish_reason:
+                        call.usage = _build_usage(piece)
                     yield piece
         except BackendError as e:
             call.failure = rewrite_backend_error(e.message, e.status, call.model)

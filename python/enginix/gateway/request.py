@@ -17,6 +17,7 @@ from enginix.wording import suggest_name
 
 ROUTES: dict[str, str] = load_table("openai")["routes"]
 PARAMETERS: dict[str, dict[str, Any]] = load_table("openai")["parameters"]
+INSTEAD_OF_CONTENT: list[str] = load_table("openai")["insteadOfContent"]
 # bool is a subclass of int, but JSON's true is not a number.
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -95,9 +96,7 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
         if body.get(name) is None:
             raise RequestRejected(f"{name} is missing", name)
     _check_stream(body)
-    _check_max_tokens(body)
-    if not is_triton:
-        _check_streamed_choices(route, body)
+    _check_max_tokens(route, body, is_triton=is_triton)
     if route == "chat":
         if is_triton:
             parse_text_messages(body["messages"])
@@ -135,6 +134,9 @@ def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
             triton_inputs["chat_template_args"] = json.dumps(value, ensure_ascii=False)
         else:
             triton_inputs[row["triton"]] = value
+    if triton_inputs.get("top_p") == 0:
+        # The smallest set of tokens is the most likely one. TensorRT-LLM's top_p 0 beside top_k is no limit.
+        triton_inputs["temperature"] = 0
     if "seed" not in triton_inputs and _is_sampled(triton_inputs):
         # NVIDIA's default is a fixed seed; OpenAI's default is another answer each time.
         triton_inputs["seed"] = secrets.randbelow(2**63)
@@ -212,12 +214,17 @@ def _parse_text_message(number: int, value: Any) -> dict[str, Any]:
             if kind != "text" or not isinstance(text, str):
                 part_name = f"{where}.content[{i}]"
                 raise RequestRejected(f"{part_name}: this model's server takes texts only", part_name)
+            _refuse_other_fields(part, ("type", "text"), f"{where}.content[{i}]")
             parts.append(text)
         return {**message, "content": "\n".join(parts)}
-    # An assistant's message may be its tool calls alone.
-    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+    if not isinstance(content, str) and not (content is None and may_omit_content(message)):
         raise RequestRejected(f"{where}.content: missing, or not a text", f"{where}.content")
     return message
+
+
+def may_omit_content(message: Mapping[str, Any]) -> bool:
+    """Tell whether a message without content is one: an assistant's tool calls, or refusal, alone."""
+    return message.get("role") == "assistant" and any(map(message.get, INSTEAD_OF_CONTENT))
 
 
 def _require_role(number: int, message: Any) -> dict[str, Any]:
@@ -251,7 +258,8 @@ def _check_contents(messages: Any) -> None:
 def _check_part(part: Any, where: str) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     inner = part.get(kind) if isinstance(kind, str) else None
-    if kind in ("text", "refusal") and isinstance(inner, str) and part.keys() == {"type", kind}:
+    if kind in ("text", "refusal") and isinstance(inner, str):
+        _refuse_other_fields(part, ("type", kind), where)
         return
     if kind == "image_url" and part.keys() == {"type", kind}:
         image = {"url": inner} if isinstance(inner, str) else inner
@@ -269,6 +277,13 @@ def _check_part(part: Any, where: str) -> None:
     raise RequestRejected(
         f"{where}: only texts, images and audio that are sent with the request are passed on", where
     )
+
+
+def _refuse_other_fields(part: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name, value in part.items():
+        if name not in known and value is not None:
+            field = f"{where}.{name[:64]}"
+            raise RequestRejected(f"{field}: not passed on", field)
 
 
 def _check_tools(tools: Sequence[Any]) -> None:
@@ -338,28 +353,12 @@ def _check_stream(body: Mapping[str, Any]) -> None:
         )
 
 
-def _check_streamed_choices(route: str, body: Mapping[str, Any]) -> None:
-    """Refuse what LiteLLM loses in streams of a server with OpenAI's interface.
-
-    Of several choices one has a ``finish_reason``, and all of a completion have the index 0; a completion's
-    log-probabilities are left out. Whole answers have all of it.
-
-    Raises:
-        RequestRejected: several choices, or a completion's log-probabilities, in a stream.
-    """
-    if not body.get("stream"):
-        return
-    if (body.get("n") or 1) > 1:
-        raise RequestRejected("n: a streamed answer has one choice; ask without stream", "n")
-    if route == "completions" and not (body.get("logprobs") is None or body["logprobs"] is False):
-        raise RequestRejected(
-            "logprobs: not passed on in a streamed completion; ask without stream, or ask for a chat",
-            "logprobs",
-        )
-
-
-def _check_max_tokens(body: Mapping[str, Any]) -> None:
+def _check_max_tokens(route: str, body: Mapping[str, Any], *, is_triton: bool) -> None:
     old, new = body.get("max_tokens"), body.get("max_completion_tokens")
+    if old == 0 and (route == "chat" or is_triton):
+        # A completion of no tokens is of use with echo and logprobs, which Triton's models do not have.
+        whose = "" if route == "chat" else "; this model's server has no answers without tokens"
+        raise RequestRejected(f"max_tokens: 0 is not at least 1{whose}", "max_tokens")
     if old is not None and new is not None and old != new:
         raise RequestRejected(
             f"max_tokens is {old} and max_completion_tokens is {new}; give one", "max_tokens"

@@ -1,4 +1,7 @@
-"""Rewrite LiteLLM's answers to the form that OpenAI's clients expect. LiteLLM's answers differ so:
+"""Rewrite LiteLLM's answers to the form that OpenAI's clients expect.
+
+Answers of a server with OpenAI's interface are the server's own, with the client's name of the model
+(:mod:`enginix.gateway.recorded_answer`). LiteLLM's answers differ so:
 
 - An error's text has LiteLLM's names around the server's message, and ``param`` is empty.
 - Chunks have usages that were not requested; OpenAI sends a requested usage in a last chunk without choices.
@@ -17,12 +20,14 @@ from typing import Any
 
 from enginix.gateway.client_errors import CONTEXT_CODE
 from enginix.gateway.events import DONE, EventParser
+from enginix.gateway.recorded_answer import RecordedAnswer
 from enginix.gateway.request import PARAMETERS, RequestRejected
 
 _PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Error: (?=[\w-]+Exception - )|[\w-]+Exception - )+")
 _SUFFIX = re.compile(r"\s*(?:LiteLLM: model group | Original exception: \w+: litellm\.).*$", re.DOTALL)
 # The openai client's message, in which the answer is Python's text of a dict.
 _QUOTED = re.compile(r"^Error code: \d{3} - (\{.*\})$", re.DOTALL)
+UNFINISHED = "the model's server broke the answer off: its stream ends without a finish_reason"
 # LiteLLM's message when every server of a model has just failed.
 _NONE_LEFT = "No deployments available"
 _NAMED = re.compile(r"^(\w+)(?:\[\d+\][\w.\[\]]*)?: ")
@@ -55,15 +60,21 @@ def rewrite_refusal(raw: bytes, status: int) -> RequestRejected:
     return RequestRejected(error["message"], error["param"], status, code)
 
 
-def rewrite_answer(raw: bytes, identity: str | None, model: str) -> dict[str, Any]:
+def rewrite_answer(
+    raw: bytes, identity: str | None, model: str, recorded: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return an answer that is not streamed, with the client's name of the model.
 
     Args:
+        raw: LiteLLM's answer.
         identity: the answer's id; ``None`` keeps the server's.
+        recorded: the server's answer, which counts before LiteLLM's.
 
     Raises:
         RequestRejected: the server's response is not an answer.
     """
+    if recorded is not None:
+        return {**recorded, "id": identity or recorded.get("id"), "model": model}
     try:
         answer = json.loads(raw)
     except ValueError:
@@ -97,8 +108,15 @@ class EventRewriter:
         self._index = index
         self._parser = EventParser()
         self._last: dict[str, Any] = {}
+        self._recorded_answer: RecordedAnswer | None = None
+        self._begun: set[str] = set()
+        self._finished: set[str] = set()
         self.usage: dict[str, Any] | None = None
         self.failed, self.status = "", 200
+
+    def begin_answer(self, recorded_answer: RecordedAnswer) -> None:
+        """Take the answer of the next events; where it is recorded, its chunks count, not LiteLLM's."""
+        self._recorded_answer = recorded_answer
 
     def feed(self, raw: bytes, *, more: bool) -> bytes:
         """Return the rewritten events that these bytes complete; an incomplete event is held back."""
@@ -116,24 +134,36 @@ class EventRewriter:
         return {**self._last, "choices": [], "usage": usage}
 
     def _cleaned(self, data: str) -> list[dict[str, Any] | str]:
+        recorded = self._recorded_answer.take_chunks() if self._recorded_answer is not None else None
+        chunks = [c for chunk in recorded or () for c in self._cleaned_chunk(chunk)]
+        if data.strip() == DONE and recorded is not None and self._begun - self._finished:
+            self.failed, self.status = UNFINISHED, 502
+            return [*chunks, {"error": RequestRejected(UNFINISHED, None, 502).as_json()["error"]}]
         if data.strip() == DONE:
-            return [*self._usage_chunk(), DONE]
+            return [*chunks, *self._usage_chunk(), DONE]
         try:
             event = json.loads(data)
         except ValueError:
             event = None
         if not isinstance(event, dict):
-            return []
+            return chunks
         if isinstance(event.get("error"), dict):
             status = str(event["error"].get("code"))
             self.status = int(status) if status.isdigit() else 502
             error = _rewrite_error(event["error"], self.status)
             self.failed = error["message"]
-            return [{"error": error}]
+            return [*chunks, {"error": error}]
+        if recorded is not None:
+            return chunks
+        _restore_fields(event)
+        for choice in _list_choices(event):
+            # LiteLLM omits null values.
+            choice.setdefault("finish_reason", None)
+            if event.get("object") == "text_completion":
+                choice["text"] = choice.get("text") or ""
         return self._cleaned_chunk(event)
 
     def _cleaned_chunk(self, chunk: dict[str, Any]) -> list[dict[str, Any] | str]:
-        _restore_fields(chunk)
         usage = chunk.pop("usage", None)
         if isinstance(usage, dict) and any(usage.values()):
             self.usage = usage
@@ -142,18 +172,16 @@ class EventRewriter:
         if self._model is not None:
             chunk["model"] = self._model
         self._last = chunk
-        choices = [c for c in chunk.get("choices") or () if isinstance(c, dict)]
+        choices = _list_choices(chunk)
+        if "choices" in chunk:
+            chunk["choices"] = choices
         if usage is not None and not any(says_something(c) for c in choices):
             # The usage's own chunk: LiteLLM's has a choice without content, OpenAI's has no choices.
             return []
-        if self._index is not None:
-            for choice in choices:
-                choice["index"] = self._index
         for choice in choices:
-            # LiteLLM omits null values.
-            choice.setdefault("finish_reason", None)
-            if chunk.get("object") == "text_completion":
-                choice["text"] = choice.get("text") or ""
+            (self._finished if choice.get("finish_reason") else self._begun).add(str(choice.get("index")))
+            if self._index is not None:
+                choice["index"] = self._index
         return [chunk]
 
     def _usage_chunk(self) -> list[dict[str, Any] | str]:
@@ -218,9 +246,14 @@ def _read_quoted_error(message: str) -> dict[str, Any] | None:
     return error if isinstance(error, dict) and "message" in error else None
 
 
+def _list_choices(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    choices = answer.get("choices")
+    return [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+
+
 def _restore_fields(answer: dict[str, Any]) -> None:
     """Put the fields that LiteLLM does not know back where the server had them."""
-    choices = [c for c in answer.get("choices") or () if isinstance(c, dict)]
+    choices = _list_choices(answer)
     inner = [c[name] for c in choices for name in ("message", "delta") if isinstance(c.get(name), dict)]
     for row in (answer, *choices, *inner):
         fields = row.pop("provider_specific_fields", None)

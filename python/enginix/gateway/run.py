@@ -111,12 +111,17 @@ def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
     # LiteLLM prints banners to standard output; messages go to standard error.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     import litellm
+    from litellm.llms.openai.common_utils import BaseOpenAILLM
     from litellm.proxy.proxy_server import app
 
     from enginix.gateway.handler import handler
+    from enginix.gateway.recorded_answer import record_answers
     from enginix.gateway.unfinished import refuse_unfinished_streams
 
     refuse_unfinished_streams()
+    # The session that LiteLLM would make for each server with OpenAI's interface.
+    litellm.aclient_session = BaseOpenAILLM._get_async_http_client()
+    record_answers(litellm.aclient_session)
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.error", "asyncio"):

@@ -7,7 +7,7 @@ from typing import Any
 from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.llms.custom_llm import CustomLLMError
 
-UNFINISHED = "the model's server broke the answer off: its stream ends without a finish_reason"
+from enginix.gateway.response_rewrite import UNFINISHED
 
 
 def refuse_unfinished_streams() -> None:

@@ -17,7 +17,7 @@ from enginix.errors import HubError, LockError, ModelError
 from enginix.hub import api, model_metadata, paths, repository_layout
 from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, check_files, check_names, format_address
 from enginix.hub.selection import choose_files
-from enginix.model.config import explain_contradictions
+from enginix.model.config_rules import explain_contradictions
 from enginix.model.jsonfile import parse_object
 
 JOBS = 8

@@ -113,7 +113,8 @@ def _read_family_facts(config: Mapping[str, Any], architecture: str | None) -> d
         return {}
     sizes = read_family_sizes(config, row)
     facts = {fact: sizes[name] for fact, name in _FAMILY_FACTS.items() if name in sizes}
-    return facts | ({"expertIntermediateSize": facts["intermediateSize"]} if "experts" in facts else {})
+    width = sizes.get("experts.width", facts.get("intermediateSize"))
+    return facts | ({"expertIntermediateSize": width} if "experts" in facts and width else {})
 
 
 def _ties_by_default(architecture: str | None) -> bool:

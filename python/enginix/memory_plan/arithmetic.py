@@ -1,7 +1,8 @@
 """The memory of one rank, in whole numbers.
 
-``nix/check/memory.nix`` has the formulas of ``compute_memory`` for evaluation; test_twin.py compares the two. Sizes are bytes unless a name says otherwise. docs/reference/memory-plan.md tells
-exact figures from estimates.
+``nix/check/memory.nix`` has the formulas of ``compute_memory`` for evaluation; test_twin.py compares the two.
+Sizes are bytes unless a name says otherwise. docs/reference/memory-plan.md tells exact figures from
+estimates.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class ModelSizes:
         kv_bits: bits of a KV cache number as the model has it.
         latent: elements of a token that a layer of multi-head latent attention keeps, on every rank; 0 for
             layers that keep keys and values by heads.
+        cached_layers: layers that keep anything of each token, where others are recurrent; 0 for all.
+        state: bytes of a sequence that the recurrent layers keep.
     """
 
     layers: int
@@ -54,6 +57,8 @@ class ModelSizes:
     quantization: str = "NO_QUANT"
     kv_bits: int = 16
     latent: int = 0
+    cached_layers: int = 0
+    state: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,19 +156,21 @@ def estimate_workspace(sizes: ModelSizes, limits: PlanLimits) -> int:
 
     Of ``max_num_tokens`` tokens the residual stream, its normed copy and a block's output, and the wider of
     attention (query, key, value and its result) and MLP (gate, up and their product), cut over the ranks;
-    and float32 logits of ``max_batch_size`` tokens, once whole and once a rank's part.
+    and float32 logits of ``max_batch_size`` tokens, once whole and once a rank's part; and the states of
+    recurrent layers.
     """
     tp = limits.tensor_parallel
     query = ceil_div(sizes.heads, tp) * sizes.head_size
     key_value = 2 * max(1, sizes.kv_heads // tp) * sizes.head_size
     widest = max(2 * query + key_value, 3 * ceil_div(sizes.mlp_width, tp))
     activations = limits.max_num_tokens * sizes.element_bytes * (3 * sizes.hidden_size + widest)
-    return activations + limits.max_batch_size * 4 * (sizes.vocabulary + ceil_div(sizes.vocabulary, tp))
+    logits = 4 * (sizes.vocabulary + ceil_div(sizes.vocabulary, tp))
+    return activations + limits.max_batch_size * (logits + ceil_div(sizes.state, tp))
 
 
 def compute_kv_token(sizes: ModelSizes, limits: PlanLimits) -> int:
     """Return the KV cache of one token on the rank with the most layers; KV heads are never split."""
-    layers = ceil_div(sizes.layers, limits.pipeline_parallel)
+    layers = ceil_div(sizes.cached_layers or sizes.layers, limits.pipeline_parallel)
     bits = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
     if sizes.latent:
         return layers * sizes.latent * bits // 8

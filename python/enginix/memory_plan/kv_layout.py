@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import ModelError
+from enginix.model.family_rows import list_family_rows, read_model_values
 from enginix.tables import load_table
+
+RECURRENT = "RecurrentGemmaForCausalLM"
 
 # Keys of layers that keep a state in place of keys and values, of layers with different shapes, and of layers
 # that share a cache.
@@ -19,6 +23,37 @@ _STATE_KEYS = (
     "sparse_attention_config", "state_size", "swa_head_dim", "swa_num_key_value_heads",
 )  # fmt: skip
 _PLAIN_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True)
+class RecurrentLayers:
+    """What a model keeps where some of its layers are recurrent.
+
+    Attributes:
+        cached: layers that keep keys and values of each token.
+        state: bytes of a sequence in all other layers together.
+    """
+
+    cached: int
+    state: int
+
+
+def find_recurrent_layers(config: Mapping[str, Any], element_bytes: int) -> RecurrentLayers | None:
+    """Return the layers of a RecurrentGemma model; None for other models, and for sizes that are no numbers.
+
+    A recurrent layer keeps a float32 state of ``lru_width`` elements and, twice, the last inputs of its
+    convolution. Source: TensorRT-LLM 0.17, runtime/generation.py.
+    """
+    if config.get("architectures") != [RECURRENT]:
+        return None
+    values = read_model_values(config, list_family_rows()[RECURRENT])
+    layers, kinds = values["hf.num_hidden_layers"], values["hf.block_types"]
+    width, taps = values.get("hf.lru_width") or values["hf.hidden_size"], values["hf.conv1d_width"]
+    sizes = (layers, width, taps)
+    if not isinstance(kinds, list) or not kinds or any(type(n) is not int or n < 1 for n in sizes):
+        return None
+    recurrent = sum(kinds[i % len(kinds)] == "recurrent" for i in range(layers))
+    return RecurrentLayers(layers - recurrent, recurrent * width * (4 + 2 * (taps - 1) * element_bytes))
 
 
 def find_latent(config: Mapping[str, Any], where: str) -> int:

@@ -14,14 +14,9 @@ from enginix.checkpoint.byte_sources import OutputTensor, SourceFileReader
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
-from enginix.checkpoint.layout import (
-    CheckpointLayout,
-    KvCacheModule,
-    LinearModule,
-    SlicedTensor,
-    VectorModule,
-)
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism
+from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.resolve import resolve_quantization
 from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.write import compute_file_layout

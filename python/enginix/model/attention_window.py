@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from enginix.errors import ManifestError, ModelError
 from enginix.model.class_defaults import fill_absent_sizes
-from enginix.model.config import ModelConfig, find_windows
+from enginix.model.config import find_windows
 from enginix.model.context_length import read_model_context
 from enginix.model.family_config import read_family_sizes, read_family_windows
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
+from enginix.model.model_config import ModelConfig
 from enginix.tables import load_table
 
 if TYPE_CHECKING:

@@ -2,111 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
-from enginix.model.context_length import scale_context
+from enginix.model.config_rules import (
+    MOST_LAYERS,
+    explain_contradictions,
+    make_unimplemented_error,
+    read_config_dtype,
+)
+from enginix.model.family_config import parse_family_config
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
+from enginix.model.llmapi_advice import limited_llmapi_advice
+from enginix.model.model_config import ModelConfig, ModelExperts
 from enginix.model.other_layouts import require_model_config
-from enginix.model.quantization import ModelQuantization, read_quantization
-from enginix.model.rope import ModelRope, read_rope
-from enginix.model.safetensors import INDEX, SINGLE
+from enginix.model.quantization import read_quantization
+from enginix.model.rope import read_rope
+from enginix.model.safetensors import SINGLE
 from enginix.tables import load_table
 
 CONFIG_FILE = "config.json"
-MOST_LAYERS = 10_000  # bound on the loops that run before a header is read
-CONFIG_DTYPES = ("bfloat16", "float16", "float32")
 
 
-@dataclass(frozen=True)
-class ModelExperts:
-    """A mixture of experts.
+def read_model_config(directory: Path, *, variant: str | None = None) -> ModelConfig:
+    """Read ``directory/config.json`` and, where it exists, ``hf_quant_config.json``.
 
-    Attributes:
-        count: experts a layer.
-        top_k: experts a token.
-        width: intermediate size of one expert.
-        renormalize: whether the chosen experts' weights are scaled to sum to one.
-        shared_width: intermediate size of the shared expert; 0 without one.
+    Args:
+        variant: generation of a model whose config.json does not tell it (Baichuan, ChatGLM).
+
+    Raises:
+        ModelError: missing or malformed, an unknown architecture (the known ones are listed), a
+            combination that the architecture cannot express, or a quantization that cannot be converted.
     """
-
-    count: int
-    top_k: int
-    width: int
-    renormalize: bool
-    shared_width: int
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The parts of a model's configuration that conversion, memory plan and report use; sizes in elements.
-
-    Attributes:
-        architecture: ``architectures[0]``.
-        dtype: dtype that the config names; None where it names none.
-        head_dim: size of one attention head.
-        windows: tokens that each layer attends to, the last one included; None for a layer without a limit.
-        notes: keys of ``config.json`` that are ignored here, and that other software may read.
-        raw: the parsed ``config.json``.
-        variant: generation of a model whose config.json does not tell it; None where it has none.
-        description: the architecture's row of architectures.json or family_rows.json.
-    """
-
-    directory: Path
-    architecture: str
-    model_type: str
-    dtype: str | None
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    max_position_embeddings: int
-    hidden_act: str
-    norm_epsilon: float
-    rope: ModelRope
-    tie_word_embeddings: bool
-    qkv_bias: bool
-    dense_bias: bool
-    mlp_bias: bool
-    windows: tuple[int | None, ...]
-    experts: ModelExperts | None
-    quantization: ModelQuantization | None
-    notes: tuple[str, ...]
-    raw: Mapping[str, Any] = field(repr=False)
-    description: Mapping[str, Any] = field(repr=False)
-    variant: str | None = None
-
-    @property
-    def sliding_window(self) -> int | None:
-        """The smallest window of any layer that is smaller than the context; None without one."""
-        return min((w for w in self.windows if w and w < self.context), default=None)
-
-    @property
-    def context(self) -> int:
-        """The longest sequence that the positions are made for, as rope scaling extends them."""
-        return scale_context(self.max_position_embeddings, self.rope.scaling, self.rope.original)
-
-    @classmethod
-    def read(cls, directory: Path, *, variant: str | None = None) -> ModelConfig:
-        """Read ``directory/config.json`` and, where it exists, ``hf_quant_config.json``.
-
-        Args:
-            variant: generation of a model whose config.json does not tell it (Baichuan, ChatGLM).
-
-        Raises:
-            ModelError: missing or malformed, an unknown architecture (the known ones are listed), a
-                combination that the architecture cannot express, or a quantization that cannot be converted.
-        """
-        if not directory.is_dir():
-            raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
-        return parse_config(read_object(directory / CONFIG_FILE), directory, variant=variant)
+    if not directory.is_dir():
+        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+    return parse_config(read_object(directory / CONFIG_FILE), directory, variant=variant)
 
 
 def _read_integer(
@@ -158,16 +91,6 @@ def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
     )
 
 
-def read_config_dtype(raw: Mapping[str, Any], where: str) -> str | None:
-    value = raw.get("dtype", raw.get("torch_dtype"))
-    if value is None or value == "auto":
-        return None
-    name = value.removeprefix("torch.") if isinstance(value, str) else value
-    if name not in CONFIG_DTYPES:
-        raise ModelError(f"dtype is {value!r}", where=where, fix=f"known: {', '.join(CONFIG_DTYPES)}")
-    return str(name)
-
-
 def _read_experts(
     raw: Mapping[str, Any], row: Mapping[str, Any] | None, defaults: Mapping[str, Any], where: str
 ) -> ModelExperts | None:
@@ -208,54 +131,6 @@ def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], where:
             raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
 
 
-def explain_other_class(architecture: Any, model_type: Any) -> tuple[str, str] | None:
-    """Return how a model_type contradicts an architecture that conversion reads, and how to fix it.
-
-    AutoModelForCausalLM loads a model by its model_type.
-    """
-    rows = {**load_table("architectures")["architectures"], **list_family_rows()}
-    row = rows.get(architecture) if isinstance(architecture, str) else None
-    if row is None or model_type is None or model_type in row["modelTypes"]:
-        return None
-    others = [other for other in rows if model_type in rows[other]["modelTypes"]]
-    return (
-        f"architectures is {architecture} and model_type is {model_type!r}: transformers loads a model by "
-        f"its model_type, {f'as {others[-1]}' if others else 'as another class'}",
-        f"correct the one that is wrong: {architecture} has model_type {' or '.join(row['modelTypes'])}"
-        + (f", {model_type} is {others[-1]}" if others else ""),
-    )
-
-
-def explain_other_weights(raw: Mapping[str, Any], names: Collection[str]) -> tuple[str, str] | None:
-    """Return that transformers_weights names other weights than those that are read, and how to fix it.
-
-    Args:
-        names: of the model's files.
-    """
-    value = raw.get("transformers_weights")
-    stored = SINGLE if SINGLE in names else INDEX
-    if value is None or value == stored:
-        return None
-    name = INDEX if str(value).endswith(".index.json") else SINGLE
-    return (
-        f"transformers_weights is {value!r}: transformers loads that file, and not {SINGLE} or {INDEX}",
-        f"if its weights are meant, remove other {SINGLE} and {INDEX}, rename {value} to {name} and "
-        "remove the key; if not, remove the key",
-    )
-
-
-def explain_contradictions(raw: Mapping[str, Any], names: Collection[str]) -> list[tuple[str, str]]:
-    """Return how a parsed ``config.json`` names another class or other weights, and how to fix it.
-
-    Args:
-        names: of the model's files.
-    """
-    architectures = raw.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
-    contradictions = (explain_other_weights(raw, names), explain_other_class(named, raw.get("model_type")))
-    return [contradiction for contradiction in contradictions if contradiction is not None]
-
-
 def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
     """Refuse keys that transformers' model code of the architecture does not read."""
     known = load_table("architectures")["configuration"]["changes"]
@@ -267,24 +142,6 @@ def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: 
             or (key == "sliding_window" and _is_window_unused(raw, row))
         ):
             raise make_unimplemented_error(key, raw[key], name, where)
-
-
-def make_unimplemented_error(key: str, value: Any, name: str, where: str) -> ModelError:
-    """Return the error of a key that changes the function and that a class does not read."""
-    if key in load_table("architectures")["configuration"]["everyClass"]:
-        return ModelError(
-            f"{key} is {value!r}: transformers reads it for every class, and a TensorRT-LLM "
-            f"checkpoint of {name} cannot express it",
-            where=where,
-            fix="remove it if the model was trained without it; if not, no engine computes it: "
-            "serve it with transformers",
-        )
-    return ModelError(
-        f"{key} is {value!r}, which the model code of {name} does not implement",
-        where=where,
-        fix="remove it if the model was trained without it; if not, "
-        "its architectures or model_type are wrong: serve it with the llmapi kind",
-    )
 
 
 def _are_layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -376,13 +233,22 @@ _KINDS = ("full_attention", "sliding_attention")
 def parse_config(
     raw: Mapping[str, Any], directory: Path, *, checkpoint: bool = True, variant: str | None = None
 ) -> ModelConfig:
-    """Check a parsed ``config.json``; ``ModelConfig.read`` lists the errors.
+    """Check a parsed ``config.json``; ``read_model_config`` lists the errors.
 
     Args:
-        variant: as of ``ModelConfig.read``.
+        variant: as of ``read_model_config``.
         checkpoint: refuse what a TensorRT-LLM checkpoint cannot express. Without it the result is what the
             model means, whatever serves it, and has no ``quantization``.
     """
+    names = raw.get("architectures")
+    named = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    with limited_llmapi_advice(named):
+        return _parse_config(raw, directory, checkpoint, variant)
+
+
+def _parse_config(
+    raw: Mapping[str, Any], directory: Path, checkpoint: bool, variant: str | None
+) -> ModelConfig:
     where = str(directory / CONFIG_FILE)
     require_model_config(raw, where)
     names = raw.get("architectures")
@@ -397,8 +263,6 @@ def parse_config(
         for what, fix in explain_contradictions(raw, [SINGLE] if (directory / SINGLE).exists() else []):
             raise ModelError(what, where=where, fix=fix)
     if checkpoint and isinstance(names[0], str) and names[0] in list_family_rows():
-        from enginix.model.family_config import parse_family_config
-
         return parse_family_config(raw, list_family_rows()[names[0]], directory, where, variant)
     if variant is not None:
         raise UsageError(f"variant {variant!r}: {names[0]} has none", where=where, fix="leave it out")

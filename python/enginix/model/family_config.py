@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
-from enginix.model.config import (
-    MOST_LAYERS,
-    ModelConfig,
-    ModelExperts,
-    make_unimplemented_error,
-    read_config_dtype,
-)
+from enginix.model.config_rules import MOST_LAYERS, make_unimplemented_error, read_config_dtype
 from enginix.model.family_rows import (
     describe_formats,
     evaluate_expression,
@@ -21,6 +15,7 @@ from enginix.model.family_rows import (
     list_keys_read,
     read_model_values,
 )
+from enginix.model.model_config import ModelConfig, ModelExperts
 from enginix.model.quantization import read_quantization
 from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table
@@ -170,7 +165,14 @@ class _FamilyReader:
             if "partial_rotary_factor" in inner:  # transformers 5 keeps it there
                 del raw["partial_rotary_factor"]
         row = {"defaults": {"rope_theta": 10000.0}, "rope": {"types": rule["types"], "partial": True}}
-        return read_rope(raw, self.where, row=row, head_dim=head_dim)
+        rope = read_rope(raw, self.where, row=row, head_dim=head_dim)
+        if rope.type == "default" and not rule.get("plain", True):
+            raise ModelError(
+                f"rope_scaling is absent, and {self.row['engineClass']} of TensorRT-LLM reads it",
+                where=self.where,
+                fix=_LLMAPI,
+            )
+        return rope
 
     def windows(self, layers: int) -> tuple[int | None, ...]:
         windows = read_family_windows(self.raw, self.row, layers)
@@ -187,6 +189,7 @@ def read_family_sizes(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[st
     rules = {**row["sizes"], "num_key_value_heads": row.get("kvHeads"), "head_size": row.get("headSize")}
     if "experts" in row:
         rules |= {"experts.count": row["experts"]["count"], "experts.top_k": row["experts"]["topK"]}
+        rules |= {f"experts.{key}": row["experts"].get(key) for key in ("width", "shared")}
     for name, rule in rules.items():
         try:
             value = evaluate_expression(rule, values, "")
@@ -247,6 +250,7 @@ def parse_family_config(
         ModelError: a size is missing or invalid, a value has no place in a checkpoint, or quantized weights.
     """
     reader, name = _FamilyReader(raw, row, where, variant), str(raw["architectures"][0])
+    name = row.get("writtenAs", name)
     reader.refuse_unimplemented(name)
     sizes = {key: reader.size(key, e) for key, e in row["sizes"].items() if key != "norm_epsilon"}
     epsilon = reader.number("norm_epsilon", row["sizes"]["norm_epsilon"])
@@ -272,7 +276,7 @@ def parse_family_config(
     quantization = read_quantization(directory, raw)
     if quantization is not None:
         _require_format(quantization.algorithm, name, row, where)
-    rope = reader.rope(head_dim, sizes["max_position_embeddings"])
+    rope = reader.rope(sizes.get("rotated_size", head_dim), sizes["max_position_embeddings"])
     tied = reader.values["hf.tie_word_embeddings"]
     if not isinstance(tied, bool):
         raise ModelError(
@@ -336,4 +340,6 @@ def _read_family_experts(reader: _FamilyReader, width: int) -> ModelExperts | No
         raise ModelError(
             f"{top_k} experts a token exceed {count}", where=reader.where, fix="correct config.json"
         )
-    return ModelExperts(count, top_k, width, True, 0)
+    width = reader.size("experts.width", rule.get("width", width))
+    shared = reader.size("experts.shared", rule["shared"]) if "shared" in rule else 0
+    return ModelExperts(count, top_k, width, True, shared)

@@ -71,7 +71,7 @@ def evaluate_expression(expression: Any, values: Mapping[str, Any], where: str) 
     """Return the value of an expression of family_rows.json.
 
     Args:
-        expression: a literal, ``$NAME``, or an object with one of case, multiply, divide, sqrt.
+        expression: a literal, ``$NAME``, or an object with one of case, add, multiply, divide, sqrt.
         values: name → value.
 
     Raises:
@@ -84,7 +84,7 @@ def evaluate_expression(expression: Any, values: Mapping[str, Any], where: str) 
     if "case" in expression:
         chosen = next((value for when, value in expression["case"] if holds_condition(when, values)), None)
         return evaluate_expression(chosen, values, where)
-    if len(expression) == 1 and next(iter(expression)) in ("multiply", "divide", "sqrt"):
+    if len(expression) == 1 and next(iter(expression)) in ("add", "multiply", "divide", "sqrt"):
         ((operation, inner),) = expression.items()
         operands = [
             (operand, evaluate_expression(operand, values, where))
@@ -100,5 +100,7 @@ def evaluate_expression(expression: Any, values: Mapping[str, Any], where: str) 
         numbers = [number for _, number in operands]
         if operation == "sqrt":
             return math.sqrt(numbers[0])
+        if operation == "add":
+            return numbers[0] + numbers[1]
         return numbers[0] * numbers[1] if operation == "multiply" else numbers[0] / numbers[1]
     return {key: evaluate_expression(value, values, where) for key, value in expression.items()}

@@ -10,6 +10,7 @@ from enginix.errors import UsageError
 from enginix.model.family_rows import describe_formats, list_family_rows
 from enginix.model.number_formats import read_algorithms, runs_on_gpu
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 if TYPE_CHECKING:
     from enginix.machine.gpu_table import GpuRow
@@ -105,8 +106,7 @@ def find_format(name: str) -> QuantizationFormat:
     if name in rows["refused"]:
         refused = rows["refused"][name]
         raise UsageError(f"format {name!r}: {refused['why']}", fix=f"use {refused['instead']}")
-    known = ", ".join([*rows["formats"], MIXED])
-    raise UsageError(f"unknown format {name!r}", fix=f"one of: {known}")
+    raise UsageError(f"unknown format {name!r}", fix=list_known(name, [*rows["formats"], MIXED]))
 
 
 def _list_formats() -> list[QuantizationFormat]:
@@ -152,6 +152,12 @@ def resolve_format(
         chosen = (find_format(name),)
     else:
         chosen = _resolve_mixture(effective_bits, candidates, target_name, device)
+    refused = rows["architecturesRefused"]["rows"].get(architecture)
+    if refused is not None and name in (refused["formats"] or [name]):
+        raise UsageError(
+            f"{architecture} cannot be quantized to {name}: {refused['why']}",
+            fix="choose another format" if refused["formats"] else "enginix convert the model unquantized",
+        )
     warnings: list[str] = []
     kv_algorithm = None if kv_cache is None else str(rows["kvCache"][kv_cache]["algorithm"])
     warnings += [

@@ -13,7 +13,7 @@ from enginix.errors import ModelError
 from enginix.model import ModelWeights, TensorInfo, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import SIDECAR
-from enginix.quantize.formats import FormatChoice, QuantizationFormat
+from enginix.quantize.formats import MIXED, FormatChoice, QuantizationFormat
 from enginix.quantize.library_imports import import_library
 from enginix.quantize.source import FLOATS, LAYER, SourceModel
 from enginix.tables import load_table
@@ -38,6 +38,12 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
     claimed = read_object(directory / SIDECAR).get("quantization")
     if not isinstance(claimed, dict):
         raise ModelError("no quantization object", where=where, fix=_FIX)
+    if choice.name == MIXED and any(claimed.get("quant_algo") == f.algorithm for f in choice.formats):
+        raise ModelError(
+            f"the search took {claimed['quant_algo']} for every layer that it quantized: nothing is mixed",
+            where=where,
+            fix="choose another --effective-bits, or that format instead of mixed",
+        )
     for key, expected in (("quant_algo", choice.algorithm), ("kv_cache_quant_algo", choice.kv_algorithm)):
         if claimed.get(key) != expected:
             raise ModelError(

@@ -40,7 +40,7 @@ class Artefact:
         origin: the Hugging Face model that it was made from; None where unknown.
         measured: figures of the gates; None where no gate was run.
         speed: tokens a second, from the given file or the measurement; None where not measured.
-        bench: the measurement beside it (``enginix bench --engine``); None without one.
+        bench: the measurement beside it (``enginix bench``); None without one.
         bench_refusal: why the measurement beside it is not shown; None where nothing is wrong.
         made: what making it took, by the run log beside it; None without one, as of a build of Nix.
         doubts: contradictions in its own statements.

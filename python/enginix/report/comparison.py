@@ -28,7 +28,8 @@ table.wide td:nth-child(3) { overflow-wrap: anywhere; min-width: 100px; } table.
 table.wide .number { text-align: right; font-variant-numeric: tabular-nums; }
 table.wide td.number { white-space: nowrap; }
 table.wide td.number div { white-space: normal; } table.wide td.number span.soft { white-space: normal; }
-div.scroll { overflow-x: auto; } svg { max-width: 800px; display: block; }</style>
+div.scroll { overflow-x: auto; } svg { max-width: 800px; display: block; }
+@media (max-width: 600px) { .scroll svg { min-width: 640px; } .scroll .label { font-size: 12px; } }</style>
 """
 
 
@@ -97,7 +98,7 @@ def _list_speed_notes(artefacts: Sequence[Artefact]) -> list[str]:
     engines = [a for a in artefacts if a.what.endswith("engine") and not a.bench_refusal]
     holes = ", ".join(a.name for a in engines if a.bench is None)
     if holes and any(a.bench is not None for a in engines):
-        notes.append(f"No speed was measured of {holes}: enginix bench URL --engine DIR does.")
+        notes.append(f"No speed was measured of {holes}: enginix bench DIR does.")
     return notes
 
 
@@ -235,7 +236,10 @@ def _show_speed(a: Artefact) -> CellText:
     latencies = (
         () if a.bench is None else (("first", a.bench.first_token), ("between", a.bench.between_tokens))
     )
-    return rate, ", ".join(f"{name} {1000 * s:,.3g} ms" for name, s in latencies if s is not None)
+    details = [f"{name} {1000 * s:,.3g} ms" for name, s in latencies if s is not None]
+    if a.bench is not None and a.bench.ready is not None:
+        details.append(f"ready {a.bench.ready:,.3g} s")
+    return rate, ", ".join(details)
 
 
 def _show_gates(a: Artefact) -> CellText:
@@ -386,8 +390,9 @@ def _render_plot(artefacts: Sequence[Artefact]) -> str:
     )
     missing = f" Not drawn, because not measured: {', '.join(left_out)}." if left_out else ""
     return (
-        f"{head}{chart}<p class='soft'>Bars: 95% confidence intervals. 1 is the model before quantization; "
-        f"lower and further left is better. Red: a gate failed.{escape(missing)}</p>"
+        f"{head}<div class='scroll'>{chart}</div><p class='soft'>Bars: 95% confidence intervals. 1 is the "
+        "model before quantization; lower and further left is better. Red: a gate failed."
+        f"{escape(missing)}</p>"
     )
 
 
@@ -437,7 +442,8 @@ def render_comparison_page(comparison: ArtefactComparison) -> str:
         "Perplexity, same token (as the reference's most likely) and mean KL (nats) are of the gates' text, "
         "the reference being the model before quantization; below the ratio its 95% interval. Greedy: share "
         "of the tokens of greedy answers, where an engine gives no distributions. "
-        f"Below tokens a second: mean time to the first token, and between tokens. "
+        f"Below tokens a second: mean time to the first token and between tokens, "
+        "and from the start of its server until it answered. "
         f"“{UNMEASURED}”: no gate or measurement gave this figure.{speed}"
     )
     parts = [

@@ -186,6 +186,7 @@ def _render_speed(speed: StoredSpeed) -> str:
         ("tokens a second", speed.rate, 1, ""),
         ("to the first token", speed.first_token, 1000, " ms"),
         ("between tokens", speed.between_tokens, 1000, " ms"),
+        ("from its start until it answered", speed.ready, 1, " s"),
     )
     rows = [
         [
@@ -216,7 +217,7 @@ def render_gate_report(name: str, evidence: Mapping[str, Any], speed: StoredSpee
         )
     elif failed:
         css_class, verdict = "bad", f"Rejected: {', '.join(failed)} failed"
-        why = str(gates[failed[0]].get("summary", ""))
+        why = f"{failed[0]}: {gates[failed[0]].get('summary', 'no summary')}"
     else:
         passed = "its gate" if len(gates) == 1 else f"all {len(gates)} gates"
         css_class, verdict, why = "good", f"Accepted: {passed} passed", ""

@@ -41,7 +41,8 @@ def read_model_origin(model: Mapping[str, Any]) -> ModelOrigin | None:
 
 def make_printable(line: str) -> str:
     """Return an untrusted line without characters that control a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in line)[:100] or "?"
+    printable = "".join(c if c.isprintable() else "?" for c in line) or "?"
+    return printable if len(printable) <= 100 else f"{printable[:99]}…"
 
 
 def accept_short_text(value: Any) -> str | None:

@@ -206,5 +206,7 @@ def render_scatter_chart(
     )
 
 
-def _shorten_label(label: str, most: int = 26) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
+def _shorten_label(label: str, most: int = 24) -> str:
+    """Return a label without its middle: names of one beginning are told apart by their ends."""
+    end = most // 2 - 2
+    return label if len(label) <= most else f"{label[: most - end - 1]}…{label[-end:]}"

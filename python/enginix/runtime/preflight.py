@@ -18,6 +18,7 @@ from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 # Disk for an engine, relative to its weights: TensorRT's plan holds them again.
 DISK_FACTOR = 1.1
@@ -191,7 +192,7 @@ def check_support(
     name = algorithm or "NO_QUANT"
     row = algorithms.get(name)
     if row is None:
-        raise UsageError(f"unknown quantization {name!r}", fix=f"known: {', '.join(sorted(algorithms))}")
+        raise UsageError(f"unknown quantization {name!r}", fix=list_known(name, sorted(algorithms)))
     if not row["engine"]:
         raise UsageError(
             f"{name} cannot become an engine: {row['why']}",
@@ -207,6 +208,11 @@ def check_support(
         _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
     if architecture is not None and architecture not in support["architectures"]["engine"]:
         raise UsageError(f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2", fix="use --kind llmapi")
+    if why := support["architectures"]["unbuildable"].get(architecture):
+        raise UsageError(
+            f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
+            fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
+        )
     facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
     return [
         w["text"]

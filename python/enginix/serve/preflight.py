@@ -14,7 +14,7 @@ from typing import Any
 from enginix import manifest
 from enginix.compatibility.check import require_runnable, require_versions
 from enginix.console import format_bytes
-from enginix.digests import is_in_store
+from enginix.digests import SourceWatch, is_in_store
 from enginix.errors import MachineError, ManifestError
 from enginix.integrity import find_engine, require_input, require_same_results, require_unchanged
 from enginix.kinds.llmapi import triton_model
@@ -45,6 +45,7 @@ class ServedRepository:
         ranks: processes that the engine needs, one for each GPU.
         reads: directories outside the repository that its models name: engine, tokenizer, code.
         engine: the engine's directory, for kinds that need a GPU.
+        watches: notice a file of repository or engine that changes after its digest was compared.
     """
 
     directory: Path
@@ -53,6 +54,16 @@ class ServedRepository:
     ranks: int = 1
     reads: tuple[Path, ...] = ()
     engine: Path | None = None
+    watches: tuple[SourceWatch, ...] = ()
+
+    def require_unchanged(self) -> None:
+        """Refuse a server whose files changed between the comparison of their digests and its readiness.
+
+        Raises:
+            ManifestError: a file was written, replaced, added or removed, also if it was restored since.
+        """
+        for watch in self.watches:
+            watch.require_unchanged()
 
 
 def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
@@ -64,6 +75,7 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
         RepositoryError: see :func:`enginix.kinds.triton_repository.validate.validate_repository`.
     """
     directory = Path(os.path.abspath(directory))
+    watch = SourceWatch(directory)
     repository_manifest = manifest.read_manifest(directory, "triton-repository")
     if (why := find_refusal(repository_manifest, server)) is not None:
         raise ManifestError(
@@ -87,9 +99,11 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
     # tensorrt_llm's tokenizer lies in the engine, for both kinds that need a GPU.
     tokenizers = [p for p in reads if p.name == "tokenizer"]
     engine = tokenizers[0].parent if tokenizers and _needs_gpu(repository_manifest) else None
-    _require_whole_chain(directory, repository_manifest, reads)
+    served_engine = find_engine(reads)
+    watches = (watch, SourceWatch(served_engine))
+    _require_whole_chain(directory, repository_manifest, served_engine)
     return ServedRepository(
-        directory, repository_manifest, instances, _count_ranks(repository_manifest), reads, engine
+        directory, repository_manifest, instances, _count_ranks(repository_manifest), reads, engine, watches
     )
 
 
@@ -101,10 +115,9 @@ def _needs_gpu(repository_manifest: Manifest) -> bool:
     return kind is not None and kind.runs_in_image
 
 
-def _require_whole_chain(directory: Path, repository_manifest: Manifest, reads: Sequence[Path]) -> None:
+def _require_whole_chain(directory: Path, repository_manifest: Manifest, engine: Path | None) -> None:
     """Refuse a repository, or an engine in it, that changed since it was made or gated."""
     require_unchanged(directory)
-    engine = find_engine(reads)
     # A repository that was added to a store may still name an engine outside of it.
     if engine is not None and not (is_in_store(directory) and is_in_store(engine)):
         engine_manifest = manifest.read_manifest(engine, "engine")

@@ -29,7 +29,7 @@ class UpRequest:
         build_options: words for ``enginix build``, such as ``--target h200``.
         serve_options: words for ``enginix serve``, such as ``--rootfs DIR``.
         gates: whether the engine is compared with its model.
-        interpreted: kind rtx: the interpreter of its network serves it, on the CPU.
+        interpreted: the interpreter of its network serves it, on the CPU.
     """
 
     name: str
@@ -110,24 +110,26 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
     build = ["build", "--kind", kind.name, "--model", str(source), "--name", name_endpoint(request)]
     checkpoint: Path | None = None
     if kind.built_from == "checkpoint":
-        converted = [
-            "convert",
-            str(source),
-            "--kind",
-            "reference" if kind.name in (DEFAULT_KIND, "rtx") else "tensorrt",
-        ]
-        checkpoint = add("convert", converted, identity)
+        checkpoint = add("convert", ["convert", str(source), "--kind", kind.converted_as], identity)
         build[1:1] = [str(checkpoint), "--link-checkpoint"]
     if source != model:
         build += ["--reference", str(model)]
     build += [*request.build_options, *([] if request.gates else ["--no-gates"])]
-    if kind.name == "rtx":  # a command of its own, whose gate is no option
-        build = ["rtx-build", str(checkpoint), "--model", str(source), "--name", name_endpoint(request)]
+    if kind.own_build is not None:
+        words = [kind.own_build.command, str(checkpoint)]
+        build = [*words, "--model", str(source), "--name", name_endpoint(request)]
     engine = add("build", build, identity)
     if is_served_by_triton(kind.name):
         interpreter = ["--interpreter", str(checkpoint)] if request.interpreted else []
-        add("triton-repo", ["triton-repo", str(engine), *interpreter], identity)
+        add("triton-repo", ["triton-repo", str(engine), *interpreter, *_find_device(request)], identity)
     return tuple(stages)
+
+
+def _find_device(request: UpRequest) -> list[str]:
+    """Return the words that name the device: what builds an engine of kind reference serves it, too."""
+    given = request.build_options
+    at = given.index("--device") if "--device" in given else len(given)
+    return [*given[at : at + 2]]
 
 
 def is_served_by_triton(kind: str) -> bool:
@@ -232,9 +234,8 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
 def _format_engine_arguments(request: UpRequest) -> str:
     given = dict(zip(request.build_options[::2], request.build_options[1::2], strict=True))
     words = [f'kind = "{request.kind}";', "inherit quantized;" if request.format else "inherit model;"]
-    # Kind reference has neither target nor runtime, and kind rtx is for every GPU that its format allows.
-    is_for_all = request.kind in (DEFAULT_KIND, "rtx")
-    target, runtime = (None, None) if is_for_all else (given.get("--target"), given.get("--runtime"))
+    has_target = find_kind(request.kind).has_target
+    target, runtime = (given.get("--target"), given.get("--runtime")) if has_target else (None, None)
     if target is not None:
         words.append(f'target = "{target}";')
     if runtime is not None and runtime.endswith(".json"):

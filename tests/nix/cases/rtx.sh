@@ -37,12 +37,13 @@ rtx_refuses() { # arguments, what the error says
 test_rtx_refusals_name_the_reason_and_another_kind() {
   rtx_refuses 'said { kvCacheQuantization = "FP8"; }' 'refuses a KV cache in FP8' && says 'kind = "tensorrt" or "llmapi"' &&
     rtx_refuses 'said { architecture = "Qwen3MoeForCausalLM"; }' 'Qwen3MoeForCausalLM is not taken by kind rtx' && says 'kind = "llmapi"' &&
-    rtx_refuses 'said { quantization = "NVFP4"; }' 'NVFP4 is not taken by kind rtx' &&
+    rtx_refuses 'said { quantization = "W4A8_AWQ"; }' 'W4A8_AWQ is not taken by kind rtx' &&
     rtx_refuses 'said { headSize = 512; }' 'heads of 512 have no fused attention' &&
     rtx_refuses '{ targets = [ "h200" ]; }' 'h200 is SM 90' && says 'that GPU: tensorrt or llmapi or reference' &&
     rtx_refuses '{ targets = [ 75 ]; }' 'is SM 75' && says 'that GPU: reference' &&
     rtx_refuses '{ targets = [ "b200" ]; }' 'is SM 100' &&
     rtx_refuses '{ targets = [ "rtx-3090" ]; } // said { quantization = "FP8"; }' 'FP8 for SM 89, 120, 121 alone' &&
+    rtx_refuses '{ targets = [ "rtx-4090" ]; } // said { quantization = "NVFP4"; }' 'NVFP4 for SM 120, 121 alone' &&
     rtx_refuses '{ targets = [ "gb10" ]; }' 'SM 121 with x86_64-linux alone' &&
     rtx_refuses '{ targets = [ ]; }' 'leave it out for all' &&
     rtx_refuses '{ checkpoint = e.mkCheckpoint { inherit (tiny) model; tensorParallel = 2; }; }' '2 ranks' &&
@@ -51,12 +52,13 @@ test_rtx_refusals_name_the_reason_and_another_kind() {
     rtx_refuses '{ runtime = "trtllm-1.2.1"; }' 'rtx-1.7.1.116' &&
     rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' && says 'pass targets = [ GPU ]' &&
     ! with_rtx eval 'e.mkEngineMatrix { kind = "rtx"; inherit (tiny) model; targets = [ "l4" ]; }' && says 'pass them to mkEngine' &&
-    rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB'
+    rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB' &&
+    rtx_refuses '{ targets = [ "rtx-4090" "rtx-4060" ]; } // (let m = said { }; in m // { model = m.model // { weightBytes = 8000000000; }; })' 'it does not fit rtx-4060 (7.4 GiB)' && says 'targets'
 }
 
 test_rtx_targets_are_sms_in_order() {
-  with_rtx eval '[ (rtx { targets = [ "rtx-5090" "RTX 3090" 89 "rtx-4090" ]; }).targets (rtx (said { quantization = "FP8"; })).targets ]' --json &&
-    says '[[86,89,120],[89,120,121]]'
+  with_rtx eval '[ (rtx { targets = [ "rtx-5090" "RTX 3090" 89 "rtx-4090" ]; }).targets (rtx (said { quantization = "FP8"; })).targets (rtx (said { quantization = "NVFP4"; })).targets ]' --json &&
+    says '[[86,89,120],[89,120,121],[120,121]]'
 }
 
 test_rtx_repositories_are_served_in_the_environment_that_builds() {

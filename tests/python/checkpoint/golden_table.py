@@ -99,7 +99,8 @@ def arrangements() -> str:
     ]
     for name, row in sorted(list_family_rows().items()):
         limits = [text for key, text in _LIMITS.items() if key in row]
-        kind = row["layout"]["qkv"]["kind"] + (", transposed" if row["layout"].get("transposed") else "")
+        kind = row["layout"].get("qkv", {"kind": "latent"})["kind"]
+        kind += ", transposed" if row["layout"].get("transposed") else ""
         data = ", ".join(row["golden"]) or "as its class"
         lines.append(f"| {name} | {row['engineClass']} | {kind} | {'; '.join(limits) or '–'} | {data} |")
     return "\n".join(lines)
@@ -208,6 +209,8 @@ def matrix() -> str:
             if key in unlisted and "enginix" in who:
                 source += "; not in ModelOpt's list"
             kinds = _NO_KINDS.get(who) or ", ".join(_list_kinds(architectures_[0], algorithm))
+            if who == _NO_TOOL and architectures_[0] not in load_table("pytorch_backend")["architectures"]:
+                kinds = "none"
             assert who and kinds and source, (family, key)
             cells.setdefault((family, who, kinds, source), []).append(text)
     lines = ["| family | formats | who | kinds | source |", "|---|---|---|---|---|"]

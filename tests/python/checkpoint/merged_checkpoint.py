@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule, MatrixSlice, VectorModule
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile
+from enginix.checkpoint.rank_modules import LinearModule, MatrixSlice, VectorModule
 from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import rank_file_name
 from enginix.errors import CheckpointError

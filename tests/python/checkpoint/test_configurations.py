@@ -21,6 +21,7 @@ from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, UsageError
+from enginix.model.config import read_model_config
 from enginix.reference.executor import Executor
 from enginix.tables import load_table
 
@@ -76,14 +77,13 @@ def test_model_types_are_those_of_the_causal_language_models(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_every_key_of_the_configuration_class_has_a_reader(name: str, tmp_path: Path) -> None:
     """A key of the class is read, harmless, or refused where it changes the function: none is unknown."""
-    from enginix.model import ModelConfig
 
     kind = config_class(name)
     raw = {**kind().to_dict(), **SIZES, **MOE, "architectures": [name], "head_dim": HEAD}
     raw.pop("layer_types", None)
     raw = {k: v for k, v in raw.items() if k in inspect.signature(kind).parameters or k == "architectures"}
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert ModelConfig.read(tmp_path).notes == ()
+    assert read_model_config(tmp_path).notes == ()
 
 
 NUMBER = st.sampled_from([0.25, 0.7, 1.0, 1.5, 4.0])

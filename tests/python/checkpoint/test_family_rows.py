@@ -25,8 +25,8 @@ from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import describe_model, open_model
 from enginix.memory_plan.weights import CheckpointSizes
-from enginix.model import ModelConfig, TensorInfo, open_weights
-from enginix.model.config import parse_config
+from enginix.model import TensorInfo, open_weights
+from enginix.model.config import parse_config, read_model_config
 from enginix.model.family_rows import evaluate_expression, list_family_rows
 from enginix.tables import load_table
 
@@ -164,7 +164,7 @@ def test_what_a_checkpoint_cannot_express_is_refused_by_name(
     model = change_config(name, tmp_path, **{key: raw.get(key, {}) | {inner: other} if inner else other})
     variants = list_family_rows()[name].get("variants", {}).get("names", [None])
     with pytest.raises(ModelError) as e:
-        ModelConfig.read(model, variant=variants[0])
+        read_model_config(model, variant=variants[0])
     assert rule["key"] in str(e.value) and e.value.fix
 
 
@@ -177,7 +177,7 @@ def test_model_types_are_those_of_the_causal_language_models(name: str) -> None:
         "ExaoneForCausalLM": "exaone", "InternLM2ForCausalLM": "internlm2", "QWenLMHeadModel": "qwen",
         "BaichuanForCausalLM": "baichuan", "ChatGLMModel": "chatglm", "MPTForCausalLM": "mpt",
         "ChatGLMForConditionalGeneration": "chatglm", "InternLMForCausalLM": "internlm",
-        "PhiMoEForCausalLM": "phimoe", "Phi3SmallForCausalLM": "phi3small",
+        "DeepseekForCausalLM": "deepseek", "PhiMoEForCausalLM": "phimoe", "Phi3SmallForCausalLM": "phi3small",
     }  # fmt: skip
     old = {"RWForCausalLM": ["RefinedWeb", "RefinedWebModel"]}
     known = [kind for kind, loaded in NAMES.items() if loaded == name]
@@ -210,23 +210,23 @@ def test_keys_and_types_that_mean_another_function(name: str) -> None:
 
 def test_variants(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not tell which model") as e:
-        ModelConfig.read(MODELS["BaichuanForCausalLM"])
+        read_model_config(MODELS["BaichuanForCausalLM"])
     assert "--variant one of v1_7b, v1_13b" in str(e.value.fix)
     model = change_config(
         "BaichuanForCausalLM", tmp_path, hidden_size=5120, vocab_size=125696, num_attention_heads=40
     )
-    assert ModelConfig.read(model).variant == "v2_13b"
+    assert read_model_config(model).variant == "v2_13b"
     for name in ("BaichuanForCausalLM", "GPT2LMHeadModel"):
         with pytest.raises(UsageError, match="variant 'v3' is unknown"):
-            ModelConfig.read(MODELS[name], variant="v3")
+            read_model_config(MODELS[name], variant="v3")
 
 
 @pytest.mark.parametrize(
     ("name", "option", "says"),
     [
         ("GemmaForCausalLM", {"quantize": "FP8_PER_CHANNEL_PER_TOKEN"}, "enginix quantize --format fp8"),
-        ("BloomForCausalLM", {"quantize": "FP8_PER_CHANNEL_PER_TOKEN"}, "llmapi"),
-        ("BloomForCausalLM", {"kv_cache": "FP8"}, "llmapi"),
+        ("BloomForCausalLM", {"quantize": "FP8_PER_CHANNEL_PER_TOKEN"}, "transformers"),
+        ("BloomForCausalLM", {"kv_cache": "FP8"}, "transformers"),
     ],
 )
 def test_options_that_quantize_a_family_are_refused(
@@ -327,6 +327,7 @@ def test_a_tied_head_keeps_its_own_bias(name: str, tmp_path: Path) -> None:
     ("name", "keys"),
     [
         ("GemmaForCausalLM", {"hidden_act": "silu", "hidden_activation": None}),
+        ("MPTForCausalLM", {"expansion_ratio": 3}),
         ("BloomForCausalLM", {"slow_but_exact": True, "pretraining_tp": 2}),
         (
             "RecurrentGemmaForCausalLM",
@@ -339,7 +340,7 @@ def test_a_tied_head_keeps_its_own_bias(name: str, tmp_path: Path) -> None:
 )
 def test_values_that_a_checkpoint_would_lose(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError) as e:
-        ModelConfig.read(change_config(name, tmp_path, **keys))
+        read_model_config(change_config(name, tmp_path, **keys))
     assert next(iter(keys)) in str(e.value) and e.value.fix
     assert "does not implement" not in str(e.value)  # transformers' class does
 
@@ -359,7 +360,7 @@ def test_sizes_that_an_error_proposes_work(tmp_path: Path) -> None:
 def test_gpt_neox_has_its_own_names_of_the_rotation(tmp_path: Path) -> None:
     """Transformers reads rotary_emb_base and rotary_pct; others' names change nothing."""
     keys = {"rotary_pct": 0.5, "rotary_emb_base": 700, "rope_theta": 500, "partial_rotary_factor": 0.75}
-    rope = ModelConfig.read(change_config("GPTNeoXForCausalLM", tmp_path, **keys)).rope
+    rope = read_model_config(change_config("GPTNeoXForCausalLM", tmp_path, **keys)).rope
     assert (rope.base, rope.fraction) == (700.0, 0.5)
 
 
@@ -383,6 +384,17 @@ def test_the_old_name_of_falcon(name: str, tmp_path: Path) -> None:
     old |= {"n_head_kv": raw["num_kv_heads"]} if kind == "RefinedWeb" else {}
     # Every model of the old configuration has the later one's default.
     compare_conversions(source, old, {"max_position_embeddings": 2048}, tmp_path)
+
+
+def test_phi_moe_by_the_name_of_transformers(tmp_path: Path) -> None:
+    """TensorRT-LLM knows the name of the Hub's own code alone; the checkpoint has that."""
+    source = MODELS["PhiMoEForCausalLM"]
+    model = change_config("PhiMoEForCausalLM", tmp_path, architectures=["PhimoeForCausalLM"])
+    for directory, out in ((source, "theirs"), (model, "ours")):
+        convert_model(directory, tmp_path / out, ConvertOptions(kind="tensorrt"))
+    for name in ("config.json", "rank0.safetensors"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    assert list(CheckpointComparison(tmp_path / "ours", model).findings()) == []
 
 
 def test_internlm_is_llama_with_biases(tmp_path: Path) -> None:
@@ -448,7 +460,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"BaichuanForCausalLM"}))
 def test_inspect_locks_and_plans_know_the_sizes(name: str, tmp_path: Path) -> None:
     """One reading of a family's own keys: inspect and locks agree with conversion, a plan with its files."""
-    config = ModelConfig.read(MODELS[name])
+    config = read_model_config(MODELS[name])
     with open_model(str(MODELS[name])) as model:
         described = describe_model(model)
     text = (MODELS[name] / "config.json").read_bytes()
@@ -461,7 +473,7 @@ def test_inspect_locks_and_plans_know_the_sizes(name: str, tmp_path: Path) -> No
         ("hidden_size", "hiddenSize", config.hidden_size),
         ("intermediate_size", "intermediateSize", config.intermediate_size),
         ("vocabulary", "vocabulary", config.vocab_size),
-        ("context", "context", config.max_position_embeddings),
+        ("context", "context", config.context),
     )
     for attribute, fact, size in pairs:
         assert (getattr(described, attribute), facts[fact]) == (size, size), attribute
@@ -502,7 +514,7 @@ def test_every_row_has_an_engine_class_and_golden_data() -> None:
     """The class map is of release 1.0 and later; a row without data of its own shares another's class."""
     engine = load_table("engine_support")["architectures"]["engine"]
     rows = list_family_rows()
-    assert {name: engine.get(name) for name in rows} == {
+    assert {name: engine.get(row.get("writtenAs", name)) for name, row in rows.items()} == {
         name: row["engineClass"] for name, row in rows.items()
     }
     for row in rows.values():
@@ -528,13 +540,39 @@ SAVED = {
     ],
     "PhiForCausalLM": [{"num_key_value_heads": 4}],
     "RecurrentGemmaForCausalLM": [{"num_key_value_heads": 1, "head_dim": 8, "lru_width": 32}],
-    "CohereForCausalLM": [{"use_qk_norm": True}, {}],
+    "CohereForCausalLM": [{"use_qk_norm": True}, {"head_dim": 12}],
     "GPTJForCausalLM": [{"rotary_dim": 4}],
     "BloomForCausalLM": [{}],
     "GPT2LMHeadModel": [{}, {"tie_word_embeddings": False}],
     "Starcoder2ForCausalLM": [{}, {"use_bias": False, "tie_word_embeddings": False}],
     "NemotronForCausalLM": [{"head_dim": 8}],
     "GraniteForCausalLM": [{"embedding_multiplier": 12.0, "attention_bias": True}],
+    "DeepseekV2ForCausalLM": [
+        {
+            "kv_lora_rank": 16,
+            "q_lora_rank": rank,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 8,
+                "mscale": 0.707,
+                "mscale_all_dim": 0.707,
+                "beta_fast": 32,
+                "beta_slow": 1,
+            },
+        }
+        for rank in (None, 24)
+    ],
+    "PhimoeForCausalLM": [{"attention_bias": True, "lm_head_bias": True, "num_local_experts": 4}],
 }
 
 

@@ -15,9 +15,10 @@ from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile
 from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of, verify_checkpoint
 
 pytestmark = pytest.mark.slow

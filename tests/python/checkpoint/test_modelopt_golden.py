@@ -36,12 +36,13 @@ from enginix.checkpoint.compare_with_model import CheckpointComparison, has_preq
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile
 from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of, verify_checkpoint
 from enginix.errors import EnginixError
-from enginix.model import ModelConfig
+from enginix.model.config import read_model_config
 from enginix.model.family_rows import list_family_rows
 from enginix.model.quantization import canonical_algorithm
 from enginix.quantize.formats import find_format
@@ -297,7 +298,7 @@ def judge_refusal(row: ModeloptRow, directory: Path) -> tuple[str, str]:
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(raw))
     try:
-        ModelConfig.read(directory)
+        read_model_config(directory)
     except EnginixError as e:
         assert e.fix
         return REFUSED, e.what

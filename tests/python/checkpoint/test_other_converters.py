@@ -97,7 +97,7 @@ def test_modelopt_exports(architecture: str, tp: int, tmp_path: Path) -> None:
 
 def test_other_architectures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM"))
-    for name in ("Gemma3ForCausalLM", "DeepseekV2ForCausalLM", "NoSuchModel"):
+    for name in ("Gemma3ForCausalLM", "DeepseekV3ForCausalLM", "NoSuchModel"):
         config = random_models.config("LlamaForCausalLM") | {"architectures": [name]}
         (tmp_path / "model/config.json").write_text(json.dumps(config))
         for converter in ("enginix", "modelopt", "tensorrt_llm"):

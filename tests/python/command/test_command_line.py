@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from enginix import cli, errors
+from enginix.help_text import fit_description
 from enginix.wording import count_noun, with_article
 
 ROOT = Path(__file__).parents[3]
@@ -81,6 +83,15 @@ def test_a_broken_pipe_elsewhere_is_no_quiet_end(
         (["serve", "a", "--tritonsever=x"], "--tritonserver in place of --tritonsever"),
         (["cache", "prune", "--kep", "2"], "--keep in place of --kep"),
         (["convert"], "enginix convert --help"),
+        (["up", "x", "--kind", "referenc"], "did you mean reference? known: "),
+        (["up", "x", "--kind=Reference"], "did you mean reference? known: "),
+        (["build", "x", "--kind", "rtx-"], "did you mean rtx? known: "),
+        (["quantize", "x", "-o", "y", "--format", "FP-8"], "did you mean fp8? known: "),
+        (["convert", "x", "-o", "y", "--dtype", "bf16"], "did you mean bfloat16? known: "),
+        (["runtime", "lst"], "did you mean list? known: "),
+        (["completion", "bsh"], "did you mean bash? known: "),
+        (["plan", "x", "--kv-cache", "fp-8"], "did you mean FP8? known: "),
+        (["convert", "x", "-o", "y", "--dtype", "zzzz"], "known: bfloat16, float16, float32"),
     ],
 )
 def test_the_nearest_word_is_named(words: list[str], fix: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,8 +166,8 @@ def test_help_finds_a_word(words: list[str], first: str | None, capsys: pytest.C
             "config.json: not a lock",
             "a model's directory",
         ),
-        (["bench", "tests"], "tests: a directory", "--engine tests"),
-        (["bench", "localhost"], "is no address", "pass http://127.0.0.1:4000/v1"),
+        (["bench", "tests"], "tests: no enginix.json", "pass the output"),
+        (["bench", "localhost"], "neither the directory of an engine nor an address", "http://host:port/v1"),
         (["chat", "--url", "localhost"], "is no address", "pass http://127.0.0.1:4000/v1"),
         (["reference", "tests", "--questions", "none", "-o", "x"], "none: no such file", "check the path"),
         (["gateway", "tests/models/tiny-qwen3/config.json"], "version is not 1", '"version": 1'),
@@ -203,3 +214,24 @@ def test_an_artefact_of_another_stage(capsys: pytest.CaptureFixture[str], tmp_pa
     Manifest("model", "tiny").write(tmp_path)
     assert cli.main(["check", str(tmp_path)]) == 3
     assert "is a model, not an engine\n  fix: pass an engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_fits_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples are broken as a shell takes them: joined again, they are the words that were written."""
+    monkeypatch.setenv("COLUMNS", "80")
+    module = importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}")
+    text = cli._make_parser(command, module).format_help()
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert (module.__doc__ or "").split() == fit_description(module.__doc__ or "", 500).split()
+    joined = fit_description(module.__doc__ or "", 80).replace(" \\\n", " ").split()
+    assert joined == (module.__doc__ or "").replace(" \\\n", " ").split()
+
+
+def test_an_option_and_its_value_stay_on_one_line() -> None:
+    text = '  enginix gate ./engine --reference ./answers --gates \'{"task": {}, "smoke": {}}\'  judged'
+    assert fit_description(text, 60).splitlines() == [
+        "  enginix gate ./engine --reference ./answers \\",
+        '      --gates \'{"task": {}, "smoke": {}}\'',
+        "      judged",
+    ]

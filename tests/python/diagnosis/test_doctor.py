@@ -119,3 +119,25 @@ def test_words_of_a_fix_stay_whole(
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["doctor", "--offline"]) == 0
     assert set(command.split()) <= set(capsys.readouterr().out.split())
+
+
+def test_lines_fit_the_terminal_and_paths_stay_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = f"/nix/store/{'0' * 32}-python3-gateway/bin/python3"
+    results = [
+        CheckResult("extra gateway", "ok", f"litellm 1.104.5 of {path}", "up"),
+        CheckResult(
+            "GPU and driver", "absent", "none", "kinds tensorrt, llmapi, edgellm; --device cuda", path
+        ),
+    ]
+    monkeypatch.setattr(machine_checks, "run_checks", lambda **_: results)
+    for columns in ("80", "72"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["doctor", "--offline"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= int(columns)
+        assert len([line for line in lines if line.endswith(path)]) == 2
+    monkeypatch.delenv("COLUMNS")
+    assert main(["doctor", "--offline"]) == 0
+    assert f"litellm 1.104.5 of {path}" in capsys.readouterr().out

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -313,3 +314,54 @@ def test_every_nix_block_is_evaluated(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     module.main(ROOT, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.nix"))) == len(of("nix"))
+
+
+def find_nix_options() -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield where a command of Nix stands, its words before its options, and its options."""
+    for page in [*PAGES, *sorted((ROOT / "nix").glob("*.nix"))]:
+        text = re.sub(r"\n#? *(?=--)", " ", page.read_text("utf-8"))
+        for match in re.finditer(r"(?:^|[\s`(#])nix ((?:[a-z-]+ ?)+[^\n`|);&]*)", text):
+            words = match[1].partition(" -- ")[0].split()
+            flags = [word.split("=")[0] for word in words if re.fullmatch(r"--?[a-z][\w=-]*", word)]
+            if flags:
+                yield str(page.relative_to(ROOT)), words, flags
+
+
+@pytest.mark.skipif(shutil.which("nix") is None, reason="Nix is not installed")
+def test_options_of_nix_are_known_to_the_oldest_supported_one() -> None:
+    """Debian 12's Nix 2.8 knows fewer options than a newer one; the test asks the one that is here."""
+    variables = {**os.environ, "NIX_CONFIG": "experimental-features = nix-command flakes"}
+    done = subprocess.run(["nix", "__dump-args"], env=variables, capture_output=True, text=True, check=True)
+    root = json.loads(done.stdout)
+    found = list(find_nix_options())
+    assert len(found) > 5
+    unknown = []
+    for where, words, flags in found:
+        level, known = root, set()
+        for word in words:
+            known |= {f"--{name}" for name in level["flags"]}
+            known |= {f"-{row['shortName']}" for row in level["flags"].values() if row.get("shortName")}
+            if word not in level.get("commands", {}):
+                break
+            level = level["commands"][word]
+        short = {f"-{letter}" for flag in flags if not flag.startswith("--") for letter in flag[1:]}
+        long = {flag for flag in flags if flag.startswith("--")}
+        unknown += [f"{where}: nix {' '.join(words)}: {flag}" for flag in sorted((long | short) - known)]
+    assert unknown == []
+
+
+def test_commands_of_nix_are_listed_with_the_reason() -> None:
+    """README and how-to pages; each row of the list is of a command that one of them has."""
+    text = (ROOT / "docs/explanation/verification.md").read_text("utf-8")
+    section = text.partition("that no test runs\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    listed = [command for cell, reason in rows for command in re.findall(r"`(.+?)`", cell) if reason.strip()]
+    commands = [
+        " ".join(words)
+        for block in of("sh", "console")
+        if str(block.page.relative_to(ROOT)).startswith(("README.md", "docs/how-to/"))
+        for words in list_commands(block)
+        if re.match(r"nix(-|$)|nixos-", words[0])
+    ]
+    assert [c for c in commands if not any(c.startswith(beginning) for beginning in listed)] == []
+    assert [b for b in listed if not any(c.startswith(b) for c in commands)] == []

@@ -16,10 +16,12 @@ import pytest
 
 from enginix.compatibility import check
 from enginix.errors import UsageError
+from enginix.kinds.gating.gate_asking import GateAsker
 from enginix.kinds.planning.planner import KindPlanner
 from enginix.kinds.registry import KIND_NAMES, find_kind, get_kind, list_kinds, list_triton_kinds
 from enginix.kinds.registry.engine_kind import EngineKind
 from enginix.kinds.trtllm import trtllm_asker
+from enginix.optional_libraries import EXTRAS
 from enginix.tables import load_table
 from enginix.triton.repository_content import ContentModule
 
@@ -46,6 +48,11 @@ def test_a_kind_satisfies_the_protocol(name: str) -> None:
     # Something serves it; and what is compiled is for a GPU.
     assert kind.server is not None or kind.triton is not None
     assert not (kind.is_portable and (kind.is_compiled or kind.runs_in_image))
+    # A build of its own is among its commands, and its extra is one of this package.
+    if kind.own_build is not None:
+        assert kind.build_commands[-1].startswith(f"enginix {kind.own_build.command} ")
+        assert kind.own_build.extra in EXTRAS
+    assert find_kind(kind.converted_as).built_from == "checkpoint"
 
 
 def require_functions(module: str, protocol: type) -> None:
@@ -65,6 +72,8 @@ def test_the_hooks_of_a_kind_are_there(name: str) -> None:
         assert callable(importlib.import_module(kind.build).run)
     if kind.memory_plan is not None:
         require_functions(kind.memory_plan, KindPlanner)
+    if kind.gate_asker is not None:
+        require_functions(kind.gate_asker, GateAsker)
     if kind.triton is not None:
         require_functions(kind.triton.repository, ContentModule)
 

@@ -31,10 +31,7 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", KEYS)
-def test_answers_are_those_of_greedy_search(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def make_subject(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> TransformersSubject:
     import transformers
 
     torch.manual_seed(0)
@@ -43,9 +40,17 @@ def test_answers_are_those_of_greedy_search(
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    config.save_pretrained(tmp_path)
+    config.save_pretrained(directory)
     monkeypatch.setattr(hf, "load_hf_model", lambda *_: model)
-    subject = TransformersSubject(tmp_path)
+    return TransformersSubject(directory)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_answers_are_those_of_greedy_search(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = make_subject(name, tmp_path, monkeypatch)
+    model = subject.model
     for length in (5, 40):
         prompt = torch.randint(3, 300, (1, length))
         with torch.inference_mode():
@@ -56,6 +61,43 @@ def test_answers_are_those_of_greedy_search(
         end = expected[12]
         (answer,) = subject.generate(prompt.tolist(), 30, frozenset({end}))
         assert answer == expected[: expected.index(end) + 1]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_answers_to_prompts_of_other_lengths_are_those_to_each_alone(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = make_subject(name, tmp_path, monkeypatch)
+    prompts = [torch.randint(3, 300, (length,)).tolist() for length in (40, 3, 17, 200, 29)]
+    alone = subject.generate(prompts, 30, frozenset(), together=False)
+    ends = frozenset({alone[1][7]})
+    alone_with_end = subject.generate(prompts, 30, ends, together=False)
+    answered_alone: list[int] = []
+    continue_prompt = subject._continue_prompt
+    monkeypatch.setattr(
+        subject,
+        "_continue_prompt",
+        lambda prompt, *words: answered_alone.append(len(prompt)) or continue_prompt(prompt, *words),
+    )
+    assert subject.generate(prompts, 30, frozenset()) == alone
+    # A padded batch of a model with windows shorter than its texts, or without a cache, is no answer.
+    if name == "Qwen3":
+        assert answered_alone == [200]
+    assert subject.generate(prompts, 30, ends) == alone_with_end
+
+
+def test_a_draft_that_the_model_does_not_confirm_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = make_subject("Qwen3", tmp_path, monkeypatch)
+    prompts = [torch.randint(3, 300, (length,)).tolist() for length in (12, 9)]
+    alone = subject.generate(prompts, 30, frozenset(), together=False)
+    wrong = [[*alone[0][:29], alone[0][29] ^ 1], alone[1]]
+    monkeypatch.setattr(subject, "_continue_batch", lambda group, *_: wrong[::-1])
+    assert subject.generate(prompts, 30, frozenset()) == alone
+    # An answer that ends early without an end token is shorter than the model's.
+    monkeypatch.setattr(subject, "_continue_batch", lambda group, *_: [a[:10] for a in alone[::-1]])
+    assert subject.generate(prompts, 30, frozenset()) == alone
 
 
 @pytest.mark.parametrize("capping", [1.0, None])

@@ -21,7 +21,7 @@ from enginix.kinds.tensorrt.build.effective_build import make_build_subject, pre
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
 from enginix.model import ModelConfig
 from enginix.model.attention_window import describe_windows
-from enginix.model.config import parse_config
+from enginix.model.config import parse_config, read_model_config
 from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.quantization import read_quantization
 from enginix.reference.config import read_executor_config
@@ -121,7 +121,7 @@ def test_what_transformers_itself_writes(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
     config.architectures = [name]
     config.save_pretrained(tmp_path)
-    read_back = ModelConfig.read(tmp_path)
+    read_back = read_model_config(tmp_path)
     assert read_back.rope.base == 123456.0 and read_back.rope.type == rope["rope_type"]
     assert read_back.num_kv_heads == 2 and read_back.head_dim == (getattr(config, "head_dim", None) or 16)
 
@@ -282,7 +282,7 @@ def test_modelopts_inline_form_equals_its_sidecar(tmp_path: Path) -> None:
     first = read(quantization_config=inline).quantization
     (tmp_path / "config.json").write_text(json.dumps(BASE))
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": sidecar}))
-    second = ModelConfig.read(tmp_path).quantization
+    second = read_model_config(tmp_path).quantization
     assert first == second and first is not None
     assert first.excludes("model.layers.1.self_attn.q_proj") and not first.excludes(
         "model.layers.0.mlp.up_proj"
@@ -440,7 +440,7 @@ def test_rope_scaling_extends_the_context_for_every_reader(
     with open_model(str(tmp_path), None) as inspected:
         assert describe_model(inspected).context == context
     assert BuildCheckpoint.of_model(tmp_path).context == context
-    model = ModelConfig.read(tmp_path)
+    model = read_model_config(tmp_path)
     checkpoint = describe_checkpoint_config(model, "float16", CheckpointMapping(1, 1), {})
     assert model.context == read_checkpoint_context(checkpoint) == context
     (tmp_path / "config.json").write_text(json.dumps(checkpoint))

@@ -241,6 +241,18 @@ def test_json_is_utf_8(middleware: MiddlewareClient, encoding: str) -> None:
     assert middleware.run(json.dumps(CHAT).encode("utf-8-sig"))[0] == 200
 
 
+def test_half_a_surrogate_pair_is_no_text(middleware: MiddlewareClient) -> None:
+    for raw in (
+        b'{"model": "m", "prompt": "a\\ud800b"}',
+        b'{"model": "m", "prompt": "a", "user": "\\udfff"}',
+    ):
+        status, body, _ = middleware.run(raw, "/v1/completions")
+        assert status == 400 and "surrogate" in body["error"]["message"]
+    # A whole pair is a character.
+    assert middleware.run(b'{"model": "m", "prompt": "\\ud83d\\ude42"}', "/v1/completions")[0] == 200
+    assert len(middleware.app.scopes) == 1
+
+
 # A shared machine may take any time for the files that each example makes.
 @settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
@@ -343,6 +355,14 @@ def test_other_routes_are_none(middleware: MiddlewareClient, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         assert middleware.run(CHAT, path, method)[0] == 404
     assert middleware.app.scopes == []
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_health_is_read_alone(middleware: MiddlewareClient, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        status, body, _ = middleware.run(CHAT, path, method)
+        assert status == 405 and method in body["error"]["message"]
+    assert middleware.run(b"", path, "HEAD")[0] in (200, 503)
 
 
 def test_errors_are_openais_and_the_log_has_no_words_of_a_client(middleware: MiddlewareClient) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +79,9 @@ def test_anything_is_refused_by_name_or_passed_on(body: dict[str, Any], route: s
         ({"ignore_eos": True}, {"end_id": -1}),
         ({"ignore_eos": False}, {}),
         ({"temperature": 0, "n": 1, "user": "u"}, {"temperature": 0}),
+        # The smallest set of tokens whose probabilities reach 0 is the most likely one, whatever top_k is.
+        ({"top_p": 0, "temperature": 1.5, "top_k": 9}, {"top_p": 0, "temperature": 0, "top_k": 9}),
+        ({"top_p": 0.0}, {"top_p": 0, "temperature": 0}),
         ({"chat_template_kwargs": {"a": "ü"}}, {"chat_template_args": '{"a": "ü"}'}),
     ],
 )
@@ -110,6 +115,32 @@ def test_no_content_beside_tool_calls_is_a_message() -> None:
     for calls in (None, []):
         with pytest.raises(RequestRejected, match=r"messages\[0\].content"):
             parse_text_messages([{**called, "tool_calls": calls}])
+
+
+@pytest.mark.parametrize("field", ["refusal", "function_call", "audio"])
+def test_no_content_beside_what_stands_for_it_is_a_message(field: str) -> None:
+    """The server tells whether its template reads the field; the content is not at fault."""
+    message = {"role": "assistant", "content": None, field: "no"}
+    assert parse_text_messages([message]) == [message]
+    for other in ({**message, field: None}, {**message, "role": "user"}):
+        with pytest.raises(RequestRejected, match=r"messages\[0\].content"):
+            parse_text_messages([other])
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_no_tokens_are_a_completion_of_servers_that_take_them(name: str) -> None:
+    """OpenAI's reference: max_tokens of a completion is at least 0; with echo it is the prompt alone."""
+    score = {**BASE["completions"], "max_tokens": 0, "echo": True, "logprobs": 1}
+    check_openai_request("completions", score, is_triton=False)
+    limits = GatewayLimits()
+    request = CheckedRequest.compose("/v1/completions", score, "m", "r", is_triton=False, limits=limits)
+    assert request.parts[0]["max_tokens"] == 0 and request.parts[0]["echo"] is True
+    with pytest.raises(RequestRejected, match="max_tokens: 0 is not at least 1"):
+        check_openai_request("completions", {**BASE["completions"], "max_tokens": 0}, is_triton=True)
+    for is_triton in (False, True):
+        with pytest.raises(RequestRejected, match=f"{name}: 0 is not at least 1") as refused:
+            check_openai_request("chat", {**CHAT, name: 0}, is_triton=is_triton)
+        assert refused.value.param == name
 
 
 @pytest.mark.parametrize(
@@ -183,7 +214,7 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
         ("temperature", {"temperature": True}),
         ("temperature", {"temperature": "1"}),
         ("temperature", {"temperature": float("nan")}),
-        ("top_p", {"top_p": 0}),
+        ("top_p", {"top_p": -0.1}),
         ("top_k", {"top_k": 2.5}),
         ("seed", {"seed": -(2**63) - 1}),
         ("stop", {"stop": ["a", 1]}),
@@ -248,28 +279,23 @@ def test_parts_of_a_message_are_one_text() -> None:
     assert parse_text_messages([{"role": "user", "content": parts}]) == [{"role": "user", "content": "a\nb"}]
 
 
+@pytest.mark.parametrize("key", ["cache_control", "prompt_cache_breakpoint", "annotations"])
+def test_no_field_of_a_part_is_dropped(key: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a", key: {"type": "ephemeral"}}]}]
+    for is_triton in (False, True):
+        with pytest.raises(RequestRejected, match=key) as refused:
+            check_openai_request("chat", {**CHAT, "messages": messages}, is_triton=is_triton)
+        assert refused.value.param == f"messages[0].content[0].{key}"
+    # null says nothing.
+    without = [{"role": "user", "content": [{"type": "text", "text": "a", key: None}]}]
+    assert parse_text_messages(without) == [{"role": "user", "content": "a"}]
+
+
 def test_a_long_name_is_shown_in_part() -> None:
     with pytest.raises(RequestRejected) as refused:
         check_openai_request("chat", {**CHAT, "x" * 10_000: 1}, is_triton=True)
     assert len(refused.value.message) < 200
     json.dumps(refused.value.as_json())
-
-
-@pytest.mark.parametrize(
-    ("route", "given", "param"),
-    [
-        ("chat", {"n": 2}, "n"),
-        ("completions", {"n": 2}, "n"),
-        ("completions", {"logprobs": 0}, "logprobs"),
-        ("completions", {"logprobs": 5}, "logprobs"),
-    ],
-)
-def test_what_a_stream_would_lose_is_refused(route: str, given: dict[str, Any], param: str) -> None:
-    body = {**BASE[route], **given}
-    check_openai_request(route, body, is_triton=False)
-    with pytest.raises(RequestRejected, match="ask without stream") as refused:
-        check_openai_request(route, {**body, "stream": True}, is_triton=False)
-    assert refused.value.param == param
 
 
 @pytest.mark.parametrize("is_triton", [False, True])
@@ -292,13 +318,28 @@ def test_a_list_counts_as_so_many_requests(prompt: Any, count: int, stream: bool
     limits = GatewayLimits()
     request = CheckedRequest.compose("/v1/completions", body, "m", "r", is_triton=False, limits=limits)
     assert request.prompts == count
-    assert len(request.parts) == (count if stream else 1)
+    assert len(request.parts) == 1
+
+
+@pytest.mark.slow
+def test_every_parameter_of_openais_client_has_a_row(gateway_python: Path) -> None:
+    from openai.resources.chat.completions import Completions as Chat
+    from openai.resources.completions import Completions
+
+    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    for route, create in (("chat", Chat.create), ("completions", Completions.create)):
+        rows = {name for name, row in PARAMETERS.items() if route in row.get("routes", (route,))}
+        assert set(inspect.signature(create).parameters) - own <= rows
 
 
 # OpenAI API reference, create chat completion: what this gateway passes on to no server.
 NOWHERE: list[tuple[str, list[Any], list[Any]]] = [
     ("safety_identifier", ["a"], [1]),
     ("prompt_cache_key", ["a"], [1]),
+    # Hints to a cache that no server here has: they change no answer.
+    ("prompt_cache_retention", ["in_memory", "24h"], ["48h", 1]),
+    ("prompt_cache_options", [{"mode": "explicit", "ttl": "30m"}], ["30m"]),
+    ("moderation", [], [{"policy": {"input": {"mode": "block"}}}]),
     ("metadata", [{}], [{"a": "b"}]),
     ("service_tier", ["auto", "default"], ["flex", "priority"]),
     ("modalities", [["text"]], [["text", "audio"], []]),

@@ -20,8 +20,14 @@ from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import describe_model, open_model
 from enginix.kinds.planning.lock_plan import NEEDED_KEYS, plan_from_lock
 from enginix.kinds.planning.planner import PlanRequest, find_kv_certainty
-from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, compute_kv_token
-from enginix.memory_plan.kv_layout import find_latent
+from enginix.memory_plan.arithmetic import (
+    ModelSizes,
+    PlanLimits,
+    TargetGpu,
+    compute_kv_token,
+    estimate_workspace,
+)
+from enginix.memory_plan.kv_layout import find_latent, find_recurrent_layers
 from enginix.model.attention_window import find_window_pattern
 from enginix.model.jsonfile import select_language_model
 from enginix.tables import load_table
@@ -33,6 +39,28 @@ def test_a_latent_vector_is_whole_on_every_rank(ranks: int) -> None:
     config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_key_value_heads": 128}
     sizes = ModelSizes(61, 128, 128, 56, 7168, 18432, 129280, 163840, latent=find_latent(config, "model"))
     assert compute_kv_token(sizes, PlanLimits(1, 1, 1, tensor_parallel=ranks)) == 61 * 576 * 2
+
+
+def test_recurrent_layers_keep_a_state_of_a_sequence() -> None:
+    """Transformers' own states after three tokens; TensorRT-LLM keeps the convolution's inputs twice."""
+    import torch
+
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=4, lru_width=12, conv1d_width=4, intermediate_size=16,
+    )  # fmt: skip
+    model = transformers.RecurrentGemmaForCausalLM(config)
+    model(torch.tensor([[1, 2, 3]]), use_cache=True)
+    blocks = [layer.temporal_block for layer in model.model.layers]
+    states = [b for b in blocks if hasattr(b, "rg_lru")]
+    kept = sum(b.rg_lru.recurrent_states.numel() * 4 for b in states)
+    kept += sum(2 * b.conv1d_state.numel() * 2 for b in states)
+    found = find_recurrent_layers(config.to_dict() | {"architectures": ["RecurrentGemmaForCausalLM"]}, 2)
+    assert found is not None and (found.cached, found.state) == (len(blocks) - len(states), kept)
+    sizes = ModelSizes(5, 2, 1, 4, 8, 16, 16, 64, cached_layers=found.cached, state=found.state)
+    assert compute_kv_token(sizes, PlanLimits(1, 1, 1)) == found.cached * 2 * 4 * 2
+    workspaces = [estimate_workspace(sizes, PlanLimits(batch, 1, 1)) for batch in (3, 4)]
+    assert workspaces[1] - workspaces[0] == kept + 4 * (16 + 16)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from enginix.kinds.planning.planner import PlanRequest, plan_memory
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, find_target_gpu
 from enginix.memory_plan.weights import CheckpointSizes
-from enginix.model import ModelConfig, open_weights
+from enginix.model import open_weights
+from enginix.model.config import read_model_config
 from hub import Hub
 
 ROOT = Path(__file__).parents[3]
@@ -42,13 +43,13 @@ def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path:
     compared = 0
     for tp, pp in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
         try:
-            experts = ModelConfig.read(model).experts
+            experts = read_model_config(model).experts
             ep = 1 if experts is None or experts.width % tp == 0 else tp
             out = tmp_path / f"{tp}-{pp}"
             convert_model(model, out, ConvertOptions(mapping=CheckpointMapping(tp, pp, ep)))
         except EnginixError:
             continue  # what cannot be written has no size to compare; which those are is the converter's test
-        ranks = CheckpointSizes(ModelConfig.read(model), open_weights(model)).ranks(tp, pp, None, None)
+        ranks = CheckpointSizes(read_model_config(model), open_weights(model)).ranks(tp, pp, None, None)
         written = [(out / f"rank{r}.safetensors").stat().st_size for r in range(tp * pp)]
         assert written == [stage.file for stage in ranks.stages for _ in range(tp)]
         assert sum(written) == ranks.files
@@ -59,7 +60,7 @@ def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path:
 
 def test_a_model_counts_as_if_quantized_what_it_counts_when_it_is() -> None:
     model = golden.root() / "llama-nvfp4" / "hf"
-    config, weights = ModelConfig.read(model), open_weights(model)
+    config, weights = read_model_config(model), open_weights(model)
     real = CheckpointSizes(config, weights)
     bare = CheckpointSizes(replace(config, quantization=None), weights)
     for tp in (1, 2):
@@ -307,13 +308,13 @@ def test_edgellm_refuses_what_it_does_not_have(words, said, capsys) -> None:
 def test_edgellm_on_a_command_line(target, status, said, capsys) -> None:
     words = ["plan", str(TINY), "--target", target, "--kind", "edgellm", "--kv-cache", "fp8"]
     assert main(words) == status and said in capsys.readouterr().out
-    lock = str(CATALOGUE / f"{PINNED[0]}.lock.json")
+    lock = str(CATALOGUE / "qwen2_5-7b-instruct.lock.json")
     assert main(["plan", lock, "--offline", "--target", target, "--kind", "edgellm", "--json"]) == status
     assert json.loads(capsys.readouterr().out)["kind"] == "edgellm"
 
 
 def test_an_option_that_is_clipped_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    lock = str(CATALOGUE / f"{PINNED[0]}.lock.json")
+    lock = str(CATALOGUE / "qwen2_5-7b-instruct.lock.json")
     for words in (["plan", str(TINY)], ["plan", lock, "--offline"]):
         line = [*words, "--target", "h200", "--max-batch-size", "2", "--max-num-tokens", "512"]
         assert main([*line, "--max-seq-len", "128"]) == 0

@@ -252,6 +252,13 @@ QWEN = ROOT / "nix" / "catalogue" / "qwen2_5-7b-instruct.lock.json"
             "16 sequences of maxKvCacheCapacity take 524288, from the start",
             "--max-batch-size 4",
         ),
+        (
+            'rtxPlan.fits "mkEngine"',
+            '(check.gpus.find "f" "rtx-3090")',
+            "{ maxBatchSize = 32; maxSeqLen = 8192; stepTokens = 32; }",
+            "32 slots take 263136, from the start",
+            "--max-batch-size 16",
+        ),
     ],
 )
 def test_a_refusal_names_the_tightest_limit_and_the_command_that_finds_the_way_out(
@@ -274,3 +281,39 @@ def test_a_cache_of_windowed_layers_is_refused_as_an_upper_bound() -> None:
     gpu = '{ name = "g"; sm = 89; memoryGB = 17; }'
     with pytest.raises(AssertionError, match="an upper bound: layers with a window are counted in full"):
         check(f'check.plan.fits "f" "tensorrt" ({facts}) {gpu} {{ maxBatchSize = 1; maxNumTokens = 512; }}')
+
+
+# Of kind rtx: the defaults, one slot, many, and sequences longer than some of the contexts.
+RTX: tuple[dict[str, int], ...] = (
+    {},
+    {"max_batch_size": 1, "max_seq_len": 512},
+    {"max_batch_size": 64},
+    {"max_batch_size": 7, "max_seq_len": 2048},
+)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_evaluation_and_command_agree_on_rtx(tmp_path: Path) -> None:
+    grid = list(product(MODELS, (*MEMORIES, 60_000_000, 18 * 10**9), (80, 86, 89, 120), RTX))
+    cases, ours = [], []
+    for model, memory, sm, limits in grid:
+        facts = dict(MODELS[model])
+        files = {"model.safetensors": facts.pop("weightBytes")}
+        # More than the context is refused.
+        within = {key: min(n, facts["context"]) if "seq" in key else n for key, n in limits.items()}
+        request = PlanRequest(kind="rtx", **within)
+        found = plan_from_lock(facts, files, TargetGpu("g", sm, memory), request, "case")
+        sizes = {key: value for key, value in asdict(found.limits).items() if value is not None}
+        cases.append({"model": model, "memory": memory, "sm": sm, "limits": camel(sizes)})
+        verdict = {"fits": found.memory.fits, "tightest": found.memory.tightest}
+        ours.append(camel({**asdict(found.memory), **verdict}))
+    (tmp_path / "cases.json").write_text(json.dumps({"models": MODELS, "cases": cases}))
+    theirs = check(
+        f"""let
+          table = builtins.fromJSON (builtins.readFile {tmp_path}/cases.json);
+          plan = c: check.rtxPlan.plan table.models.${{c.model}} {{ inherit (c) sm memory; }} c.limits;
+        in map plan table.cases"""
+    )
+    assert [c for c, a, b in zip(cases, ours, theirs, strict=True) if a != b] == []
+    assert {o["fits"] for o in ours} == {True, False}
+    assert {o["tightest"] for o in ours if not o["fits"]} == {"weights", "workspace", "kvCache"}

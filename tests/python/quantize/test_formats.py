@@ -119,9 +119,23 @@ def test_what_conversion_refuses_later_is_told_before_quantizing() -> None:
         warnings = resolve_format(name, architecture=architecture).warnings
         return [w for w in warnings if w.startswith(f"enginix convert takes {architecture}")]
 
-    assert "unquantized only" in list_told("fp8", "BloomForCausalLM")[0]
+    assert "unquantized only" in list_told("fp8", "CohereForCausalLM")[0]
     assert "in FP8, " in list_told("fp8_pc_pt", "GPT2LMHeadModel")[0]
     assert list_told("fp8", "GPT2LMHeadModel") == list_told("fp8_pc_pt", "Qwen3ForCausalLM") == []
+
+
+@pytest.mark.parametrize("name", TABLE["architecturesRefused"]["rows"])
+def test_classes_that_modelopt_does_not_quantize_are_refused_before_work(name: str) -> None:
+    """Slow tests of ModelOpt itself: test_quantize.py."""
+    formats = TABLE["architecturesRefused"]["rows"][name]["formats"]
+    for chosen in [*TABLE["formats"], "mixed"]:
+        bits = {"effective_bits": 9.0} if chosen == "mixed" else {}
+        if chosen in (formats or [chosen]):
+            with pytest.raises(UsageError, match=f"{name} cannot be quantized to {chosen}") as e:
+                resolve_format(chosen, architecture=name, device="cpu", **bits)  # type: ignore[arg-type]
+            assert e.value.fix
+        else:
+            assert resolve_format(chosen, architecture=name, device="cpu", **bits)  # type: ignore[arg-type]
 
 
 def test_small_models_with_an_fp8_cache_are_warned_of() -> None:

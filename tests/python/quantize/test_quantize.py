@@ -274,3 +274,40 @@ def test_a_broken_export_leaves_nothing(
     with pytest.raises(ModelError, match="not quantized"):
         quantize_model(model, tmp_path / "out", _choice("fp8"), calibration, QuantizeOptions())
     assert not list(tmp_path.iterdir())
+
+
+# Sizes of random models whose class ModelOpt was seen to quantize, and of one that it was seen to refuse.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "GPT2": {"n_embd": 128, "n_layer": 1, "n_head": 4},
+    "MPT": {"d_model": 128, "n_layers": 1, "n_heads": 4},
+    "Cohere": {
+        "hidden_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    },
+    "Bloom": {"hidden_size": 128, "n_layer": 1, "n_head": 4},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_work_or_are_refused_before_work(
+    family: str, model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    stem = {"MPT": "Mpt"}.get(family, family)
+    config = getattr(transformers, f"{stem}Config")(vocab_size=2048, bos_token_id=1, **FAMILIES[family])
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    network.bfloat16().save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / name, tmp_path / "model" / name)
+    architecture = source.read_source_model(tmp_path / "model").architecture
+    for name in ("fp8", "int8_sq", "int4_awq"):
+        try:
+            choice = resolve_format(name, architecture=architecture)
+        except UsageError as e:
+            assert family == "Bloom" and e.fix
+            continue
+        assert family != "Bloom"
+        quantize_model(tmp_path / "model", tmp_path / name, choice, calibration, QuantizeOptions())

@@ -63,6 +63,7 @@ MODELS: list[tuple[str, dict[str, Any], float]] = [
     ("GemmaForCausalLM", {"head_dim": 8}, EXACT),
     ("Gemma2ForCausalLM", {"head_dim": 8, "query_pre_attn_scalar": 3, **GEMMA2}, EXACT),
     ("CohereForCausalLM", {}, EXACT),
+    ("CohereForCausalLM", {"head_dim": 12}, EXACT),
 ]
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64,

@@ -20,6 +20,7 @@ from enginix.kinds.planning.planner import (
     find_model_obstacles,
 )
 from enginix.kinds.registry import KIND_NAMES, find_kind, list_kinds
+from enginix.kinds.rtx_planning.memory_plan import find_rtx_obstacles
 from enginix.memory_plan.arithmetic import ModelSizes, find_target_gpu
 from enginix.report.artefacts import Artefact
 from enginix.report.comparison import compare_artefacts, render_comparison_page, render_comparison_text
@@ -179,7 +180,7 @@ def test_llmapi_does_not_take_what_the_table_says_it_does_not(name: str) -> None
     assert row.takes is None or (row.targets == () and name in row.why[0])
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in list_kinds() if kind.unplanned_reason is None])
+@pytest.mark.parametrize("kind", [kind.name for kind in list_kinds()])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
     row = judge(kind, "Qwen3ForCausalLM", name)
@@ -189,6 +190,8 @@ def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
         obstacles = find_model_obstacles(kind, "Qwen3ForCausalLM", name)
         if kind == "edgellm":
             obstacles += find_edgellm_obstacles("Qwen3ForCausalLM", name, gpu)
+        elif kind == "rtx":
+            obstacles = find_rtx_obstacles("Qwen3ForCausalLM", sizes, gpu)
         else:
             obstacles += find_format_obstacles(sizes, gpu, kind)
         runs = row.takes is not False and (row.targets is None or target in row.targets)
@@ -206,7 +209,6 @@ def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
         ("LlamaForCausalLM", "FP8", "fp8-block", "block-scaled FP8"),
         ("LlamaForCausalLM", "OWN", None, "format OWN is not converted"),
         ("Gemma3ForCausalLM", None, None, "no converter takes Gemma3ForCausalLM"),
-        ("DeepseekV2ForCausalLM", None, None, "latent projections"),
         ("ArcticForCausalLM", None, None, "is not converted"),
         ("CohereForCausalLM", "FP8", None, "takes CohereForCausalLM unquantized"),
         ("Gemma2ForCausalLM", "NVFP4", None, "takes Gemma2ForCausalLM in FP8, in W8A8_SQ_PER_CHANNEL"),
@@ -218,6 +220,12 @@ def test_what_no_converter_takes_is_no_engine(
 ) -> None:
     row = judge(kind, architecture, quantization, **({"method": method} if method else {}))
     assert row.takes is False and any(why in reason for reason in row.why)
+
+
+def test_a_checkpoint_that_no_supported_release_builds_is_no_engine() -> None:
+    row = judge("tensorrt", "DeepseekV2ForCausalLM", None)
+    assert row.takes is False and any("fused_q_proj" in reason for reason in row.why)
+    assert judge("reference", "DeepseekV2ForCausalLM", None).takes is False
 
 
 def test_an_architecture_of_another_converter_is_taken_unquantized() -> None:

@@ -19,7 +19,7 @@ from enginix.evaluation.engine_protocol.engine_questions import (
 )
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.kinds.rtx_serving import rtx_asker
-from enginix.kinds.rtx_serving.gate_report import GateReport
+from enginix.kinds.rtx_serving.gate_report import RtxGateReport
 from enginix.kinds.rtx_serving.interpreter_backend import InterpreterBackend
 from enginix.reference import Executor
 
@@ -147,7 +147,7 @@ def test_an_engine_that_fails_is_an_error_and_leaves_no_answers(
 
 
 def test_a_report_says_what_executed() -> None:
-    on_gpu = GateReport(Path(), {"gpu": "NVIDIA GeForce RTX 4090", "sm": 89}).list_lines([])
+    on_gpu = RtxGateReport(Path(), {"gpu": "NVIDIA GeForce RTX 4090", "sm": 89}).list_lines([])
     assert on_gpu[0].startswith("please report these lines") and "  sm: 89" in on_gpu
-    interpreted = GateReport(Path(), {"executor": "…"}).list_lines([])
+    interpreted = RtxGateReport(Path(), {"executor": "…"}).list_lines([])
     assert "this says nothing of NVIDIA's runtime" in interpreted[0]

@@ -11,6 +11,7 @@ import pytest
 import random_models
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.numbers import interleave_tiles
 from enginix.errors import GateError
 from enginix.kinds.rtx import network_gate
 from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support
@@ -31,7 +32,7 @@ CASES = (
     *("qwen3-bf16", "qwen3-tied", "qwen3-rope-yarn"),
     *("phi3-bf16", "phi3-tied-odd"),
 )
-FORMATS = {"FP8": "FP8", "INT8_SQ": "W8A8_SQ_PER_CHANNEL", "INT4_AWQ": "W4A16_AWQ"}
+FORMATS = {"FP8": "FP8", "INT8_SQ": "W8A8_SQ_PER_CHANNEL", "INT4_AWQ": "W4A16_AWQ", "NVFP4": "NVFP4"}
 Describe = Callable[..., Any]
 
 
@@ -89,7 +90,8 @@ def test_quantized_networks_equal_the_reference_executor(
     assert FORMATS[name] in network.config.quantization.quant_algo
     outcome = network_gate.judge_network(network, checkpoint, TINY, TOKENS)
     assert outcome.passed, outcome.summary
-    assert [leg["leg"] for leg in outcome.detail["legs"]] == ["wide", "wideRounded", "bfloat16Quantized"]
+    codes = "Nvfp4" if name == "NVFP4" else "Quantized"
+    assert [leg["leg"] for leg in outcome.detail["legs"]] == ["wide", "wideRounded", f"bfloat16{codes}"]
 
 
 def test_a_quantized_matrix_of_two_is_cut(
@@ -230,6 +232,22 @@ QUANTIZED_FAULTS: dict[str, tuple[str, Callable[[], Mapping[str, Any]]]] = {
     "INT4: scales of blocks a column late": (
         "INT4_AWQ", lambda: _replace_constant("2.mlp.proj.weight_scale", lambda a: np.roll(a, 1, -1))
     ),
+    "NVFP4: halves of bytes swapped": (
+        "NVFP4", lambda: _change_call("constant_of_halves", lambda s, n, p, t: (n, _swap_halves(p), t))
+    ),
+    "NVFP4: scales of blocks a column late": (
+        "NVFP4", lambda: _replace_constant("2.mlp.proj.weight_scale", lambda a: np.roll(a, 1, -1))
+    ),
+    "NVFP4: scales of blocks in tiled order": (
+        "NVFP4",
+        lambda: _replace_constant("2.mlp.proj.weight_scale", _order_in_tiles),
+    ),
+    "NVFP4: unit of a matrix's scales inverted": (
+        "NVFP4", lambda: _replace_constant("1.mlp.proj.weight_unit", lambda a: np.float32(1) / a)
+    ),
+    "NVFP4: unit of activations' scales a tenth": (
+        "NVFP4", lambda: _replace_constant("activation_scale", lambda a: a / np.float32(10))
+    ),
 }  # fmt: skip
 PACK = quantized_products.pack_int4_columns
 PLACES = {
@@ -238,6 +256,11 @@ PLACES = {
     "decoder": decoder,
     "quantized_products": quantized_products,
 }
+
+
+def _order_in_tiles(scales: Any) -> Any:
+    tiled = interleave_tiles(scales.tobytes(), scales.shape[-1])
+    return np.frombuffer(tiled, np.uint8).reshape(scales.shape).view(scales.dtype)
 
 
 def _swap_halves(packed: Any) -> Any:

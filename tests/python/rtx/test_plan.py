@@ -16,7 +16,9 @@ import pytest
 from enginix.cli import main
 from enginix.compatibility.check import Mismatch, compare_with_machine, require_versions
 from enginix.errors import CheckpointError, EnginixError, GateError, ManifestError, UsageError
+from enginix.inspect import open_model
 from enginix.integrity import require_unchanged
+from enginix.kinds.planning.planner import PlanRequest, plan_memory
 from enginix.kinds.rtx import checkpoint_support, engine_build, plan_builder
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.errors import PlanError
@@ -26,6 +28,7 @@ from enginix.kinds.rtx.plan_header import check_plan_header
 from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
 from enginix.machine.target import Machine, MachineGpu
 from enginix.manifest import read_manifest
+from enginix.memory_plan.arithmetic import find_target_gpu
 
 TINY = Path(__file__).resolve().parents[2] / "models/tiny-qwen3"
 SMALL = EngineShape(2, 4, 32)
@@ -74,6 +77,9 @@ def test_the_builders_refusals_are_errors(
     network, log = describe(quantized("FP8"), SMALL)
     with pytest.raises(PlanError, match="sm86"):
         plan_builder.build_plan(network, log, (86,), tmp_path / "fp8")
+    network, log = describe(quantized("NVFP4"), SMALL)
+    with pytest.raises(PlanError, match="sm89"):
+        plan_builder.build_plan(network, log, (89,), tmp_path / "nvfp4")
     network, log = describe(tiny, SMALL)
     log.add(True, "a setter was refused")
     with pytest.raises(PlanError, match="a setter was refused"):
@@ -96,6 +102,17 @@ def test_a_setter_that_is_refused_in_passing_fails_the_build(
     assert log.errors
     with pytest.raises(PlanError, match="refused it"):
         plan_builder.build_plan(network, log, ALL, tmp_path / "plan")
+
+
+@pytest.mark.parametrize("name", ["FP8", "INT8_SQ", "INT4_AWQ", "NVFP4"])
+def test_every_format_builds_for_all_its_targets(
+    quantized: Callable[[str], Path], describe: Describe, tmp_path: Path, name: str
+) -> None:
+    network, log = describe(quantized(name), SMALL)
+    formats = checkpoint_support.list_checkpoint_formats(network.config)
+    targets = checkpoint_support.resolve_targets(formats, None)
+    header = plan_builder.build_plan(network, log, targets, tmp_path / "plan")
+    assert header.targets == targets
 
 
 def test_an_attention_in_parts_is_found(
@@ -194,9 +211,44 @@ def test_another_version_of_the_library_is_refused(engine: Path) -> None:
         require_versions(read_manifest(engine), engine, {"tensorrtRtx": "1.6.1.120"})
 
 
-def test_a_memory_plan_is_refused_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(TINY), "--target", "rtx-4090", "--kind", "rtx"]) != 0
-    assert "was never measured" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (
+            ["--target", "rtx-4090"],
+            0,
+            ["8 slots of 2,048 tokens, 16 of each a step", "no GPU, host memory 2."],
+        ),
+        (["--target", "rtx-4090"], 0, ["one engine is for SM 80, 86, 89, 120, 121", "was ever executed"]),
+        (["--target", "h200"], 1, ["kind rtx runs on SM 80, 86, 89, 120, 121; h200 is SM 90"]),
+        (["--target", "rtx-4090", "--memory", "0.02"], 1, ["smallest change", "--max-batch-size 2"]),
+        (["--target", "l4", "--sequences", "2"], 2, ["kind rtx has no --sequences"]),
+        (["--target", "l4", "--tensor-parallel", "2"], 2, ["kind rtx runs on one GPU"]),
+        (["--target", "l4", "--kv-cache", "fp8"], 2, ["kind rtx has no FP8 KV cache"]),
+        (["--target", "l4", "--dtype", "float32"], 2, ["does not compute in float32"]),
+        (["--target", "l4", "--max-seq-len", "4096"], 2, ["maxSeqLen is 4096"]),
+        (["--target", "l4", "--step-tokens", "64"], 0, ["8 slots of 2,048 tokens, 64 of each a step"]),
+    ],
+)
+def test_memory_plans(
+    words: list[str], status: int, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(TINY), "--kind", "rtx", *words]) == status
+    output = "".join(capsys.readouterr())
+    assert all(text in output for text in said), output
+
+
+def test_the_kv_cache_of_a_memory_plan_is_that_of_the_engine(engine: Path) -> None:
+    """Every position of every slot, and the weights that the plan holds."""
+    described = json.loads((engine / "engine/engine.json").read_text())
+    with open_model(str(TINY)) as model:
+        request = PlanRequest(kind="rtx", max_batch_size=2, max_seq_len=32)
+        found = plan_memory(model, find_target_gpu("rtx-4090"), request)
+    positions = described["slots"] * (described["maxSeqLen"] + found.limits.step_tokens - 1)
+    assert found.memory.need_tokens == positions
+    heads = described["layers"] * described["keyValueHeads"] * described["headSize"]
+    assert found.memory.kv_token == 2 * heads * 2
+    assert found.memory.weights < described["length"] < found.memory.weights + 5_000_000
 
 
 def test_a_network_that_is_another_function_is_no_engine(
@@ -232,6 +284,27 @@ def test_a_checkpoint_that_changed_is_no_engine(engine: Path, tiny: Path, tmp_pa
         require_engine_checkpoint(engine, tmp_path / "checkpoint")
 
 
+def test_a_checkpoint_without_a_manifest_is_compared_with_the_model(
+    trt: Any, tiny: Path, tmp_path: Path
+) -> None:
+    """As TensorRT-LLM's own converter leaves it; the row of the embedding belongs to no token of the gate."""
+    checkpoint, options = (
+        tmp_path / "checkpoint",
+        engine_build.RtxBuildOptions(max_batch_size=2, max_seq_len=32),
+    )
+    shutil.copytree(tiny, checkpoint)
+    (checkpoint / "enginix.json").unlink()
+    built, outcomes = engine_build.build_rtx_engine(checkpoint, TINY, tmp_path / "sound", options)
+    assert built.results["gates"] == {"weights": "passed", "network": "passed"} and len(outcomes) == 2
+    weights = checkpoint / "rank0.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2001] ^= 0x40
+    weights.write_bytes(content)
+    with pytest.raises(GateError, match="gate weights failed"):
+        engine_build.build_rtx_engine(checkpoint, TINY, tmp_path / "engine", options)
+    assert not (tmp_path / "engine").exists()
+
+
 # Each value of a checkpoint's configuration that this kind refuses, and what it says.
 REFUSED = {
     "dtype": ({"dtype": "float32"}, "no fused attention"),
@@ -245,7 +318,7 @@ REFUSED = {
     ),
     "long rotation": ({"position_embedding_type": "long_rope"}, "rotation long_rope"),
     "KV cache": ({"quantization": {"kv_cache_quant_algo": "FP8"}}, "a KV cache in FP8"),
-    "format": ({"quantization": {"quant_algo": "NVFP4"}}, "format NVFP4 is not taken"),
+    "format": ({"quantization": {"quant_algo": "W4A8_AWQ"}}, "format W4A8_AWQ is not taken"),
     "ranks": ({"mapping": {"world_size": 2, "tp_size": 2}}, "2 ranks"),
 }
 
@@ -265,7 +338,8 @@ def test_targets_and_limits() -> None:
     resolve = checkpoint_support.resolve_targets
     assert resolve(["NO_QUANT"], None) == ALL and resolve(["FP8", "NO_QUANT"], None) == (89, 120, 121)
     assert resolve(["NO_QUANT"], [120, 80]) == (80, 120)
-    for formats, sm in ((["NO_QUANT"], 90), (["NO_QUANT"], 75), (["FP8"], 86)):
+    assert resolve(["NVFP4", "NO_QUANT"], None) == (120, 121)
+    for formats, sm in ((["NO_QUANT"], 90), (["NO_QUANT"], 75), (["FP8"], 86), (["NVFP4"], 89)):
         with pytest.raises(UsageError, match=f"SM {sm}"):
             resolve(formats, [sm])
     limits = {"maxBatchSize": None, "maxSeqLen": None, "stepTokens": None}

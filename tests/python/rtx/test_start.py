@@ -79,7 +79,7 @@ def test_repositories_are_refused(
 
 def test_other_kinds_have_no_interpreter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", str(TINY), "--interpreter", "--dry-run"]) != 0
-    assert "kind rtx alone has an interpreter" in capsys.readouterr().err
+    assert "kind reference has no interpreter" in capsys.readouterr().err
 
 
 MIB = 1 << 20

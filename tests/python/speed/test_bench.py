@@ -302,7 +302,8 @@ def test_a_measurement_beside_its_engine_is_compared(
     assert "4 requests, 1 at the same time, 3 words in, 4 tokens out" in told["speedOn"]
     assert any("rebuilt is not shown: rebuilt.bench.json measured another build" in n for n in told["notes"])
     assert any("No speed was measured of unmeasured" in note for note in told["notes"])
-    assert "first 5" in page.read_text() and "4 requests" in page.read_text()
+    first = 1000 * stored["figures"]["firstTokenSeconds"]["mean"]
+    assert f"first {first:,.3g} ms" in page.read_text() and "4 requests" in page.read_text()
     # Another load is another question.
     with serve_recorded(step=0.001) as server:
         more = [*words, "--concurrency", "2", "--engine", str(tmp_path / "unmeasured")]

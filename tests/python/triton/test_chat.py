@@ -221,6 +221,11 @@ REFUSED = [
     ({"messages": [{"role": 1, "content": "a"}]}, "messages[0]: role is missing or not a text"),
     ({"messages": [{"role": "user"}]}, "messages[0]: content is missing"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0]: content is missing"),
+    ({"messages": [{"role": "user", "content": None, "refusal": "no"}]}, "messages[0]: content is missing"),
+    (
+        {"messages": [{"role": "assistant", "content": None, "refusal": "no"}]},
+        "messages[0].refusal: this model's chat template does not read it",
+    ),
     ({"messages": [{"role": "asistant", "content": "a"}]}, "did you mean assistant?"),
     ({"messages": [{"role": "qqq", "content": "a"}]}, "role 'qqq' is unknown; known are system"),
     ({"messages": [*MESSAGES, MESSAGES[0]]}, "the chat template refuses: system comes first"),

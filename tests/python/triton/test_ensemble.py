@@ -98,6 +98,11 @@ def test_end_ids(server: Server, request_of: RequestOf, end_id: int | None, expe
     [
         ({"top_k": 40}, (1.0, 40, 1.0)),
         ({"top_p": 0.5}, (1.0, 0, 0.5)),
+        # TensorRT-LLM: greedy without top_k, no limit beside one.
+        ({"temperature": 0.9, "top_p": 0.0}, (0.0, 0, 1.0)),
+        ({"temperature": 0.9, "top_k": 0, "top_p": 0.0}, (0.0, 0, 1.0)),
+        ({"temperature": 0.5, "top_k": 7, "top_p": 0.0}, (0.5, 7, 1.0)),
+        ({"temperature": 0.5, "top_k": 0}, (0.5, 0, 1.0)),
         ({"temperature": 2.0, "top_k": 1}, (0.0, 0, 1.0)),
     ],
 )

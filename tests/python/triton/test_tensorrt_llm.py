@@ -165,6 +165,11 @@ def test_a_stop_word_ends_and_is_not_shown(server: Server, request_of: RequestOf
         ({"runtime_top_k": 40}, (1.0, 40, 1.0)),
         ({"runtime_top_p": 0.9}, (1.0, 0, 0.9)),
         ({"runtime_top_p": 0.0}, (0.0, 0, 1.0)),
+        # TensorRT-LLM: greedy without top_k, no limit beside one.
+        ({"temperature": 0.9, "runtime_top_p": 0.0}, (0.0, 0, 1.0)),
+        ({"temperature": 0.9, "runtime_top_k": 0, "runtime_top_p": 0.0}, (0.0, 0, 1.0)),
+        ({"temperature": 0.5, "runtime_top_k": 7, "runtime_top_p": 0.0}, (0.5, 7, 1.0)),
+        ({"temperature": 0.5, "runtime_top_k": 0}, (0.5, 0, 1.0)),
     ],
 )
 def test_sampling(

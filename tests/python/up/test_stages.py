@@ -54,6 +54,25 @@ def test_the_stages_of_each_request(request_of_lock: UpRequest, tmp_path: Path) 
         plan_stages(replace(request_of_lock, kind="edgellm"), tmp_path)
 
 
+def test_what_is_built_on_a_gpu_is_served_on_it(request_of_lock: UpRequest, tmp_path: Path) -> None:
+    def words(request: UpRequest) -> list[tuple[str, ...]]:
+        return [stage.words[-4:-2] for stage in plan_stages(request, tmp_path)[-2:]]
+
+    on_gpu = replace(request_of_lock, build_options=("--device", "cuda:1"))
+    assert words(on_gpu) == [("--device", "cuda:1")] * 2
+    assert "--device" not in plan_stages(request_of_lock, tmp_path)[-1].words
+
+
+def test_a_device_that_is_none_is_told_before_any_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINIX_TRITONSERVER", str(environment("tritonserver")))
+    monkeypatch.setattr("enginix.gateway.launch.require_litellm", lambda python: None)
+    assert main(["up", str(MODEL), "--device", "cud"]) == 5
+    assert "cud: no such device" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_another_request_has_other_directories(request_of_lock: UpRequest, tmp_path: Path) -> None:
     def outputs(request: UpRequest) -> list[Path]:
         return [stage.output for stage in plan_stages(request, tmp_path)]

@@ -1,4 +1,4 @@
-"""Stand-in for trtllm-serve: its options, and an OpenAI interface that echoes."""
+"""Stand-in for trtllm-serve: its options, and an OpenAI interface that echoes, and streams completions."""
 
 import argparse
 import json
@@ -40,10 +40,26 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        self.answer({"status": "ready", "version": __version__})
+        if self.path == "/v1/models":
+            self.answer({"data": [{"id": "stand-in"}]})
+        else:
+            self.answer({"status": "ready", "version": __version__})
+
+    def stream(self, tokens):
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        usage = {"prompt_tokens": 1, "completion_tokens": tokens}
+        pieces = [{"choices": [{"text": "x"}]}] * tokens
+        for piece in [*pieces, {"choices": [], "usage": usage}]:
+            self.wfile.write(b"data: " + json.dumps(piece).encode() + b"\n\n")
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/v1/completions" and asked.get("stream"):
+            self.stream(asked["max_tokens"])
+            return
         said = asked["messages"][-1]["content"]
         self.answer({"choices": [{"message": {"role": "assistant", "content": f"stand-in: {said}"}}]})
 

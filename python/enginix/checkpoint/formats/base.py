@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from enginix.checkpoint.byte_sources import BytePart
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import LinearModule
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.source_tensors import SourceTensors
 from enginix.errors import ModelError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from enginix.checkpoint.byte_sources import BytePart, KnownBytes, RowTransform
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec, per_expert, refuse_experts
-from enginix.checkpoint.layout import LinearModule, MatrixSlice
+from enginix.checkpoint.rank_modules import LinearModule, MatrixSlice
 from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
 from enginix.model import TensorInfo
 

@@ -15,7 +15,7 @@ from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec, refuse_experts
 from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.plain import make_caster
-from enginix.checkpoint.layout import LinearModule
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
 from enginix.errors import ModelError, UsageError
 

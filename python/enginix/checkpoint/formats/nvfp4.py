@@ -14,7 +14,7 @@ from enginix.checkpoint.byte_sources import BytePart, GeneratedBytes, SourceFile
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec, per_expert, refuse_experts
 from enginix.checkpoint.formats.fp8 import pack_floats
-from enginix.checkpoint.layout import LinearModule, MatrixSlice
+from enginix.checkpoint.rank_modules import LinearModule, MatrixSlice
 from enginix.checkpoint.source_tensors import SourceTensors, cut_slice
 from enginix.errors import ModelError, UsageError
 

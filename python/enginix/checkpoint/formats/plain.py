@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from enginix.checkpoint.byte_sources import BytePart, RowTransform, TransposedRows, ZeroBytes
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec
-from enginix.checkpoint.layout import LinearModule
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
 from enginix.errors import ModelError
 from enginix.model import TensorInfo

@@ -9,6 +9,7 @@ marked so (docs/reference/memory-plan.md has the formulas). Exit code 1: the mod
   enginix plan nvidia/Qwen3-32B-NVFP4 --target rtx-pro-6000 --max-seq-len 16384 --sequences 8
   enginix plan model.lock.json --target h200 --tensor-parallel 2 --offline
   enginix plan ./qwen3-0.6b --kind edgellm --target rtx-5090 --max-batch-size 4 --max-seq-len 4096
+  enginix plan ./qwen3-0.6b --kind rtx --target rtx-4090 --max-batch-size 16
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)"
     )
     parser.add_argument(
-        "--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 8; kind edgellm: 1)"
+        "--max-batch-size",
+        type=int,
+        metavar="N",
+        help="sequences of a step (default: 8; kind edgellm: 1)",
     )
     parser.add_argument("--max-num-tokens", type=int, metavar="N", help="tokens of a step (default: 8192)")
     parser.add_argument(
@@ -57,10 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-kv-cache-capacity",
         type=int,
         metavar="N",
-        help="tokens of one sequence (default: the context; kind edgellm: 8192)",
+        help="tokens of one sequence (default: the context; kind edgellm: 8192, rtx: 4096)",
     )
     parser.add_argument(
         "--max-input-len", type=int, metavar="N", help="longest prompt, kind edgellm (default: 4096)"
+    )
+    parser.add_argument(
+        "--step-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of each sequence in a step, kind rtx (default: 16)",
     )
     parser.add_argument(
         "--sequences",
@@ -100,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         max_num_tokens=args.max_num_tokens,
         max_seq_len=args.max_seq_len,
         max_input_len=args.max_input_len,
+        step_tokens=args.step_tokens,
         sequences=args.sequences,
         kv_cache=args.kv_cache,
         dtype=args.dtype,

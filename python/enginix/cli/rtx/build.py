@@ -1,7 +1,8 @@
 """Builds an engine by TensorRT for RTX, without a GPU, from a checkpoint and the model it was made from.
 
 Before NVIDIA's builder gets the network, the gate "network" executes it on the CPU and compares its logits
-with the model's. No build executes the engine itself: that takes a GPU of its targets.
+with the model's. A checkpoint without a manifest is first compared tensor by tensor (gate "weights"). No
+build executes the engine itself: that takes a GPU of its targets.
 
   enginix rtx-build ./checkpoint --model ./tiny-qwen3 -o ./engine
   enginix rtx-build ./checkpoint --model ./model --sm 89 --max-batch-size 4 --max-seq-len 8192 -o ./engine
@@ -56,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
         max_seq_len=args.maxSeqLen,
         step_tokens=args.stepTokens,
     )
-    engine_manifest, outcome = build_rtx_engine(args.checkpoint, args.model, args.output, options)
-    console.print_message(f"gate {outcome.gate}: passed, {outcome.summary}")
+    engine_manifest, outcomes = build_rtx_engine(args.checkpoint, args.model, args.output, options)
+    for outcome in outcomes:
+        console.print_message(f"gate {outcome.gate}: passed, {outcome.summary}")
     sms = ", ".join(map(str, engine_manifest.target["sms"]))
     console.print_message("note: built and not executed: no build has a GPU")
     console.print_result(

@@ -1,10 +1,15 @@
-"""Measures the speed of an OpenAI endpoint: time to the first token, between tokens, throughput.
+"""Measures the speed of an engine or an OpenAI endpoint: to the first token, between tokens, throughput.
 
-  enginix bench http://127.0.0.1:4000/v1                           one request at a time
-  enginix bench URL --concurrency 8 --requests 64 -o after.json    kept, with its samples
-  enginix bench URL --engine ./engine                              kept beside the engine, for enginix compare
-  enginix bench URL --rate 2 --concurrency 32                      two requests a second, by the clock
-  enginix bench --compare before.json after.json                   gate speed: exit 1 where it is slower
+  enginix bench ./engine                          served for the measurement, kept
+  enginix bench http://127.0.0.1:4000/v1          one request at a time
+  enginix bench URL --concurrency 8 -o new.json   kept, with its samples
+  enginix bench URL --engine ./engine             kept beside it, for enginix compare
+  enginix bench URL --rate 2 --concurrency 32     two requests a second, by the clock
+  enginix bench --compare old.json new.json       gate speed: exit 1 where it is slower
+
+For an engine the server is started on free ports of loopback, as enginix up does, and is stopped at the end
+or by Ctrl-C: Triton behind the gateway for kinds reference and rtx, trtllm-serve for tensorrt and llmapi. How
+long it took to load is measured, too. The measurement is kept beside the engine, as DIR.bench.json.
 
 Prompts are random words, all different, so that no cache of prefixes answers them. Latencies count from when
 a request was due. Intervals are of the mean, by bootstrap, with 95 % confidence. --compare tells a regression
@@ -29,7 +34,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("url", nargs="?", metavar="URL", help="endpoint, http://host:port/v1")
+    parser.add_argument(
+        "subject",
+        nargs="?",
+        metavar="ENDPOINT|ENGINE",
+        help="http://host:port/v1 of a server, or the directory of an engine",
+    )
     parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
     parser.add_argument("--input-words", type=int, default=128, metavar="N", help="of each prompt (128)")
     parser.add_argument("--output-tokens", type=int, default=64, metavar="N", help="of each answer (64)")
@@ -43,21 +53,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         type=Path,
         metavar="DIR",
-        help="engine that is served: the measurement is kept as DIR.bench.json, which compare reads",
+        help="engine that the endpoint serves: the measurement is kept beside it, where compare reads it",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the measurement there")
     parser.add_argument(
         "--dataset",
         type=Path,
         metavar="FILE",
-        help="write the same requests for trtllm-bench throughput --dataset FILE, in place of URL",
+        help="write the same requests for trtllm-bench throughput --dataset FILE; no load is run",
     )
     parser.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="measurements, in place of URL"
+        "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="two measurements; no load is run"
     )
     parser.add_argument(
         "--tolerance", type=float, default=0.03, metavar="X", help="slowdown that is no regression (0.03)"
     )
+    server = parser.add_argument_group("the server of ENGINE")
+    server.add_argument("--start-timeout", type=float, default=600, metavar="S", help="of each server (600)")
+    server.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
+    server.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
+    server.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
+    server.add_argument(
+        "--interpreter", type=Path, metavar="CHECKPOINT", help="kind rtx: execute its network on the CPU"
+    )
+    server.add_argument(
+        "--rootfs",
+        type=Path,
+        metavar="DIR",
+        help="kinds tensorrt and llmapi: root file system of the runtime's image",
+    )
+    server.add_argument("--pin", type=Path, metavar="FILE", help="their runtime's pin file")
+    server.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,32 +92,82 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.dataset is not None:
         return _write_dataset(args)
-    if args.url is None:
+    if args.subject is None:
         raise UsageError(
-            "pass URL, --dataset FILE or --compare BEFORE AFTER", fix="enginix bench http://127.0.0.1:4000/v1"
+            "pass an endpoint or an engine, --dataset FILE or --compare BEFORE AFTER",
+            fix="enginix bench ./engine, or enginix bench http://127.0.0.1:4000/v1",
         )
-    if Path(args.url).is_dir():
-        raise UsageError(
-            "a directory, and not the address of a server",
-            where=args.url,
-            fix=f"serve it, then enginix bench http://127.0.0.1:4000/v1 --engine {args.url}",
-        )
-    from enginix.bench.load import explain_refusal, run_load
-    from enginix.bench.measurement import describe_measurement
-    from enginix.files import dump_json, write_text
+    _read_mix(args).check()
+    if "://" in args.subject:
+        return _measure_endpoint(args)
+    return _measure_engine(args, Path(args.subject))
+
+
+# Options of an endpoint that a server of one's own has not, and of that server.
+_ENDPOINT_OPTIONS = ("engine", "key_file", "model")
+_SERVER_OPTIONS = ("device", "tritonserver", "gateway_python", "interpreter", "rootfs", "pin", "driver")
+
+
+def _refuse_options(args: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UsageError(why, where=f"--{name.replace('_', '-')}", fix="leave it out")
+
+
+def _measure_endpoint(args: argparse.Namespace) -> int:
     from enginix.gateway.keys import read_key
     from enginix.up.chat import choose_model
 
-    mix = _read_mix(args)
-    mix.check()
-    output = _choose_output(args)
-    setting = None if args.engine is None else _describe_engine(args.engine)
+    _refuse_options(args, _SERVER_OPTIONS, "an option of a server that bench starts; this one runs already")
+    output = _choose_output(args.output, args.engine)
+    engine = None if args.engine is None else _describe_engine(args.engine)
     key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
-    url = args.url.rstrip("/")
-    model = choose_model(url, args.model, key)
+    url = args.subject.rstrip("/")
+    return _measure(args, url, choose_model(url, args.model, key), key, output, engine)
+
+
+def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
+    """Serve an engine, measure how long that took and the load, and stop the server."""
+    from enginix.bench.engine_server import EngineServerOptions, serve_engine
+    from enginix.bench.load import ask_once
+    from enginix.up.chat import choose_model
+
+    if not engine.is_dir():
+        raise UsageError(
+            "neither the directory of an engine nor an address",
+            where=args.subject,
+            fix="pass the output of enginix build, or http://host:port/v1",
+        )
+    _refuse_options(args, _ENDPOINT_OPTIONS, "an option of an endpoint; bench starts a server of this engine")
+    setting = _describe_engine(engine)
+    output = _choose_output(args.output, engine)
+    given = {name: getattr(args, name) for name in _SERVER_OPTIONS}
+    options = EngineServerOptions(start_timeout=args.start_timeout, quiet=args.quiet, **given)
+    with serve_engine(engine, options) as running:
+        model = choose_model(running.url, None)
+        first = ask_once(running.url, model, _read_mix(args)) - running.begun
+        start = {"readySeconds": round(running.seconds, 3), "firstTokenSeconds": round(first, 3)}
+        console.print_message(f"{model}: ready after {running.seconds:.1f} s, first token {first:.1f} s")
+        return _measure(args, running.url, model, None, output, setting, start)
+
+
+def _measure(
+    args: argparse.Namespace,
+    url: str,
+    model: str,
+    key: str | None,
+    output: Path | None,
+    engine: dict[str, Any] | None,
+    start: dict[str, float] | None = None,
+) -> int:
+    from enginix.bench.load import explain_refusal, run_load
+    from enginix.bench.measurement import describe_measurement
+    from enginix.files import dump_json, write_text
+
+    mix = _read_mix(args)
     with track_step(model, mix.requests, "requests") as progress:
         records = run_load(url, model, mix, key, progress.advance_to)
-    measured = describe_measurement(records, mix, _describe_setting(url, model, setting))
+    measured = describe_measurement(records, mix, _describe_setting(url, model, engine) | {"start": start})
     if output is not None:
         write_text(output, dump_json(measured))
         console.print_message(f"measurement: {output}")
@@ -122,8 +198,8 @@ def _write_dataset(args: argparse.Namespace) -> int:
     from enginix.bench.load import format_dataset
     from enginix.files import require_absent_file, write_text
 
-    if args.url is not None or args.output is not None or args.engine is not None:
-        raise UsageError("--dataset runs no load", fix="leave URL, -o and --engine out")
+    if args.subject is not None or args.output is not None or args.engine is not None:
+        raise UsageError("--dataset runs no load", fix="leave ENDPOINT, -o and --engine out")
     text = format_dataset(_read_mix(args))
     require_absent_file(args.dataset)
     write_text(args.dataset, text)
@@ -135,7 +211,7 @@ def _write_dataset(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _choose_output(args: argparse.Namespace) -> Path | None:
+def _choose_output(output: Path | None, engine: Path | None) -> Path | None:
     """Return where the measurement is kept, before a load is run for it.
 
     Raises:
@@ -145,9 +221,8 @@ def _choose_output(args: argparse.Namespace) -> Path | None:
     from enginix.files import require_absent_file
     from enginix.run_log import is_store
 
-    output: Path | None = args.output
-    if output is None and args.engine is not None:
-        beside = find_bench_record(args.engine)
+    if output is None and engine is not None:
+        beside = find_bench_record(engine)
         output = beside if os.access(beside.parent, os.W_OK) and not is_store(beside.parent) else None
         if output is None:
             console.print_message(f"note: {beside.parent} keeps no measurement; -o FILE does")
@@ -208,6 +283,12 @@ def _format_measurement(measured: dict[str, Any]) -> str:
         f"{measured['seconds']:.1f} s",
         *(line(name, label) for name, label in FIGURE_LABELS.items()),
     ]
+    if (start := measured["start"]) is not None:
+        lines.insert(
+            1,
+            f"{'loading':<22} {start['readySeconds']:>9.1f} s  until it answered, "
+            f"{start['firstTokenSeconds']:.1f} s to the first token",
+        )
     if measured["outputTokensPerSecond"] is not None:
         lines.append(
             f"{'throughput':<22} {measured['outputTokensPerSecond']:>9.1f} tokens/s, "

@@ -10,11 +10,11 @@ that the stages run before they begin; nothing is changed. Exit status 1 where o
 from __future__ import annotations
 
 import argparse
-import shutil
-import textwrap
 
 from enginix import console
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK
+
+INDENT = " " * 8  # of what is said below a check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,23 +28,13 @@ def run(args: argparse.Namespace) -> int:
 
     results = run_checks(ask_hub=not args.offline)
     width = max(len(result.name) for result in results)
-    columns = max(60, shutil.get_terminal_size((100, 24)).columns)
     lines = []
     for result in results:
-        lines.append(f"{result.status:<7} {result.name:<{width}}  {result.detail}")
+        lines += _fit_line(f"{result.status:<7} {result.name:<{width}}  ", result.detail)
         if result.fix is not None:
-            indent = " " * (width + 10)
-            lines.append(f"{indent}needed for: {result.needed_for}")
+            lines += _fit_line(f"{INDENT}needed for: ", result.needed_for)
             for number, line in enumerate(result.fix.splitlines()):
-                lines += textwrap.wrap(
-                    line.strip() if number else f"fix: {line}",
-                    columns,
-                    initial_indent=f"{indent}     " if number else indent,
-                    subsequent_indent=f"{indent}     ",
-                    # A command is pasted: its words stay whole.
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                )
+                lines += _fit_line(f"{INDENT}{'     ' if number else 'fix: '}", line.strip())
     failed = sum(result.status == "failed" for result in results)
     console.print_result(
         {"ok": not failed, "checks": [result.as_json() for result in results]},
@@ -52,3 +42,19 @@ def run(args: argparse.Namespace) -> int:
         as_json=args.json,
     )
     return EXIT_CHECK_FAILED if failed else EXIT_OK
+
+
+def _fit_line(head: str, text: str) -> list[str]:
+    """Return the lines of a text behind its head, in the terminal's width; words and paths stay whole."""
+    columns = console.find_table_width()
+    if columns is None:
+        return [head + text]
+    lines, line, is_empty = [], head, True
+    for word in text.split():
+        if len(line) + len(word) + (not is_empty) > columns:
+            lines.append(line.rstrip())
+            room = columns - len(word)
+            indent = len(head) if len(head) <= room else max(0, min(len(INDENT), room))
+            line, is_empty = " " * indent, True
+        line, is_empty = line + ("" if is_empty else " ") + word, False
+    return [*lines, line]

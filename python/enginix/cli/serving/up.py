@@ -25,15 +25,14 @@ import json
 import os
 import shlex
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
-from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES
+from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES, find_kind
 from enginix.runtime.table import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
@@ -125,15 +124,15 @@ def _check_options(args: argparse.Namespace) -> None:
                 where="enginix up",
                 fix=f"for instance --{option} " + ("h200" if option == "target" else DEFAULT_RUNTIME),
             )
-    if args.interpreter and args.kind != "rtx":
-        raise UsageError("kind rtx alone has an interpreter", where="--interpreter", fix="leave it out")
-    if args.kind == "rtx":
-        # Its engines are for every GPU that the format allows, and its gate is a part of the build.
+    kind = find_kind(args.kind)
+    if args.interpreter and not kind.has_interpreter:
+        raise UsageError(f"kind {args.kind} has no interpreter", where="--interpreter", fix="leave it out")
+    if kind.own_build is not None:
         others = ("target", "runtime", "rootfs", "device", "no_gates")
         unsupported = [name for name in others if getattr(args, name)]
         if unsupported:
             name = unsupported[0].replace("_", "-")
-            raise UsageError("not an option of kind rtx", where=f"--{name}", fix="leave it out")
+            raise UsageError(f"not an option of kind {args.kind}", where=f"--{name}", fix="leave it out")
     if args.target is not None:
         from enginix.machine.target import find_target
 
@@ -239,33 +238,18 @@ def _require_software(args: argparse.Namespace) -> Path:
     Raises:
         MachineError: LiteLLM, tritonserver, ModelOpt or libraries of the kind are missing.
     """
-    from enginix.gateway.launch import find_gateway_python, require_litellm
+    from enginix.gateway.launch import find_gateway_python
     from enginix.optional_libraries import require_extra
-    from enginix.serve.tritonserver import find_tritonserver
-    from enginix.up.stages import is_served_by_triton
+    from enginix.up.endpoint import list_server_checks, require_all
 
     python = find_gateway_python(args.gateway_python)
-    checks: list[Callable[[], object]] = [lambda: require_litellm(python)]
-    if is_served_by_triton(args.kind):
-        checks += [
-            lambda: require_extra("serve", "triton-repo"),
-            lambda: find_tritonserver(args.tritonserver),
-        ]
-    if args.kind == "rtx":
-        checks.append(lambda: require_extra("rtx", "rtx-build"))
+    checks = list_server_checks(args.kind, python, args.tritonserver, args.device)
+    own_build = find_kind(args.kind).own_build
+    if own_build is not None:
+        checks.append(lambda: require_extra(own_build.extra, own_build.command))
     if args.format is not None and not os.environ.get("ENGINIX_QUANTIZE_PYTHON"):
         checks.append(lambda: require_extra("quantize", "quantize"))
-    missing: list[MachineError] = []
-    for check in checks:
-        try:
-            check()
-        except MachineError as e:
-            missing.append(e)
-    if len(missing) == 1:
-        raise missing[0]
-    if missing:
-        what = "; ".join(f"{e.where}: {e.what}" for e in missing)
-        raise MachineError(what, fix="\n       ".join(e.fix for e in missing if e.fix))
+    require_all(checks)
     return python
 
 
@@ -297,29 +281,18 @@ def _serve(
     import tempfile
 
     from enginix import ports
-    from enginix.up import session
+    from enginix.up import endpoint, session
     from enginix.up.stages import name_endpoint, plan_server
 
     name = name_endpoint(request)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_interrupt_on_sigterm())
+        stack.enter_context(endpoint.interrupt_on_sigterm())
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-up-")))
         [port] = ports.reserve_ports("127.0.0.1", [("--port", args.port)])
         plan = plan_server(request, artefact, ports.choose_loopback_port())
-        words = [*plan.words]
-        if plan.name == "tritonserver":
-            words += ["--start-timeout", str(args.start_timeout)]
-            words += [] if args.tritonserver is None else ["--tritonserver", str(args.tritonserver.resolve())]
-        servers = [stack.enter_context(session.run_server(plan.name, words, work / "server.log"))]
-        # Beside it: the gateway is ready when the server behind it has answered.
-        models = {name: [plan.backend]}
-        description = work / "gateway.json"
-        description.write_text(json.dumps({"version": 1, "name": name, "models": models}), "utf-8")
-        words = ["gateway", str(description), "--port", str(port), "--python", str(gateway_python)]
-        words += ["--start-timeout", str(args.start_timeout)]
-        servers.append(stack.enter_context(session.run_server("gateway", words, work / "gateway.log")))
-        address = f"http://127.0.0.1:{port}"
-        session.await_url(f"{address}/health/ready", servers, args.start_timeout)
+        options = endpoint.EndpointOptions(gateway_python, port, args.start_timeout, work, args.tritonserver)
+        running = stack.enter_context(endpoint.run_endpoint(plan, name, options))
+        address = running.url.removesuffix("/v1")
         console.print_result(
             {
                 "url": f"{address}/v1",
@@ -336,7 +309,7 @@ def _serve(
             console.print_message(complete_text(f"{address}/v1", name, args.ask))
             if args.exit_after_ask:
                 return EXIT_OK
-        return session.wait_for_end(servers)
+        return session.wait_for_end(running.servers)
 
 
 def _describe_endpoint(address: str, name: str) -> str:
@@ -349,17 +322,3 @@ def _describe_endpoint(address: str, name: str) -> str:
         f'  client.completions.create(model="{name}", prompt="Once upon a time", max_tokens=32)\n\n'
         f"next: enginix chat --url {address}/v1"
     )
-
-
-@contextlib.contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """End by SIGTERM as by Ctrl-C: the servers are stopped."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -20,12 +20,8 @@ from enginix.evaluation.judgement.model_files import judge_files
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
-from enginix.evaluation.reference_answers.material import require_same_tokens
-from enginix.evaluation.reference_answers.question_builder import (
-    build_engine_questions,
-    convert_material,
-    load_model_material,
-)
+from enginix.evaluation.reference_answers.material import Material, require_same_tokens
+from enginix.evaluation.reference_answers.question_builder import convert_material, load_model_material
 from enginix.manifest import Manifest
 from enginix.model.end_tokens import read_manifest_end_tokens
 from enginix.tables import load_table
@@ -46,6 +42,7 @@ class AnswerGateInputs:
         reference: the reference's answers (``enginix reference``).
         requested_gates: gate → bounds to change; ``None`` for the kind's defaults.
         questions: JSON lines in place of the pinned questions; the same as the engine was asked.
+        material: the questions and the model's tokenizer, where the caller has loaded them.
     """
 
     engine: Path
@@ -54,6 +51,7 @@ class AnswerGateInputs:
     reference: Path
     requested_gates: Mapping[str, Any] | None = None
     questions: Path | None = None
+    material: tuple[Material, hf.TransformersTokenizer] | None = None
 
 
 def find_kind_row(kind: str | None) -> Mapping[str, Any]:
@@ -146,7 +144,7 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
     warning = {} if unverified is None else {"warning": unverified}
     if not gate_bounds:
         return (), {"format": FORMAT, "passed": None, "gates": {}, **warning}
-    material, tokenizer = load_model_material(case.model, case.questions)
+    material, tokenizer = case.material or load_model_material(case.model, case.questions)
     question_set = convert_material(case.model, material, tokenizer)
     answers = kept_answers.read_reference_answers(case.reference)
     kept_answers.require_same_material(answers, material)
@@ -217,9 +215,9 @@ def find_golden_answer(case: AnswerGateInputs) -> dict[str, Any] | None:
     Raises:
         GateError: the answers are missing.
     """
-    engine_answers, question_set = (
-        answer_record.read_engine_answers(case.said),
-        build_engine_questions(case.model, case.questions),
+    engine_answers = answer_record.read_engine_answers(case.said)
+    question_set = convert_material(
+        case.model, *(case.material or load_model_material(case.model, case.questions))
     )
     answer_record.require_same_questions(engine_answers, question_set)
     alone, batch = (

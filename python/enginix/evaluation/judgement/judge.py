@@ -26,7 +26,7 @@ from enginix.evaluation.reference_answers.exact_answers import (
 from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
 from enginix.evaluation.reference_answers.reference_asker import ask_model
 from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
-from enginix.model import ModelConfig
+from enginix.model.config import read_model_config
 from enginix.model.end_tokens import read_end_tokens
 from enginix.progress import track_step
 from enginix.reference import config as checkpoint_config
@@ -199,7 +199,7 @@ def find_compared_models(case: CheckpointGateInputs, *, is_answers: bool) -> dic
     for directory in candidates:
         if directory is None or not any(directory.glob("*.safetensors")):
             continue
-        what = "the model" if ModelConfig.read(directory).quantization is None else "the quantized model"
+        what = "the model" if read_model_config(directory).quantization is None else "the quantized model"
         models.setdefault(what, directory)
     return models
 

@@ -321,7 +321,7 @@ class ScoredPassages:
                 return quality.compute_divergence(logs, reference_passages[number])
 
             texts = [p.tokens for p in self.material.passages]
-            self._scores = score_texts(self.subject, texts, divergence)
+            self._scores = score_texts(self.subject, texts, divergence, quality.TOP_K)
         return self._scores
 
     def measure(self, numbers: Sequence[int]) -> list[torch.Tensor]:
@@ -333,4 +333,4 @@ class ScoredPassages:
             return quality.compute_divergence(logs, passage)
 
         texts = [self.material.passages[n].tokens for n in numbers]
-        return score_texts(self.subject, texts, divergence)[1]
+        return score_texts(self.subject, texts, divergence, quality.TOP_K)[1]

@@ -106,16 +106,16 @@ def select_most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, to
     return values, chosen.gather(1, position // GROUP) * GROUP + position % GROUP
 
 
-def build_passage(logs: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
+def build_passage(logs: torch.Tensor, tokens: tuple[int, ...], count: int = KEPT) -> Passage:
     """Build the distributions of a text of T tokens from log-probabilities [T - 1, vocab_size].
 
     The result stays on their device and is not waited for: a caller with many texts fetches them at the end.
     """
-    return _select_distributions(logs, tokens[1:])
+    return _select_distributions(logs, tokens[1:], count)
 
 
-def _select_distributions(logs: torch.Tensor, following: Sequence[int]) -> Passage:
-    top_logs, ids = select_most_likely(logs, KEPT)
+def _select_distributions(logs: torch.Tensor, following: Sequence[int], count: int = KEPT) -> Passage:
+    top_logs, ids = select_most_likely(logs, count)
     text = logs.gather(1, torch.tensor(following, device=logs.device)[:, None])[:, 0]
     return Passage(ids.int(), top_logs, text)
 
@@ -141,6 +141,7 @@ def score_texts(
     subject: Subject,
     texts: Sequence[tuple[int, ...]],
     measure: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    count: int = KEPT,
 ) -> tuple[list[Passage], list[torch.Tensor]]:
     """Return a subject's distributions on texts, fetched from its device after the last text was submitted.
 
@@ -148,6 +149,7 @@ def score_texts(
         texts: token ids, at least two each.
         measure: (number of the text, log-probabilities [T - 1, vocab_size]) → a further measurement,
             [T - 1, …].
+        count: most likely tokens that are kept of a position.
 
     Returns:
         For each text its distributions, and the measurement, all on the CPU.
@@ -163,7 +165,7 @@ def score_texts(
             with side_stream.of(logits):
                 finite.append(torch.stack(torch.aminmax(logits)).isfinite().all())
                 logs = logits[:-1].log_softmax(-1)
-                passages.append(build_passage(logs, text))
+                passages.append(build_passage(logs, text, count))
                 if measure is not None:
                     others.append(measure(number, logs))
             progress.advance()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,16 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def _import_transformers() -> Any:
-    import transformers
+    # Its modules make many objects and little garbage: the collector would look for it all the while.
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        import transformers
 
+        transformers.AutoTokenizer  # noqa: B018  (imported when it is named)
+    finally:
+        if is_collecting:
+            gc.enable()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers

@@ -40,6 +40,7 @@ from enginix.manifest import Manifest
 from enginix.model.identity import require_same_model
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 if TYPE_CHECKING:
     from enginix.machine.target import Machine, MachineGpu
@@ -202,7 +203,9 @@ def build_edgellm_engine(
     require_absent(out)
     full_limits = resolve_edgellm_limits(build_options.limits)
     if build_options.builder not in BUILDERS:
-        raise UsageError(f"builder {build_options.builder!r}", fix=f"one of: {', '.join(BUILDERS)}")
+        raise UsageError(
+            f"builder {build_options.builder!r}", fix=list_known(build_options.builder, BUILDERS)
+        )
     if (build_options.builder == "onnx") != (build_options.llm_build is not None):
         raise UsageError("llm_build belongs to builder onnx, which needs it", where=build_options.builder)
     export_manifest = manifest.read_manifest(export, "export")

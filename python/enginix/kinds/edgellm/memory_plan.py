@@ -1,7 +1,7 @@
 """The memory plan of a TensorRT Edge-LLM engine, in whole numbers: one GPU, float16.
 
-``nix/check/edgellm-plan.nix`` computes the same figures at evaluation; tests/python/plan/test_twin.py compares
-the two. The wheel fixes at build time (data/edgellm/edgellm.json, memory): a KV cache of
+``nix/check/edgellm-plan.nix`` computes the same figures at evaluation; tests/python/plan/test_twin.py
+compares the two. The wheel fixes at build time (data/edgellm/edgellm.json, memory): a KV cache of
 ``max_batch_size`` sequences of ``max_kv_cache_capacity`` tokens, in pages, allocated from the start; a step
 of ``max_batch_size`` prompts of ``max_input_len`` tokens.
 """

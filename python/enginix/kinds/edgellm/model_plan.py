@@ -96,6 +96,7 @@ def _resolve_limits(request: PlanRequest) -> memory_plan.EdgellmPlanLimits:
     for name, value, unset in (
         ("--max-num-tokens", request.max_num_tokens, None),
         ("--sequences", request.sequences, 1),
+        ("--step-tokens", request.step_tokens, None),
     ):
         if value != unset:
             raise UsageError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 EdgellmOptionValue = bool | int | str
 
@@ -24,15 +25,13 @@ def check_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, Edg
     for name, value in sorted(options.items()):
         row = rows.get(name)
         if row is None:
-            raise UsageError(
-                f"unknown option {name}", where=f"edgellm {stage}", fix=f"known: {', '.join(rows)}"
-            )
+            raise UsageError(f"unknown option {name}", where=f"edgellm {stage}", fix=list_known(name, rows))
         expected_type = types[row["type"]]
         if not isinstance(value, expected_type) or (expected_type is int and isinstance(value, bool)):
             raise UsageError(f"{name} is {value!r}, not {row['type']}", where=f"edgellm {stage}")
         if "choices" in row and value not in row["choices"]:
-            choices = ", ".join(map(str, row["choices"]))
-            raise UsageError(f"{name} is {value!r}", where=f"edgellm {stage}", fix=f"one of: {choices}")
+            known = list_known(str(value), map(str, row["choices"]))
+            raise UsageError(f"{name} is {value!r}", where=f"edgellm {stage}", fix=known)
         if "least" in row and value < row["least"]:
             raise UsageError(f"{name} is {value}, least is {row['least']}", where=f"edgellm {stage}")
         typed_value: EdgellmOptionValue = value

@@ -22,13 +22,17 @@ from enginix.evaluation.reference_answers import question_builder, reference_ask
 from enginix.evaluation.reference_answers.exact_answers import require_answered
 from enginix.files import require_absent
 from enginix.integrity import require_unchanged
-from enginix.kinds.registry import find_kind
+from enginix.kinds.gating.gate_asking import GateAsker, GateAsking, GateReport
+from enginix.kinds.registry import find_kind, load_hook
 from enginix.manifest import Manifest
 from enginix.report import evidence
 from enginix.wording import count_noun
 
 if TYPE_CHECKING:
-    from enginix.kinds.rtx_serving.gate_report import GateReport
+    from enginix.evaluation.reference_answers.hf import TransformersTokenizer
+    from enginix.evaluation.reference_answers.material import Material
+
+    LoadedMaterial = tuple[Material, TransformersTokenizer]
 
 
 def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int:
@@ -39,7 +43,8 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         GateError: a gate failed, or the reference is missing.
         UsageError: a gate or an argument does not fit the engine.
     """
-    if args.interpreter is not None and engine_manifest.kind != "rtx":
+    kind = find_kind(engine_manifest.kind)
+    if args.interpreter is not None and not kind.has_interpreter:
         raise UsageError(
             f"an engine of kind {engine_manifest.kind} has no interpreter",
             where="--interpreter",
@@ -60,21 +65,23 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-gate-")))
         reference, answers_directory = args.reference, args.said
         report: GateReport | None = None
-        if rows and answers_directory is None and engine_manifest.kind == "rtx":
-            answers_directory, report = _ask_rtx(args, engine_manifest, model, work, rows)
+        if rows and answers_directory is None and kind.gate_asker is not None:
+            report = _ask_in_this_python(args, kind.gate_asker, engine_manifest, model, work, rows)
+            answers_directory = report.answers
         if rows and answers_directory is None:
             _require_runtime(args, engine_manifest)
         # The reference before the engine: questions that cannot judge are refused before its GPU works.
-        if rows and ready:
-            _check_reference_answers(args.reference, model, args.questions)
         if rows and not ready:
             reference = work / "reference"
             reference.mkdir()
             reference_asker.keep_reference_answers(model, reference, args.device, args.questions)
-        if rows and answers_directory is None:
-            answers_directory = _ask_engine(args, engine_manifest, model, work)
+        loaded = question_builder.load_model_material(model, args.questions) if rows else None
+        if loaded is not None and ready:
+            _check_reference_answers(args.reference, loaded, args.questions)
+        if loaded is not None and answers_directory is None:
+            answers_directory = _ask_engine(args, engine_manifest, loaded, model, work)
         case = judge_answers.AnswerGateInputs(
-            args.engine, answers_directory or work, model, reference, requested_gates, args.questions
+            args.engine, answers_directory or work, model, reference, requested_gates, args.questions, loaded
         )
         outcomes, gate_evidence = judge_answers.judge_engine_answers(case)
         for outcome in outcomes:
@@ -109,18 +116,18 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
     return 0
 
 
-def _check_reference_answers(directory: Path, model: Path, questions: Path | None) -> None:
+def _check_reference_answers(directory: Path, loaded: LoadedMaterial, questions: Path | None) -> None:
     """Refuse answers to other questions, and own questions of which the reference answers none."""
-    material, tokenizer = question_builder.load_model_material(model, questions)
+    material, tokenizer = loaded
     answers = kept_answers.read_reference_answers(directory)
     kept_answers.require_same_material(answers, material)
     require_answered(questions, material.questions, answers.replies, answers.ends, tokenizer)
 
 
-def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path, work: Path) -> Path:
-    engine_questions.write_engine_questions(
-        question_builder.build_engine_questions(model, args.questions), work
-    )
+def _ask_engine(
+    args: argparse.Namespace, engine_manifest: Manifest, loaded: LoadedMaterial, model: Path, work: Path
+) -> Path:
+    engine_questions.write_engine_questions(question_builder.convert_material(model, *loaded), work)
     answers_directory = work / "said"
     stall = args.stall_minutes * 60
     if find_kind(engine_manifest.kind).runs_in_image:
@@ -136,19 +143,31 @@ def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path
     return answers_directory
 
 
-def _ask_rtx(
-    args: argparse.Namespace, engine_manifest: Manifest, model: Path, work: Path, gates: Collection[str]
-) -> tuple[Path, GateReport]:
-    """Ask an engine of kind rtx in this process: by NVIDIA's runtime, or by the interpreter."""
-    from enginix.kinds.rtx_serving import gate_report
-
-    engine, checkpoint, stall = args.engine, args.interpreter, args.stall_minutes * 60
-    machine = gate_report.check_gated_machine(engine, engine_manifest, checkpoint, args.driver)
-    engine_questions.write_engine_questions(
-        question_builder.build_engine_questions(model, args.questions), work
+def _ask_in_this_python(
+    args: argparse.Namespace,
+    asker: str,
+    engine_manifest: Manifest,
+    model: Path,
+    work: Path,
+    gates: Collection[str],
+) -> GateReport:
+    """Ask an engine of a kind that this Python executes."""
+    module: GateAsker = load_hook(asker)
+    asking = GateAsking(
+        engine=args.engine,
+        manifest=engine_manifest,
+        questions=work,
+        checkpoint=args.interpreter,
+        driver=args.driver,
+        gates=gates,
+        stall=args.stall_minutes * 60,
     )
-    report = gate_report.ask_and_time(engine, engine_manifest, work, checkpoint, machine, gates, stall)
-    return report.answers, report
+
+    def write_questions() -> None:
+        questions = question_builder.build_engine_questions(model, args.questions)
+        engine_questions.write_engine_questions(questions, work)
+
+    return module.ask_gated_engine(asking, write_questions)
 
 
 def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> None:

@@ -49,7 +49,7 @@ from enginix.runtime import table as runtimes
 from enginix.runtime.preflight import require_kind_support
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
-from enginix.wording import suggest_name
+from enginix.wording import list_known, suggest_name
 
 LLM_ARGUMENTS_FILE = "llm_args.yaml"
 
@@ -226,7 +226,7 @@ def _find_value_fields(where: str, row: Mapping[str, Any], value: Mapping[str, A
             raise UsageError(
                 f"{choice['key']} is {kind!r}",
                 where=where,
-                fix=f"pass one of {', '.join(sorted(choice['classes']))}",
+                fix=list_known(str(kind), sorted(choice["classes"])),
             )
     return None if name is None else dict(tables["classes"][name]["fields"])
 

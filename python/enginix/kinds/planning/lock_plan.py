@@ -26,7 +26,7 @@ from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
 from enginix.model.attention_window import WINDOW_KEY
-from enginix.model.config import explain_other_class
+from enginix.model.config_rules import explain_other_class
 from enginix.model.context_length import PYTORCH_CONTEXT_KEY
 from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table

@@ -64,12 +64,13 @@ def render_plan(plan: MemoryPlan) -> str:
         ("sequences", f"{plan.sequences} of {limits.max_seq_len:,} tokens at the same time"),
         ("limits", limits.describe()),
     ]
-    if kind.is_compiled and kind.memory_plan is None:
+    if kind.is_compiled and build.host_memory:
+        gpu_memory = f"GPU {format_bytes(build.gpu_memory)}" if build.gpu_memory else "no GPU"
+        tmpdir = f", TMPDIR {format_bytes(build.tmpdir)}" if build.tmpdir else ""
         rows += [
             (
                 "build",
-                f"GPU {format_bytes(build.gpu_memory)}, host memory {format_bytes(build.host_memory)} a rank"
-                f", TMPDIR {format_bytes(build.tmpdir)} (estimates)",
+                f"{gpu_memory}, host memory {format_bytes(build.host_memory)}{rank}{tmpdir} (estimates)",
             ),
             (
                 "store",

@@ -21,13 +21,14 @@ from enginix.memory_plan.arithmetic import (
     RankMemory,
     TargetGpu,
 )
-from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
+from enginix.memory_plan.kv_layout import find_latent, find_recurrent_layers, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.attention_window import find_window_pattern
-from enginix.model.config import explain_contradictions
+from enginix.model.config_rules import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import (
     describe_fallback,
     find_fallback,
@@ -44,6 +45,7 @@ class PlanRequest:
     """A request for a memory plan; None is the default of TensorRT-LLM or Edge-LLM.
 
     Attributes:
+        step_tokens: tokens of each sequence in a step, for kind rtx.
         max_input_len: longest prompt, for kind edgellm; its ``max_seq_len`` is the capacity of the KV cache.
         kv_cache: ``auto`` for the model's, or a key of number_formats.json's ``kvCache``.
         dtype: dtype of everything unquantized.
@@ -56,6 +58,7 @@ class PlanRequest:
     max_num_tokens: int | None = None
     max_seq_len: int | None = None
     max_input_len: int | None = None
+    step_tokens: int | None = None
     sequences: int = 1
     kv_cache: str = "auto"
     dtype: str | None = None
@@ -230,7 +233,16 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     config = _read_convertible_config(model, request, obstacles)
     config_file = read_object(model.directory / "config.json")
     raw = select_language_model(config_file)
-    sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
+    sizes = resolve_sizes(description, config, request)
+    if recurrent := find_recurrent_layers(raw, sizes.element_bytes):
+        sizes = replace(sizes, cached_layers=recurrent.cached, state=recurrent.state)
+        notes.append(
+            f"{sizes.layers - recurrent.cached} of {sizes.layers} layers are recurrent: they keep "
+            f"{recurrent.state} B of a sequence, whatever its length"
+        )
+    else:
+        with limited_llmapi_advice(description.architecture):
+            sizes = replace(sizes, latent=find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
     if kind.built_from == "model":
@@ -310,6 +322,8 @@ def check_plan_request(request: PlanRequest) -> None:
         raise UsageError(
             "--max-input-len is for kind edgellm only", fix="leave it out; --max-seq-len includes the prompt"
         )
+    if request.step_tokens is not None and find_kind(request.kind).memory_plan is None:
+        raise UsageError("--step-tokens is for kind rtx only", fix="leave it out")
     for name, value in (
         ("--tensor-parallel", request.tensor_parallel),
         ("--pipeline-parallel", request.pipeline_parallel),
@@ -317,17 +331,12 @@ def check_plan_request(request: PlanRequest) -> None:
         ("--max-num-tokens", request.max_num_tokens),
         ("--max-seq-len", request.max_seq_len),
         ("--max-input-len", request.max_input_len),
+        ("--step-tokens", request.step_tokens),
         ("--sequences", request.sequences),
     ):
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
     kind = find_kind(request.kind)
-    if kind.unplanned_reason is not None:
-        raise UsageError(
-            f"no memory plan is known for kind {kind.name}: {kind.unplanned_reason}",
-            where="--kind",
-            fix="ask for another kind",
-        )
     if request.pipeline_parallel > 1 and kind.has_parallelism and not kind.has_pipeline:
         raise UsageError(
             f"--pipeline-parallel {request.pipeline_parallel}: kind {kind.name} has no pipeline stages",
@@ -343,7 +352,7 @@ _SIZE_KEYS = {
 
 
 def resolve_sizes(
-    description: ModelDescription, config: ModelConfig | None, request: PlanRequest, latent: int = 0
+    description: ModelDescription, config: ModelConfig | None, request: PlanRequest
 ) -> ModelSizes:
     values = {
         "layers": description.layers,
@@ -375,7 +384,6 @@ def resolve_sizes(
     cache_bits = read_kv_cache_bits()
     return ModelSizes(
         **{k: v for k, v in values.items() if v is not None},
-        latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
         kv_bits=cache_bits[cache] if cache in cache_bits and not is_portable(request.kind) else 8 * element,

@@ -67,6 +67,21 @@ class StartModule(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class OwnBuild:
+    """A command of enginix that builds a kind of a checkpoint and its model, for all GPUs of a number format.
+
+    Its gate is a part of it, and it has no options of a target or a runtime.
+
+    Attributes:
+        command: for instance ``rtx-build``.
+        extra: of this package, which brings its libraries.
+    """
+
+    command: str
+    extra: str
+
+
 class EngineKind(Protocol):
     """A kind of engine; ``KIND`` of ``kinds/NAME/kind.py`` is one.
 
@@ -76,6 +91,12 @@ class EngineKind(Protocol):
         built_from: what its build reads.
         build: module of the command line whose ``run`` does the work of ``enginix build``; None where the
             kind has commands of its own, ``build_commands``.
+        own_build: of those commands the one that ``enginix up`` runs; None where it runs ``enginix build``.
+        converted_as: the ``--kind`` of ``enginix convert`` that its checkpoints are made with.
+        has_target: whether an engine is for one GPU, by an option.
+        has_interpreter: whether PyTorch can execute the network of its checkpoint in the engine's place.
+        gate_asker: module with ``ask_gated_engine`` (enginix.kinds.gating.gate_asking.GateAsker); None where
+            the engine is asked in a process of its runtime.
         memory_plan: module with ``plan_model`` and ``plan_lock``
             (enginix.kinds.planning.planner.KindPlanner); None where the plan is that of TensorRT-LLM's kinds.
         weights_folder: folder of an engine that holds its weights; None where they are inside compiled files.
@@ -87,7 +108,6 @@ class EngineKind(Protocol):
             server answers them, or, of a portable kind, this package.
         server: OpenAI server of its own.
         triton: None where Triton does not serve it.
-        unplanned_reason: why no memory plan is known; None where one is.
     """
 
     @property
@@ -100,6 +120,16 @@ class EngineKind(Protocol):
     def build(self) -> str | None: ...
     @property
     def build_commands(self) -> tuple[str, ...]: ...
+    @property
+    def own_build(self) -> OwnBuild | None: ...
+    @property
+    def converted_as(self) -> str: ...
+    @property
+    def has_target(self) -> bool: ...
+    @property
+    def has_interpreter(self) -> bool: ...
+    @property
+    def gate_asker(self) -> str | None: ...
     @property
     def memory_plan(self) -> str | None: ...
     @property
@@ -118,8 +148,6 @@ class EngineKind(Protocol):
     def server(self) -> str | None: ...
     @property
     def triton(self) -> TritonSupport | None: ...
-    @property
-    def unplanned_reason(self) -> str | None: ...
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
@@ -140,13 +168,17 @@ class KindDescription:
     built_from: Literal["checkpoint", "model"]
     build: str | None = None
     build_commands: tuple[str, ...] = ()
+    own_build: OwnBuild | None = None
+    converted_as: str = "tensorrt"
+    has_target: bool = True
+    has_interpreter: bool = False
+    gate_asker: str | None = None
     memory_plan: str | None = None
     weights_folder: str | None = None
     has_parallelism: bool = False
     has_pipeline: bool = False
     server: str | None = None
     triton: TritonSupport | None = None
-    unplanned_reason: str | None = None
 
     @property
     def is_compiled(self) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.layout import CheckpointLayout
+from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
@@ -65,11 +66,7 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
     for name in list_checkpoint_formats(config):
         if name not in table["formats"]["taken"]:
             taken = ", ".join(table["formats"]["taken"])
-            why = table["formats"]["refused"].get(name)
-            reason = f" ({why})" if why else ""
-            refuse(
-                f"number format {name} is not taken{reason}; taken are {taken}", "use kind llmapi or tensorrt"
-            )
+            refuse(f"number format {name} is not taken; taken are {taken}", "use kind llmapi or tensorrt")
     row, size = table["headSizes"], config.head_size
     if not row["least"] <= size <= row["most"] or size % row["multiple"]:
         refuse(

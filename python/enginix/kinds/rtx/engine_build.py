@@ -19,12 +19,13 @@ from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.inputs import identify_checkpoint_inputs
 from enginix.digests import SourceWatch
 from enginix.errors import ModelError
+from enginix.evaluation.judgement import model_weights, suite
 from enginix.evaluation.judgement import run as gates
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import tokenize_prompts
 from enginix.files import dump_json, new_directory, require_absent, write_text
-from enginix.integrity import require_unchanged
+from enginix.integrity import list_content, require_unchanged
 from enginix.kinds.rtx import checkpoint_support
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network_gate import judge_network
@@ -64,11 +65,12 @@ class RtxBuildOptions:
 
 def build_rtx_engine(
     checkpoint: Path, model: Path, out: Path, options: RtxBuildOptions | None = None
-) -> tuple[Manifest, GateOutcome]:
+) -> tuple[Manifest, tuple[GateOutcome, ...]]:
     """Build an engine directory; it is complete or absent.
 
     The network is verified by the gate ``network``, and then handed to NVIDIA's builder. Nothing executes the
-    plan: that takes a GPU of its targets.
+    plan: that takes a GPU of its targets. The gate ``weights`` compares a checkpoint that has no digests of
+    its files with the model.
 
     Args:
         checkpoint: TensorRT-LLM checkpoint directory of one rank.
@@ -81,7 +83,7 @@ def build_rtx_engine(
         ManifestError: the checkpoint changed since it was made, or was made from another model.
         UsageError: a target or a limit is refused.
         MachineError: TensorRT for RTX is not installed.
-        GateError: the network does not compute what the model computes.
+        GateError: the checkpoint is not the model's, or the network does not compute what the model computes.
         PlanError: the builder refused the network, or its plan is not what was asked for.
     """
     require_absent(out)
@@ -99,21 +101,22 @@ def build_rtx_engine(
     if not (model / "config.json").is_file():
         raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
     require_fast_tokenizer(model)
-    # The gate asks some tokens: a row of the embedding that changed may belong to none of them.
     require_unchanged(checkpoint)
     inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)
     trt, log = import_tensorrt_rtx(), BuilderLog()
     prompts = tokenize_prompts(hf.TransformersTokenizer(model).encode, config.vocab_size, config.context)
     name = options.name or manifest.read_artefact_name(model)
+    outcomes = _judge_unlisted_weights(checkpoint, model, described)
     with new_directory(out) as partial:
         network = DecoderNetwork(trt, make_logger(trt, log), checkpoint, shape)
-        outcome = judge_network(network, checkpoint, model, [prompt.tokens for prompt in prompts.prompts])
-        gates.require_gates_passed([outcome])
+        tokens = [prompt.tokens for prompt in prompts.prompts]
+        outcomes = (*outcomes, judge_network(network, checkpoint, model, tokens))
+        gates.require_gates_passed(outcomes)
         (partial / "engine").mkdir()
         header = build_plan(network, log, targets, partial / "engine" / PLAN_FILE)
         write_text(partial / "engine" / DESCRIPTION_FILE, dump_json(_describe_engine(network, header)))
         copy_tokenizer_files(model, partial / "tokenizer")
-        evidence.write_evidence_files(partial, name, gates.build_gate_evidence(prompts, [outcome]))
+        evidence.write_evidence_files(partial, name, gates.build_gate_evidence(prompts, outcomes))
         limits = dict(zip(LIMITS, (shape.slots, shape.max_seq_len, shape.step_tokens), strict=True))
         watch.require_unchanged()
         engine_manifest = Manifest(
@@ -131,9 +134,27 @@ def build_rtx_engine(
             },
             tools={"enginix": __version__, "tensorrtRtx": header.version},
             # Explicitly not of the engine: only a GPU of its targets executes it.
-            results={"gates": {outcome.gate: "passed"}, "executed": False},
+            results={"gates": {outcome.gate: "passed" for outcome in outcomes}, "executed": False},
         ).write(partial)
-    return engine_manifest, outcome
+    return engine_manifest, outcomes
+
+
+def _judge_unlisted_weights(
+    checkpoint: Path, model: Path, described: executor_config.ExecutorConfig
+) -> tuple[GateOutcome, ...]:
+    """Compare every tensor of a checkpoint that has no digests of its files; none of another one.
+
+    The gate ``network`` asks some tokens: a row of the embedding that is wrong may belong to none of them.
+
+    Raises:
+        GateError: a tensor is not the model's.
+    """
+    if list_content(checkpoint):
+        return ()
+    bounds = suite.resolve_checkpoint_bounds(described, {model_weights.NAME: {}})[model_weights.NAME]
+    outcome = model_weights.judge_weights(checkpoint, {"the model": model}, bounds)
+    gates.require_gates_passed([outcome])
+    return (outcome,)
 
 
 def _describe_engine(network: DecoderNetwork, header: PlanHeader) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, OwnBuild, TritonSupport
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
@@ -24,8 +24,7 @@ class RtxKind(KindDescription):
         if not why and architecture not in table["architectures"]["taken"]:
             why.append(explain_architecture(architecture, "is not taken by kind rtx"))
         if not why and name not in table["formats"]["taken"]:
-            reason = table["formats"]["refused"].get(name)
-            why.append(f"format {name} is not taken by kind rtx" + (f": {reason}" if reason else ""))
+            why.append(f"format {name} is not taken by kind rtx")
         if why:
             return ModelVerdict(False, tuple(why), ())
         sms, gpus = table["formats"]["taken"][name], load_table("gpus")["gpus"]
@@ -38,7 +37,12 @@ KIND: EngineKind = RtxKind(
     summary="TensorRT for RTX's engine, built without a GPU of a verified network",
     built_from="checkpoint",
     build_commands=("enginix rtx-build CHECKPOINT --model MODEL",),
-    unplanned_reason="what TensorRT for RTX takes on a GPU was never measured",
+    own_build=OwnBuild("rtx-build", extra="rtx"),
+    converted_as="reference",
+    has_target=False,
+    has_interpreter=True,
+    gate_asker="enginix.kinds.rtx_serving.gate_report",
+    memory_plan="enginix.kinds.rtx_planning.memory_plan",
     triton=TritonSupport(
         repository="enginix.kinds.rtx_serving.repository_content",
         packages=("numpy", "tokenizers", "torch", "ml_dtypes", "tensorrt_rtx_bindings"),

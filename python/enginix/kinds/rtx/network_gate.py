@@ -19,6 +19,7 @@ from enginix.errors import EnginixError, GateError
 from enginix.evaluation.judgement.logits import relative_error
 from enginix.evaluation.judgement.outcome import GateOutcome, round_up_bound
 from enginix.evaluation.reference_answers import hf
+from enginix.kinds.rtx.checkpoint_support import list_checkpoint_formats
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
@@ -144,10 +145,11 @@ def list_gate_legs(network: DecoderNetwork) -> tuple[GateLeg, ...]:
     dtype, algorithm = network.config.dtype, network.config.quantization.quant_algo
     if algorithm is None:
         return GateLeg("wide", True), GateLeg(dtype, False)
+    codes = "Nvfp4" if "NVFP4" in list_checkpoint_formats(network.config) else "Quantized"
     return (
         GateLeg("wide", True, rounds_codes=False),
         GateLeg("wideRounded", True),
-        GateLeg(f"{dtype}Quantized", False),
+        GateLeg(f"{dtype}{codes}", False),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from enginix import console
 from enginix.compatibility.check import check_before_start, require_versions
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.files import sha256_file
+from enginix.kinds.gating.gate_asking import GateAsking
 from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
 from enginix.kinds.rtx_serving.load_executor import load_step_backend
 from enginix.kinds.rtx_serving.rtx_asker import AskingTimes, ask_rtx_engine
@@ -22,7 +23,7 @@ from enginix.manifest import MANIFEST_FILE, Manifest
 
 
 @dataclass(frozen=True)
-class GateReport:
+class RtxGateReport:
     """Where an engine's answers are, and what a report of them needs.
 
     Attributes:
@@ -44,6 +45,21 @@ class GateReport:
             *(f"  {name}: {value}" for name, value in self.facts.items()),
             f"  gates: {verdict}",
         ]
+
+
+def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) -> RtxGateReport:
+    """Ask an engine by NVIDIA's runtime, or by the interpreter; see :class:`GateAsker`."""
+    machine = check_gated_machine(asking.engine, asking.manifest, asking.checkpoint, asking.driver)
+    write_questions()
+    return ask_and_time(
+        asking.engine,
+        asking.manifest,
+        asking.questions,
+        asking.checkpoint,
+        machine,
+        asking.gates,
+        asking.stall,
+    )
 
 
 def check_gated_machine(
@@ -76,7 +92,7 @@ def ask_and_time(
     machine: Mapping[str, Any],
     gates: Collection[str],
     stall: float,
-) -> GateReport:
+) -> RtxGateReport:
     """Ask an engine the questions, and return its answers' directory with facts about the run.
 
     Args:
@@ -105,4 +121,4 @@ def ask_and_time(
         "first step": f"{times.first_step:.2f} s",
         "a step": f"{times.step * 1000:.1f} ms, mean of {times.steps}",
     }
-    return GateReport(questions / "said", facts)
+    return RtxGateReport(questions / "said", facts)

@@ -23,6 +23,8 @@ class TensorrtKind(KindDescription):
         support, why = load_table("engine_support"), []
         if architecture not in support["architectures"]["engine"]:
             why.append(explain_architecture(architecture, "has no engine class"))
+        elif reason := support["architectures"]["unbuildable"].get(architecture):
+            why.append(f"no engine of {architecture}: {reason}")
         else:
             converters = load_table("converters")["converters"]
             why += list_conversion_obstacles(architecture, quantization, method, converters)

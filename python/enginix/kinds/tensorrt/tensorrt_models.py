@@ -27,6 +27,7 @@ from enginix.tables import load_table
 from enginix.triton import config, contract
 from enginix.triton.options import RepositoryOptions
 from enginix.triton.parameters import TRUE, check_parameters
+from enginix.wording import list_known
 
 BLS = "tensorrt_llm_bls"
 # decoding_mode → value of trtllm-build's --speculative_decoding_mode for the engine.
@@ -156,7 +157,7 @@ class NvidiaModelOptions:
         for name, value in chosen_types.items():
             if value not in known[name]:
                 raise RepositoryError(
-                    f"{value!r} is not one of {', '.join(known[name])}", where=name, fix="pass one of them"
+                    f"unknown data type {value!r}", where=name, fix=list_known(value, known[name])
                 )
         return chosen_types
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import RepositoryError
+from enginix.tables import load_table
 from enginix.triton.models.request import Inputs, RequestError
 from enginix.wording import suggest_name, with_article
 
@@ -89,10 +90,15 @@ def _parse_messages(text: str) -> list[dict[str, Any]]:
         if not isinstance(message.get("role"), str):
             raise RequestError(f"{where}: role is missing or not a text")
         content = message.get("content")
-        # An assistant's message may consist of tool calls alone.
-        if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+        if not isinstance(content, str | list) and not (content is None and _may_omit_content(message)):
             raise RequestError(f"{where}: content is missing or not a text")
     return messages
+
+
+def _may_omit_content(message: Mapping[str, Any]) -> bool:
+    """Tell whether a message without content is one: an assistant's tool calls, or refusal, alone."""
+    fields = load_table("openai")["insteadOfContent"]
+    return message["role"] == "assistant" and any(map(message.get, fields))
 
 
 # Key of chat_template_args for this server: texts of messages may spell special tokens.

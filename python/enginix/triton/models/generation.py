@@ -183,16 +183,19 @@ def _read_sampling(inputs: Inputs) -> tuple[float, int, float]:
     """Return the scheduler's (temperature, top_k, top_p); temperature 0 is greedy.
 
     A request without the three is greedy, as TensorRT-LLM's default (top_k 0 and top_p 0 take the most likely
-    token). Any of the three turns sampling on, with the others neutral; top_k 1 or temperature 0 is greedy.
+    token). Any of the three turns sampling on, with the others neutral; top_k 1, temperature 0, or a top_p of
+    0 without top_k is greedy. Beside top_k a top_p of 0 sets no limit (TensorRT-LLM's regularizeTopKTopP).
     """
     temperature = inputs.scalar("temperature")
     top_k = _read_bounded_integer(inputs, "runtime_top_k", 0, 0)
-    top_p = float(_read_scalar(inputs, "runtime_top_p", 0.0))
+    given_top_p = inputs.scalar("runtime_top_p")
+    top_p = float(given_top_p or 0.0)
     if not 0 <= top_p <= 1:
         raise RequestError(f"top_p: {top_p} is not between 0 and 1")
     if temperature is not None and temperature < 0:
         raise RequestError(f"temperature: {temperature} is below 0")
-    if top_k == 1 or temperature == 0 or (temperature is None and not top_k and not top_p):
+    is_sampled = top_k > 1 or top_p > 0 or (not top_k and given_top_p is None and temperature is not None)
+    if temperature == 0 or top_k == 1 or not is_sampled:
         return 0.0, 0, 1.0
     return (1.0 if temperature is None else float(temperature)), top_k, top_p or 1.0
 

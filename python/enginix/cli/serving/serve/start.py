@@ -66,6 +66,8 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                     max(1.0, args.start_timeout - (time.monotonic() - begun)),
                     repository.manifest.kind or DEFAULT_KIND,
                 )
+                # All files are loaded now, and clients have no answer yet.
+                repository.require_unchanged()
                 notify_systemd("READY=1")
                 server.forget_start()
                 console.print_message(

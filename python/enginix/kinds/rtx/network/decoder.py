@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from enginix import manifest
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule, VectorModule
+from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile
 from enginix.checkpoint.numbers import numpy_dtype
+from enginix.checkpoint.rank_modules import LinearModule, VectorModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.checkpoint.write import rank_file_name
 from enginix.kinds.rtx.engine_shape import EngineShape

@@ -14,10 +14,15 @@ import numpy.typing as npt
 import torch
 
 from enginix.errors import GateError
-from enginix.kinds.rtx.network.writer import NetworkWriter
+from enginix.kinds.rtx.network.writer import FP4_BLOCK, NetworkWriter
 
 Array = npt.NDArray[Any]
-FP8_MOST, INT8_MOST = 448.0, 127.0
+# A layer and its inputs → its output, or all of several.
+Step = Callable[[Any, list[Any]], torch.Tensor | tuple[torch.Tensor, ...]]
+FP8_MOST, INT8_MOST, FP4_MOST = 448.0, 127.0, 6.0
+FP8_LEAST = 2.0**-9
+# Numbers of FP4 (float4_e2m1) by their code: a sign, two bits of exponent, one of mantissa.
+FP4_NUMBERS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
 def as_tensor(array: Array) -> torch.Tensor:
@@ -48,6 +53,22 @@ def unpack_int4_columns(packed: torch.Tensor) -> torch.Tensor:
     return torch.where(nibbles > 7, nibbles - 16, nibbles)
 
 
+def unpack_fp4_columns(packed: torch.Tensor) -> torch.Tensor:
+    """Unpack bytes [..., columns / 2] to float32 numbers [..., columns]: the low half is the even column."""
+    halves = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
+    return FP4_NUMBERS[halves.long()]
+
+
+def round_to_fp4(x: torch.Tensor) -> torch.Tensor:
+    """Return the nearest numbers of FP4, of two equally near ones the even code's; beyond 6 it is 6."""
+    magnitudes = FP4_NUMBERS[:8]
+    size = x.abs().clamp(max=FP4_MOST)
+    above = torch.searchsorted(magnitudes, size.contiguous()).clamp(min=1)
+    low, high = magnitudes[above - 1], magnitudes[above]
+    takes_low = (size - low < high - size) | ((size - low == high - size) & (above % 2 == 1))
+    return torch.copysign(torch.where(takes_low, low, high), x)
+
+
 class NetworkInterpreter:
     """A network with the arrays of its constants.
 
@@ -74,9 +95,10 @@ class NetworkInterpreter:
             trt.bool: torch.bool,
             trt.int8: torch.int8,
             trt.fp8: torch.float8_e4m3fn,
+            trt.fp4: torch.float32,  # PyTorch has no such type: the numbers, not the codes
         }
         self._steps = self._list_steps()
-        self._layers: list[tuple[Any, Callable[[Any, list[Any]], torch.Tensor]]] = []
+        self._layers: list[tuple[Any, Step]] = []
         self._constants: dict[str, torch.Tensor] = {}
         for index in range(network.num_layers):
             layer = network.get_layer(index)
@@ -101,6 +123,8 @@ class NetworkInterpreter:
         array = constants[output.name]
         if output.dtype == self.trt.int4:
             return unpack_int4_columns(as_tensor(array)).reshape(tuple(layer.shape))
+        if output.dtype == self.trt.fp4:
+            return unpack_fp4_columns(as_tensor(array)).reshape(tuple(layer.shape))
         return as_tensor(array).reshape(tuple(layer.shape))
 
     def _find_last_uses(self) -> dict[str, int]:
@@ -134,10 +158,11 @@ class NetworkInterpreter:
                 names.append(tensor.name)
                 value = values.get(tensor.name)
                 arguments.append(self._constants[tensor.name] if value is None else value)
-            output = layer.get_output(0)
             result = step(layer, arguments)
-            self._check_result(layer, output, result)
-            values[output.name] = result
+            for number, value in enumerate(result if isinstance(result, tuple) else (result,)):
+                output = layer.get_output(number)
+                self._check_result(layer, output, value)
+                values[output.name] = value
             for name in names:
                 if self._last_use.get(name) == index and name not in outputs:
                     values.pop(name, None)
@@ -166,7 +191,7 @@ class NetworkInterpreter:
                 f"{expected} {list(output.shape)}"
             )
 
-    def _list_steps(self) -> dict[str, tuple[Any, Callable[[Any, list[Any]], torch.Tensor]]]:
+    def _list_steps(self) -> dict[str, tuple[Any, Step]]:
         trt = self.trt
         return {
             "CONSTANT": (trt.IConstantLayer, lambda layer, inputs: inputs[0]),
@@ -184,6 +209,7 @@ class NetworkInterpreter:
             "ATTENTION_OUTPUT": (trt.IAttentionOutputLayer, lambda layer, inputs: inputs[0]),
             "QUANTIZE": (trt.IQuantizeLayer, self._quantize),
             "DEQUANTIZE": (trt.IDequantizeLayer, self._dequantize),
+            "DYNAMIC_QUANTIZE": (trt.IDynamicQuantizeLayer, self._dynamic_quantize),
         }
 
     def _elementwise(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
@@ -302,6 +328,22 @@ class NetworkInterpreter:
         if data_type == self.trt.fp8:
             return x.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn)
         return x.round().clamp(-INT8_MOST - 1, INT8_MOST).to(torch.int8)
+
+    def _dynamic_quantize(self, layer: Any, inputs: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return FP4 codes, and the FP8 scale of each block in units of the second input.
+
+        NVIDIA's documentation of the layer leaves blocks of zeros open: their scale is the least FP8 number.
+        """
+        x, unit = inputs[0].float(), inputs[1].float()
+        last = layer.axis == x.dim() - 1
+        if not last or layer.block_size != FP4_BLOCK or layer.to_type != self.trt.fp4:
+            raise GateError(f"layer {layer.name} does not round blocks of {FP4_BLOCK} columns to FP4")
+        blocks = x.unflatten(-1, (-1, FP4_BLOCK))
+        if not self.rounds_codes:
+            return x / unit, torch.ones_like(blocks[..., 0])
+        scales = (blocks.abs().amax(-1) / FP4_MOST / unit).clamp(FP8_LEAST, FP8_MOST).to(torch.float8_e4m3fn)
+        codes = round_to_fp4(blocks / (scales.float() * unit)[..., None]).flatten(-2)
+        return codes, scales
 
     def _dequantize(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
         codes, scale = inputs[0].float(), inputs[1].float()

@@ -53,12 +53,38 @@ def _multiply_int4(w: NetworkWriter, x: Any, leaves: Leaves, rows: slice, dtype:
     """INT4 AWQ: a scale for each block of columns of a row, and one a column of the activations."""
     x = _apply_prequant_scale(w, x, leaves, dtype, name)
     codes = unpack_int4_rows(leaves["weight"][rows.start // 2 : rows.stop // 2])
-    weight = w.constant_int4(f"{name}.weight", pack_int4_columns(codes)[None])
+    weight = w.constant_of_halves(f"{name}.weight", pack_int4_columns(codes)[None], w.trt.int4)
     # The builder takes block scales in the type of the result alone.
     scales = leaves["weights_scaling_factor"][None, rows]
     scale = w.constant(f"{name}.weight_scale", scales.astype(dtype), exact=scales)
     matrix = w.dequantize(weight, scale, w.data_type(dtype), f"{name}.weight.wide")
     return w.multiply_transposed(x, matrix, f"{name}.product")
+
+
+def _multiply_nvfp4(w: NetworkWriter, x: Any, leaves: Leaves, rows: slice, dtype: Any, name: str) -> Any:
+    """NVFP4: FP4 weights and activations, an FP8 scale a block of columns, one unit of these scales.
+
+    Both factors are widened to float32 and then cast, as NVIDIA ModelOpt exports models for TensorRT
+    (modelopt/onnx/export/nvfp4_exporter.py): scales are not rounded, and the builder keeps the codes packed.
+    A checkpoint of TensorRT-LLM's own form has the blocks' scales in plain order beside the tiled one.
+    """
+    wide, data_type = w.trt.float32, w.data_type(dtype)
+    own_form = "weights_block_scaling_factor" in leaves
+    blocks, unit, activation = (
+        ("weights_block_scaling_factor", "weights_global_scaling_factor", "activation_global_scaling_factor")
+        if own_form
+        else ("weights_scaling_factor", "weights_scaling_factor_2", "activation_scaling_factor")
+    )
+    scale = w.constant(f"{name}.activation_scale", leaves[activation].reshape(()))
+    codes, scales = w.quantize_blocks(x, scale, f"{name}.codes")
+    wide_scales = w.dequantize(scales, scale, wide, f"{name}.codes.scales.wide")
+    x = w.cast(w.dequantize(codes, wide_scales, wide, f"{name}.rounded"), data_type, f"{name}.rounded.narrow")
+    weight = w.constant_of_halves(f"{name}.weight", leaves["weight"][None, rows], w.trt.fp4)
+    block_scale = w.constant(f"{name}.weight_scale", leaves[blocks][None, rows].view(FLOAT8))
+    weight_unit = w.constant(f"{name}.weight_unit", leaves[unit].reshape(()))
+    wide_blocks = w.dequantize(block_scale, weight_unit, wide, f"{name}.weight_scale.wide")
+    matrix = w.dequantize(weight, wide_blocks, wide, f"{name}.weight.wide")
+    return w.multiply_transposed(x, w.cast(matrix, data_type, f"{name}.weight.narrow"), f"{name}.product")
 
 
 def _apply_prequant_scale(w: NetworkWriter, x: Any, leaves: Leaves, dtype: Any, name: str) -> Any:
@@ -72,6 +98,7 @@ _PRODUCTS: dict[str, Callable[[NetworkWriter, Any, Leaves, slice, Any, str], Any
     "FP8": _multiply_fp8,
     "W8A8_SQ_PER_CHANNEL": _multiply_int8,
     "W4A16_AWQ": _multiply_int4,
+    "NVFP4": _multiply_nvfp4,
 }
 PRODUCT_FORMATS = tuple(_PRODUCTS)
 

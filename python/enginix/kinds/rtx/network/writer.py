@@ -1,7 +1,7 @@
 """Add layers to a network of TensorRT for RTX; the arrays of its constants stay in memory.
 
-A network refers to the memory of its constants, and gives back no readable data of bfloat16, FP8 and INT4
-ones. So the writer keeps each array, by the name of its tensor.
+A network refers to the memory of its constants, and gives back no readable data of bfloat16, FP8, INT4 and
+FP4 ones. So the writer keeps each array, by the name of its tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 BFLOAT16, FLOAT8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
+FP4_BLOCK = 16  # columns that share a scale in NVFP4
 
 
 class NetworkWriter:
@@ -23,7 +24,7 @@ class NetworkWriter:
     Attributes:
         trt: the module ``tensorrt_rtx_bindings``.
         builder, network: NVIDIA's objects.
-        constants: name of a constant's tensor → its array; of packed INT4, bytes [rows, columns / 2].
+        constants: name of a constant's tensor → its array; of half bytes, bytes [rows, columns / 2].
         exact: of constants that were rounded for the network, the numbers before that.
     """
 
@@ -70,14 +71,15 @@ class NetworkWriter:
             self.exact[name] = exact
         return self._add_constant(name, array, self.data_type(array.dtype), array.shape)
 
-    def constant_int4(self, name: str, packed: Array) -> Any:
-        """Add a constant of signed INT4 [1, rows, columns], the even column of each byte in its low half.
+    def constant_of_halves(self, name: str, packed: Array, data_type: Any) -> Any:
+        """Add a constant of half bytes [1, rows, columns], the even column of each byte in its low half.
 
         Args:
             packed: uint8 [1, rows, columns / 2].
+            data_type: ``trt.int4`` or ``trt.fp4``.
         """
         shape = (*packed.shape[:-1], packed.shape[-1] * 2)
-        return self._add_constant(name, np.ascontiguousarray(packed), self.trt.int4, shape)
+        return self._add_constant(name, np.ascontiguousarray(packed), data_type, shape)
 
     def _add_constant(self, name: str, array: Array, data_type: Any, shape: tuple[int, ...]) -> Any:
         assert name not in self.constants, name
@@ -145,6 +147,18 @@ class NetworkWriter:
     def quantize(self, x: Any, scale: Any, data_type: Any, name: str) -> Any:
         """Divide by a scale of one element and round, with saturation."""
         return self._named(self.network.add_quantize(x, scale, data_type), name)
+
+    def quantize_blocks(self, x: Any, scale: Any, name: str) -> tuple[Any, Any]:
+        """Round each 16 columns to FP4 by a scale of their own; return codes, and scales in FP8.
+
+        Args:
+            scale: float32, one number; the unit of the scales.
+        """
+        layer = self.network.add_dynamic_quantize(x, len(x.shape) - 1, FP4_BLOCK, self.trt.fp4, self.trt.fp8)
+        layer.set_input(1, scale)
+        scales = layer.get_output(1)
+        scales.name = f"{name}.scales"
+        return self._named(layer, name), scales
 
     def dequantize(self, x: Any, scale: Any, data_type: Any, name: str, axis: int | None = None) -> Any:
         """Multiply codes by their scale: one, one an index of ``axis``, or one a block (same rank)."""

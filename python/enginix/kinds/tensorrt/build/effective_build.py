@@ -15,6 +15,7 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.model.context_length import find_rotary_factor
+from enginix.model.llmapi_advice import limit_llmapi_advice
 from enginix.tables import load_table
 
 # Other names of two options; and options that replace the whole request by a file.
@@ -294,7 +295,7 @@ def _check_architecture(subject: BuildSubject) -> None:
             "AssertionError",
             "other",
             f"TensorRT-LLM has no engine class for architecture {subject.architecture}",
-            fix="serve the model with the llmapi kind",
+            fix=limit_llmapi_advice("serve the model with the llmapi kind", subject.architecture),
         )
 
 

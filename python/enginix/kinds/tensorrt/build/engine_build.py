@@ -38,6 +38,7 @@ from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import preflight
 from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
+from enginix.wording import list_known
 
 
 def build_tensorrt_engine(
@@ -107,7 +108,8 @@ def report_phase(name: str) -> None:
 
 def _check_request(request: BuildRequest, checkpoint: BuildCheckpoint) -> EffectiveBuild:
     if request.strategy not in STRATEGIES:
-        raise UsageError(f"unknown strategy {request.strategy!r}", fix=f"use one of {', '.join(STRATEGIES)}")
+        known = list_known(request.strategy, STRATEGIES)
+        raise UsageError(f"unknown strategy {request.strategy!r}", fix=known)
     if request.strategy == "checkpoint" and not checkpoint.ranks:
         raise UsageError("the strategy checkpoint needs a checkpoint", fix="pass one (enginix convert)")
     if checkpoint.context is not None and request.limits.maxSeqLen > checkpoint.context:

@@ -13,7 +13,7 @@ from enginix import console
 from enginix.errors import UsageError
 from enginix.letter_case import to_camel_case, to_kebab_case, to_snake_case
 from enginix.tables import load_table
-from enginix.wording import suggest_name
+from enginix.wording import list_known, suggest_name
 
 OptionValue = bool | int | str | list[str]
 LARGEST_INTEGER = (1 << 31) - 1
@@ -69,7 +69,8 @@ def resolve_limits(
     """
     chosen = {n: row["default"] for n, row in load_table("build_options")["limits"].items()}
     if unknown_names := sorted(set(given) - set(chosen)):
-        raise UsageError(f"unknown limits {unknown_names}", fix=f"known: {', '.join(sorted(chosen))}")
+        known = list_known(unknown_names[0], sorted(chosen))
+        raise UsageError(f"unknown limits {unknown_names}", fix=known)
     for name, value in given.items():
         if value is not None:
             _check_limit(name, value)

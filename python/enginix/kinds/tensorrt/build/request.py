@@ -18,6 +18,7 @@ from enginix.manifest import read_artefact_name
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 STRATEGIES = ("checkpoint", "llm-api")
 REQUEST_KEYS = {
@@ -251,5 +252,5 @@ def find_profile(name: str | None) -> dict[str, Any]:
     if name is None:
         return {"limits": {}, "options": {}}
     if name not in profiles:
-        raise UsageError(f"unknown profile {name!r}", fix=f"use one of {', '.join(sorted(profiles))}")
+        raise UsageError(f"unknown profile {name!r}", fix=list_known(name, sorted(profiles)))
     return dict(profiles[name])

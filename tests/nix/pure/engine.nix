@@ -3,7 +3,7 @@
 let
   fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
   sha = lib.concatStringsSep "" (builtins.genList (_: "a") 64);
-  read = name: lib.importJSON (../../python/enginix/data + "/${name}.json");
+  read = name: lib.importJSON (../../../python/enginix/data + "/${name}.json");
   support = read "runtime/engine_support";
   formats = read "models/number_formats";
   table = read "tensorrt/build_options";

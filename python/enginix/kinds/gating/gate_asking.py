@@ -1,0 +1,61 @@
+"""What ``enginix gate`` asks of a kind whose engines this Python executes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.manifest import Manifest
+
+
+class GateReport(Protocol):
+    """What an engine said that was asked in this Python."""
+
+    @property
+    def answers(self) -> Path:
+        """Return the directory of said.json."""
+        ...
+
+    def list_lines(self, outcomes: Sequence[GateOutcome]) -> list[str]:
+        """Return what to report, a line each."""
+        ...
+
+
+@dataclass(frozen=True)
+class GateAsking:
+    """How ``enginix gate`` asks an engine in this Python.
+
+    Attributes:
+        engine: its directory.
+        questions: directory of asked.json, and of the answers.
+        checkpoint: of the engine, which an interpreter executes; None for its runtime.
+        driver: the GPU driver's root; None finds it.
+        gates: names of those that are judged.
+        stall: seconds without a sign until it counts as hung.
+    """
+
+    engine: Path
+    manifest: Manifest
+    questions: Path
+    checkpoint: Path | None
+    driver: Path | None
+    gates: Collection[str]
+    stall: float
+
+
+class GateAsker(Protocol):
+    """The ``gate_asker`` module of a kind whose engines this Python asks."""
+
+    def ask_gated_engine(self, asking: GateAsking, write_questions: Callable[[], object]) -> GateReport:
+        """Ask an engine.
+
+        Args:
+            write_questions: writes asked.json; called when the machine is known to fit.
+
+        Raises:
+            EnginixError: the engine cannot be executed here; has the reason.
+        """
+        ...

@@ -1,0 +1,283 @@
+"""The memory plan of an engine of TensorRT for RTX: one GPU, all sizes static.
+
+``nix/check/rtx-plan.nix`` computes its memory at evaluation; tests/python/plan/test_twin.py compares the two.
+The KV cache has a place for each token of each slot, from the start; a step takes ``step_tokens`` tokens of
+each slot. A plan holds the weights once, a tied head as the embedding. What the library itself takes on a
+GPU, kernels among it, is not known, and not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from enginix.checkpoint import convert
+from enginix.errors import EnginixError, UsageError
+from enginix.inspect import InspectedModel, ModelDescription
+from enginix.kinds.planning.planner import (
+    BuildNeeds,
+    LockSizes,
+    MemoryPlan,
+    PlanCertainty,
+    PlanRequest,
+    find_format_obstacles,
+    find_model_obstacles,
+    resolve_sizes,
+)
+from enginix.kinds.rtx.checkpoint_support import resolve_engine_shape
+from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.memory_plan import arithmetic
+from enginix.memory_plan.arithmetic import (
+    SHORTEST_SEQUENCE,
+    Change,
+    KvCachePaging,
+    ModelSizes,
+    RankMemory,
+    RankWeights,
+    TargetGpu,
+)
+from enginix.model import open_weights
+from enginix.model.number_formats import read_packed_bits
+from enginix.tables import load_table
+
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class RtxPlanLimits:
+    """Limits of the requested engine.
+
+    Attributes:
+        max_batch_size: slots.
+        quantization: number format of the weights; None for the model's.
+    """
+
+    max_batch_size: int
+    max_seq_len: int
+    step_tokens: int
+    quantization: str | None = None
+
+    @property
+    def sequences(self) -> int:
+        """Return the number of sequences that the KV cache holds."""
+        return self.max_batch_size
+
+    @property
+    def kv_bits(self) -> int | None:
+        """Return None: the KV cache is in the model's dtype."""
+        return None
+
+    def describe(self) -> str:
+        """Return the limits as people read them."""
+        return (
+            f"{self.max_batch_size} slots of {self.max_seq_len:,} tokens, {self.step_tokens} of each a step; "
+            "the KV cache is allocated from the start"
+        )
+
+    def named(self) -> arithmetic.PlanLimits:
+        """Return these limits by the names that the arithmetic of all kinds uses."""
+        shape = EngineShape(self.max_batch_size, self.step_tokens, self.max_seq_len)
+        return arithmetic.PlanLimits(
+            max_batch_size=self.max_batch_size,
+            max_num_tokens=self.max_batch_size * self.step_tokens,
+            max_seq_len=shape.cache_length,
+            sequences=self.max_batch_size,
+            quantization=self.quantization,
+        )
+
+
+def compute_rtx_memory(
+    sizes: ModelSizes, limits: RtxPlanLimits, gpu: TargetGpu, weights: RankWeights
+) -> RankMemory:
+    """Compute the memory plan of the GPU."""
+    return arithmetic.compute_memory(sizes, limits.named(), gpu, weights, KvCachePaging(1, 100))
+
+
+def compute_build_memory(weight_bytes: int) -> int:
+    """Return the memory that a build takes at most, in bytes.
+
+    Args:
+        weight_bytes: of the model's files.
+    """
+    row = load_table("rtx")["buildMemory"]
+    return int(row["base"] + row["factor"] * weight_bytes)
+
+
+def list_rtx_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
+    """List number formats smaller than the model's that the kind takes on the GPU, largest first."""
+    rows, known = load_table("rtx")["formats"]["taken"], read_packed_bits()
+    if sizes.quantization not in known:
+        return []
+    return [
+        name
+        for name in load_table("number_formats")["lighter"]
+        if gpu.sm in rows.get(name, ()) and known[name] < known[sizes.quantization]
+    ]
+
+
+def find_rtx_changes(
+    sizes: ModelSizes, limits: RtxPlanLimits, gpu: TargetGpu, weights: RankWeights
+) -> list[Change]:
+    """List the changes that would make the engine fit, the smallest first; empty if none would."""
+
+    def fits(**values: Any) -> bool:
+        return compute_rtx_memory(sizes, replace(limits, **values), gpu, weights).fits
+
+    def first(name: str, values: list[Any]) -> list[Change]:
+        return next(([{name: v}] for v in values if fits(**{name: v})), [])
+
+    cached_tokens = compute_rtx_memory(sizes, limits, gpu, weights).tokens
+    shorter = cached_tokens // limits.max_batch_size - (limits.step_tokens - 1)
+    formats = list_rtx_formats(sizes, gpu)
+    single_changes = [
+        *first("max_batch_size", list(arithmetic.iterate_halvings(limits.max_batch_size, 1))),
+        *first("max_seq_len", [shorter] if SHORTEST_SEQUENCE <= shorter < limits.max_seq_len else []),
+        *first("quantization", formats),
+    ]
+    if single_changes:
+        return single_changes
+    combined_changes: list[dict[str, Any]] = [{"max_batch_size": 1, "quantization": name} for name in formats]
+    return next(([c] for c in combined_changes if fits(**c)), [])
+
+
+def find_rtx_obstacles(architecture: str | None, sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
+    """List the obstacles other than memory; nix/kinds/rtx/checks.nix refuses the same."""
+    table, name = load_table("rtx"), sizes.quantization
+    obstacles = find_model_obstacles("rtx", architecture, name)
+    obstacles += find_format_obstacles(sizes, gpu, "rtx")
+    if not obstacles and gpu.sm not in table["formats"]["taken"][name]:
+        sms = ", ".join(map(str, table["formats"]["taken"][name]))
+        obstacles.append(f"kind rtx takes {name} for SM {sms} alone; {gpu.name} is SM {gpu.sm}")
+    if sizes.kv_bits != 8 * sizes.element_bytes:
+        obstacles.append(
+            "TensorRT for RTX refuses a quantized KV cache (fix: quantize the model without one, or use kind "
+            "tensorrt or llmapi)"
+        )
+    row = table["headSizes"]
+    if not row["least"] <= sizes.head_size <= row["most"] or sizes.head_size % row["multiple"]:
+        obstacles.append(
+            f"heads of {sizes.head_size} have no fused attention; {row['least']} to {row['most']} in steps "
+            f"of {row['multiple']} have (fix: use kind llmapi or reference)"
+        )
+    return obstacles
+
+
+def plan_model(
+    model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
+) -> MemoryPlan:
+    """Plan from a model's headers."""
+    sizes = resolve_sizes(description, None, request)
+    obstacles, is_tied = list[str](), False
+    try:
+        options = convert.ConvertOptions(request.dtype)
+        spec = convert.derive_conversion_spec(model.directory, options, headers_only=True)
+        is_tied = spec.model.tie_word_embeddings
+    except EnginixError as e:
+        obstacles.append(f"no checkpoint: {e.what}" + (f" (fix: {e.fix})" if e.fix else ""))
+    tensors = open_weights(model.directory).tensors
+    bytes_of = {name: t.nbytes // (2 if t.dtype == "F32" else 1) for name, t in tensors.items()}
+    total = sum(bytes_of.values())
+    unique = total - (bytes_of.get(HEAD, 0) if is_tied else 0)
+    weights = arithmetic.estimate_weights(unique, sizes, is_tied)
+    return _make_plan(
+        model.source,
+        sizes,
+        gpu,
+        request,
+        weights,
+        BuildNeeds(description.size, total, unique, compute_build_memory(total), 0, 0),
+        PlanCertainty("estimate", "exact"),
+        # The converter's own reasons are exact: the tables' follow only where it has none.
+        obstacles or find_rtx_obstacles(description.architecture, sizes, gpu),
+        [],
+    )
+
+
+def plan_lock(
+    metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: LockSizes
+) -> MemoryPlan:
+    """Plan from a lock."""
+    sizes, is_tied = lock.sizes, metadata.get("tiedEmbeddings") is True
+    # A lock does not tell whether the files hold a tied head, too.
+    head = sizes.vocabulary * sizes.hidden_size * sizes.element_bytes if is_tied else 0
+    unique = max(0, lock.weight_bytes - head)
+    return _make_plan(
+        lock.source,
+        sizes,
+        gpu,
+        request,
+        arithmetic.estimate_weights(unique, sizes, is_tied),
+        BuildNeeds(lock.files, lock.weight_bytes, unique, compute_build_memory(lock.weight_bytes), 0, 0),
+        PlanCertainty("lower bound", "exact"),
+        find_rtx_obstacles(metadata.get("architecture"), sizes, gpu),
+        ["from the lock alone: weights are the size of the files without a tied head, a lower bound"],
+    )
+
+
+def _make_plan(
+    source: str,
+    sizes: ModelSizes,
+    gpu: TargetGpu,
+    request: PlanRequest,
+    weights: RankWeights,
+    build: BuildNeeds,
+    certainty: PlanCertainty,
+    obstacles: list[str],
+    notes: list[str],
+) -> MemoryPlan:
+    limits = _resolve_limits(request, sizes.context)
+    memory = compute_rtx_memory(sizes, limits, gpu, weights)
+    sms = load_table("rtx")["formats"]["taken"].get(sizes.quantization, ())
+    if sms:
+        notes.append(f"one engine is for SM {', '.join(map(str, sms))}; --sm and targets name fewer")
+    notes.append("no engine of this kind was ever executed: what the library takes beside these is not known")
+    if gpu.unified:
+        notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
+    return MemoryPlan(
+        source=source,
+        kind="rtx",
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=memory,
+        certainty=certainty,
+        build=build,
+        obstacles=tuple(obstacles),
+        changes=() if memory.fits else tuple(find_rtx_changes(sizes, limits, gpu, weights)),
+        notes=tuple(notes),
+    )
+
+
+def _resolve_limits(request: PlanRequest, context: int) -> RtxPlanLimits:
+    """Return the limits of kind rtx.
+
+    Raises:
+        UsageError: kind rtx lacks an option, or a limit is out of range.
+    """
+    if request.tensor_parallel != 1 or request.pipeline_parallel != 1:
+        raise UsageError("kind rtx runs on one GPU", fix="leave --tensor-parallel out, or another kind")
+    for name, value, unset in (
+        ("--max-num-tokens", request.max_num_tokens, None),
+        ("--max-input-len", request.max_input_len, None),
+        ("--sequences", request.sequences, 1),
+    ):
+        if value != unset:
+            raise UsageError(
+                f"kind rtx has no {name}",
+                fix="a step is some tokens of each slot; the KV cache holds --max-batch-size sequences of "
+                "--max-seq-len",
+            )
+    if request.dtype not in (None, *load_table("rtx")["dtypes"]["taken"]):
+        raise UsageError(
+            f"kind rtx does not compute in {request.dtype}", fix="--dtype bfloat16, or leave it out"
+        )
+    if request.kv_cache != "auto":
+        raise UsageError(f"kind rtx has no {request.kv_cache} KV cache", fix="leave --kv-cache out")
+    given = {
+        "maxBatchSize": request.max_batch_size,
+        "maxSeqLen": request.max_seq_len,
+        "stepTokens": request.step_tokens,
+    }
+    shape = resolve_engine_shape(given, context)
+    return RtxPlanLimits(shape.slots, shape.max_seq_len, shape.step_tokens)

@@ -1,0 +1,32 @@
+"""Propose the llmapi kind in errors only where TensorRT-LLM's PyTorch backend has the model's class."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from enginix.errors import EnginixError
+from enginix.tables import load_table
+
+_PROPOSAL = re.compile(r"serve (?P<what>the model|it|this one) with the llmapi kind(?: \([^)]*\))?")
+
+
+def limit_llmapi_advice(fix: str, architecture: str | None) -> str:
+    """Return a fix that proposes transformers in place of the llmapi kind where that lacks the class."""
+    if architecture in load_table("pytorch_backend")["architectures"]:
+        return fix
+    replacement = r"serve \g<what> with transformers: TensorRT-LLM's PyTorch backend has no class for it"
+    return _PROPOSAL.sub(replacement, fix)
+
+
+@contextlib.contextmanager
+def limited_llmapi_advice(architecture: str | None) -> Iterator[None]:
+    """Apply :func:`limit_llmapi_advice` to the error that the body raises."""
+    try:
+        yield
+    except EnginixError as e:
+        if e.fix is not None:
+            e.fix = limit_llmapi_advice(e.fix, architecture)
+            e.args = (str(e),)
+        raise

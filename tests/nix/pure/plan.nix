@@ -1,0 +1,100 @@
+# Whether an engine fits its GPU. Figures are those of a hand calculation; the same cases in Python
+# and hundreds more are in tests/python/plan/test_twin.py.
+{ lib, check }:
+let
+  fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
+  planned = {
+    layers = 4;
+    heads = 8;
+    kvHeads = 4;
+    headSize = 32;
+    hiddenSize = 128;
+    intermediateSize = 512;
+    vocabulary = 2048;
+    context = 2048;
+    dtype = "bfloat16";
+    weightBytes = 2891312;
+  };
+  smallGpu = {
+    name = "small";
+    sm = 90;
+    memory = 1000000000;
+  };
+in
+{
+  testMemoryIsRequired = {
+    expr =
+      let
+        facts = {
+          layers = 1;
+          heads = 1;
+          kvHeads = 1;
+          headSize = 1;
+          hiddenSize = 1;
+          intermediateSize = 1;
+          vocabulary = 1;
+          context = 1;
+          dtype = "bfloat16";
+          weightBytes = 1;
+        };
+        a16 = check.gpus.find "f" "a16";
+      in
+      [
+        (fails (check.plan.requireMemory "f" facts a16))
+        (fails (check.plan.requireMemory "f" { } a16))
+        (check.plan.requireMemory "f" facts (check.gpus.find "f" "a16-16gb")).memory
+      ];
+    expected = [
+      true
+      false
+      16000000000
+    ];
+  };
+
+  testPlanMemoryOfGigabytes = {
+    expr = check.plan.memoryOf { memoryGB = 24; };
+    expected = 24000000000;
+  };
+  testPlanMemoryOfDriversReport = {
+    expr = check.plan.memoryOf {
+      memoryGB = 24;
+      memoryMiB = 2;
+    };
+    expected = 2097152;
+  };
+  testPlanMemoryUnknown = {
+    expr = check.plan.memoryOf { memoryGB = null; };
+    expected = null;
+  };
+  testPlanWeightBytes = {
+    expr = check.plan.weightBytes {
+      "model-1.safetensors".size = 3;
+      "model-2.safetensors".size = 4;
+      "consolidated.safetensors".size = 7;
+      "config.json".size = 100;
+    };
+    expected = 7;
+  };
+  testPlanKvCachePerToken = {
+    # 2 (key, value) x 4 layers x 4 KV heads x 32 numbers x 2 bytes
+    expr = (check.plan.plan planned smallGpu { }).kvToken;
+    expected = 2048;
+  };
+  testPlanReplicatesKvHeads = {
+    # 8 ranks share 4 KV heads: each holds one
+    expr = (check.plan.plan planned smallGpu { tensorParallel = 8; }).kvToken;
+    expected = 512;
+  };
+  testPlanSaysNothingWithoutFacts = {
+    expr = check.plan.plan (builtins.removeAttrs planned [ "kvHeads" ]) smallGpu { };
+    expected = null;
+  };
+  testPlanFits = {
+    expr = (check.plan.fits "f" "tensorrt" planned smallGpu { }).fits;
+    expected = true;
+  };
+  testPlanRefuses = {
+    expr = fails (check.plan.fits "f" "tensorrt" planned (smallGpu // { memory = 1000000; }) { });
+    expected = true;
+  };
+}
