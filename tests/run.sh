@@ -22,7 +22,7 @@ run_part() { # name, command ...
 export OMP_WAIT_POLICY=PASSIVE
 run_part nix env ENGINIX_NIX_JOBS=1 tests/nix/run.sh &
 nix=$!
-run_part python "$1" -m pytest -q -n "$(nproc)" --dist loadfile -o cache_dir="$logs/cache" &
+run_part python "$1" -m pytest -q -n "$(nproc)" --dist loadfile --no-loadscope-reorder -o cache_dir="$logs/cache" &
 python=$!
 wait $nix
 nix_status=$?

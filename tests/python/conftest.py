@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Before torch is loaded: a process a core, and matrices that are too small for several threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FUZZING = os.environ.get("ENGINIX_FUZZ")
+HERE = Path(__file__).parent
 # Deadlines and HealthCheck.too_slow measure the machine's load; a database brings examples of other runs.
 # Fixtures of a function are directories here, which examples may share.
 _COMMON = settings(
@@ -52,7 +53,15 @@ def reduce_examples(items: list[pytest.Item]) -> None:
         test._hypothesis_internal_use_settings = settings(own, max_examples=fewer)
 
 
+def order_files(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, those of slow tests alone first: none runs alone at the end."""
+    names = (HERE / "longest_files.txt").read_text().splitlines()
+    order = {HERE / name: number for number, name in enumerate(names)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order_files(items)
     if not EVERY_EXAMPLE:
         reduce_examples(items)
     if os.environ.get("ENGINIX_SLOW") or config.option.markexpr or any("::" in arg for arg in config.args):

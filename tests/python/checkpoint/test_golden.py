@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compare import INTENDED, config_differences, intended, ours, tensor_differences
+from compare import INTENDED, Result, config_differences, intended, ours, tensor_differences
 
 import golden
 from enginix.checkpoint.compare_with_model import CheckpointComparison
@@ -15,39 +16,53 @@ from enginix.checkpoint.verify import verify_checkpoint
 CASES = golden.conversions()
 SOUND = [c for c in CASES if c.ok and not c.defect]
 OTHERS = [c for c in CASES if not c.ok or c.defect]
+ConvertOnce = Callable[[golden.Conversion], tuple[Result, Path]]
+
+
+@pytest.fixture(scope="module")
+def convert_once(tmp_path_factory: pytest.TempPathFactory) -> ConvertOnce:
+    """Converts a case once for all tests; each has a directory of its own."""
+    base, results = tmp_path_factory.mktemp("ours"), dict[str, tuple[Result, Path]]()
+
+    def convert(case: golden.Conversion) -> tuple[Result, Path]:
+        if case.id not in results:
+            out = base / str(len(results)) / "out"
+            out.parent.mkdir()
+            results[case.id] = ours(case, out), out
+        return results[case.id]
+
+    return convert
 
 
 @pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
-def test_same_as_theirs(case: golden.Conversion, tmp_path: Path) -> None:
-    result = ours(case, tmp_path / "out")
+def test_same_as_theirs(case: golden.Conversion, convert_once: ConvertOnce) -> None:
+    result, out = convert_once(case)
     assert result.plan is not None, result.refusal
-    assert tensor_differences(case, tmp_path / "out") == []
-    for key, (theirs, mine) in config_differences(case, tmp_path / "out").items():
+    assert tensor_differences(case, out) == []
+    for key, (theirs, mine) in config_differences(case, out).items():
         row = intended(case, key)
         assert row is not None, f"{key}: {theirs!r} became {mine!r}"
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=lambda c: c.id)
-def test_right_or_refused(case: golden.Conversion, tmp_path: Path) -> None:
+def test_right_or_refused(case: golden.Conversion, convert_once: ConvertOnce) -> None:
     """Where theirs raises or is wrong, ours writes what verifies, or refuses and says what to do."""
-    result = ours(case, tmp_path / "out")
+    result, out = convert_once(case)
     if result.refusal is not None:
-        assert result.refusal.fix and not (tmp_path / "out").exists()
-        assert not list(tmp_path.iterdir())
+        assert result.refusal.fix and not list(out.parent.iterdir())
         return
-    assert verify_checkpoint(tmp_path / "out").findings == []
+    assert verify_checkpoint(out).findings == []
     if case.defect and case.ok:
-        wrong = config_differences(case, tmp_path / "out"), tensor_differences(case, tmp_path / "out")
+        wrong = config_differences(case, out), tensor_differences(case, out)
         assert any(wrong), "theirs is marked defective, but ours is the same"
 
 
-def test_every_intended_difference_is_seen(tmp_path: Path) -> None:
+def test_every_intended_difference_is_seen(convert_once: ConvertOnce) -> None:
     """A row of the table that explains nothing any more must go."""
     seen = set()
-    for number, case in enumerate(SOUND):
+    for case in SOUND:
         if any(row for row in INTENDED if row["only"] != "*" and _matches(case, row)):
-            out = tmp_path / str(number)
-            ours(case, out)
+            _, out = convert_once(case)
             for key in config_differences(case, out):
                 row = intended(case, key)
                 seen.add((key, row["only"] if row else None))
@@ -61,13 +76,13 @@ def _matches(case: golden.Conversion, row: dict[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-def test_ours_means_what_the_model_means(case: golden.Conversion, tmp_path: Path) -> None:
+def test_ours_means_what_the_model_means(case: golden.Conversion, convert_once: ConvertOnce) -> None:
     """Whatever ours writes verifies, and dequantizes to the model within the format's step."""
-    result = ours(case, tmp_path / "out")
+    result, out = convert_once(case)
     if result.plan is None:
         pytest.skip(f"refused: {result.refusal}")
-    assert verify_checkpoint(tmp_path / "out").findings == []
-    assert list(CheckpointComparison(tmp_path / "out", case.model).findings()) == []
+    assert verify_checkpoint(out).findings == []
+    assert list(CheckpointComparison(out, case.model).findings()) == []
 
 
 @pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)

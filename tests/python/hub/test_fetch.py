@@ -136,7 +136,8 @@ def test_killed_at_random_moments_it_goes_on_and_ends_the_same(
     out = tmp_path / "out"
     env = environment(HF_ENDPOINT=hub.endpoint, HOME="/homeless-shelter")
     beside, kills = tmp_path / ".out.partial", 0
-    for _ in range(8):
+    moments, fewest = (8, 3) if os.environ.keys() & {"ENGINIX_SLOW", "ENGINIX_FUZZ"} else (4, 2)
+    for _ in range(moments):
         enough = chance.randrange(1, lock.size)
         process = subprocess.Popen(command("fetch", path, "-o", out), env=env, **QUIET)
         while process.poll() is None and arrived(beside) < enough:
@@ -164,7 +165,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_the_same(
         }
         assert not beside.exists()
         shutil.rmtree(out)
-    assert kills >= 3, "the process was too fast to be killed midway"
+    assert kills >= fewest, "the process was too fast to be killed midway"
 
 
 def test_half_a_file_is_not_asked_for_twice(start: Start, model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from enginix.machine.gpu_table import find_gpu
@@ -28,6 +29,7 @@ class ModelVerdict:
     targets: tuple[str, ...] | None
 
 
+@cache
 def list_kind_targets(kind: str) -> tuple[str, ...]:
     """Return the GPUs of gpus.json that the software of a kind has code for, sorted."""
     return tuple(sorted(name for name in load_table("gpus")["gpus"] if has_code(kind, find_gpu(name))))
