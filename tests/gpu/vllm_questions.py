@@ -230,6 +230,8 @@ class Workshop:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "4" if self.site else "1",
+            # The pack leaves FlashInfer out.
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
         }
         # What the loader of CUDA needs stays, what the sandbox sets comes first.
