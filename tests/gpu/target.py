@@ -220,10 +220,15 @@ def main() -> int:
         # trtllm-build, which is not installed here.
         made = Path(directory, "checkpoint")
         made.mkdir()
+        model = Path(directory, "model")
+        model.mkdir()
         facts = {"architecture": "LlamaForCausalLM", "dtype": "bfloat16", "max_position_embeddings": 2048}
         (made / "config.json").write_text(json.dumps(facts), "utf-8")
         (made / "rank0.safetensors").write_bytes(bytes(1 << 20))
-        (made / "tokenizer.json").write_text("{}", "utf-8")
+        for place in (made, model):
+            (place / "tokenizer.json").write_text("{}", "utf-8")
+        shape = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 2048}
+        (model / "config.json").write_text(json.dumps(shape), "utf-8")
         for name, words in ((foreign.name, f"SM {foreign.sm}"), (own.name, "trtllm-build")):
             command = [
                 sys.executable,
@@ -234,7 +239,7 @@ def main() -> int:
                 "--kind",
                 "tensorrt",
                 "--model",
-                str(made),
+                str(model),
             ]
             command += [
                 "--target",
