@@ -227,7 +227,7 @@ def main() -> int:
         (made / "rank0.safetensors").write_bytes(bytes(1 << 20))
         for place in (made, model):
             (place / "tokenizer.json").write_text("{}", "utf-8")
-        shape = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 2048}
+        shape = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
         (model / "config.json").write_text(json.dumps(shape), "utf-8")
         for name, words in ((foreign.name, f"SM {foreign.sm}"), (own.name, "trtllm-build")):
             command = [
