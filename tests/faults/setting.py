@@ -88,18 +88,32 @@ class Served:
 
 
 class Setting:
-    """Made once; every fault starts its own server."""
+    """Made once; every fault starts its own server.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        engine: served in place of tiny-qwen3.
+        tritonserver, python: in place of the environments of tests/hostpkgs.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        engine: Path | None = None,
+        *,
+        tritonserver: Path | None = None,
+        python: Path | None = None,
+        options: RepositoryOptions | None = None,
+    ) -> None:
         self.directory = directory
-        self.tritonserver = environment("tritonserver")
-        self.python = environment("runtime") / "bin" / "python3"
-        checkpoint, engine = directory / "checkpoint", directory / "engine"
-        assert main(["convert", str(MODEL), "-o", str(checkpoint), "--dtype", "float32"]) == 0
-        words = ["build", str(checkpoint), "--kind", "reference", "--model", str(MODEL), "-o", str(engine)]
-        assert main([*words, "--no-gates"]) == 0
+        self.tritonserver = tritonserver or environment("tritonserver")
+        self.python = python or environment("runtime") / "bin" / "python3"
+        if engine is None:
+            checkpoint, engine = directory / "checkpoint", directory / "engine"
+            assert main(["convert", str(MODEL), "-o", str(checkpoint), "--dtype", "float32"]) == 0
+            words = ["build", str(checkpoint), "--kind", "reference", "--model", str(MODEL)]
+            assert main([*words, "-o", str(engine), "--no-gates"]) == 0
         self.repository = directory / "repository"
-        build_triton_repository(engine, self.repository, RepositoryOptions(max_batch_size=64))
+        build_triton_repository(engine, self.repository, options or RepositoryOptions(max_batch_size=64))
 
     def words(self, *more: str) -> list[str]:
         """The command."""
@@ -142,14 +156,18 @@ class Setting:
         started = served.children()
         prefixes = set(re.findall(r"shm-region-prefix-name=(enginix-[0-9a-f]+-)", " ".join(started.values())))
         assert len(prefixes) == 1
+        failed = True
         try:
             yield served
+            failed = False
         finally:
             # Those of a command that was killed are no one's children now.
             left = {*started, *served.children()}
             process.terminate()
             try:
-                process.communicate(timeout=60)
+                _, said = process.communicate(timeout=60)
+                if failed:
+                    sys.stderr.write(f"the server's last lines:\n{said[-4000:]}\n")
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """The reference executor on a GPU behind the real tritonserver: a table, and status 1 when a line fails.
 
-  PYTHONPATH=python python3 tests/gpu/served.py
+  PYTHONPATH=python python3 tests/gpu/served.py [--tritonserver DIRECTORY] [--python FILE]
 
-Needs an environment with nvidia-pytriton, its NumPy 1, PyTorch that sees a GPU, and the runtime's other
-packages (nix/python/requirements/runtime.in). TensorRT-LLM is not in it.
+By default it takes the environments of tests/hostpkgs. A machine that has PyTorch, a GPU and no network gets
+both from tests/gpu/pack_served.py: OUT/python/bin/python3 runs this and the models.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -60,8 +61,14 @@ def together(client: TritonClient) -> list[str]:
 
 def main() -> int:
     """All lines."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tritonserver", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--python", type=Path, metavar="FILE", help="python3 of the models")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="enginix-gpu-") as directory:
-        setting = Setting(Path(directory))
+        setting = Setting(Path(directory), tritonserver=args.tritonserver, python=args.python)
         with setting.serve() as served:
             on_cpu = [whole(served.client, p) for p in PROMPTS]
         shutil.rmtree(setting.repository)

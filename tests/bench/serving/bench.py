@@ -79,11 +79,11 @@ def verdict(met: bool, aim: str, share: float, *, sound: bool = True) -> str:
 class InProcess:
     """The reference executor behind its scheduler, as the model tensorrt_llm has it."""
 
-    def __init__(self, engine: Path) -> None:
+    def __init__(self, engine: Path, device: str = "cpu") -> None:
         # Building the engine took one; the server takes torch's default, as this does from here on.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.tokenizer = Tokenizer.from_file(str(engine / "tokenizer" / "tokenizer.json"))
-        self.scheduler = Scheduler(Executor.load(engine / "checkpoint"), 64)
+        self.scheduler = Scheduler(Executor.load(engine / "checkpoint", device=device), 64)
         self.number = 0
 
     def run(self, prompts: Sequence[str], tokens: int) -> float:
