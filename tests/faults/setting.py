@@ -150,6 +150,7 @@ class Setting:
         line = process.stdout.readline()
         assert line, process.stderr.read()
         found = json.loads(line)
+        assert "httpPort" in found, f"{line}{process.stderr.read()}"
         client = TritonClient("127.0.0.1", found["httpPort"])
         served = Served(process, client, found["grpcPort"], found["metricsPort"])
         # Other servers of this machine have regions of their own.

@@ -106,9 +106,12 @@ class InProcess:
             ids = tuple(self.tokenizer.encode(prompt).ids)
             self.scheduler.add(GenerationRequest(str(self.number), ids, tokens, frozenset()), sink)
         done.wait()
-        for answer in found.values():
-            self.tokenizer.decode([t for t in answer if t is not None])
-        return time.perf_counter() - start
+        answers = [[t for t in answer if t is not None] for answer in found.values()]
+        for answer in answers:
+            self.tokenizer.decode(answer)
+        seconds = time.perf_counter() - start
+        assert [len(answer) for answer in answers] == [tokens] * len(prompts)
+        return seconds
 
 
 def body(prompt: str, tokens: int, **more: Any) -> bytes:
