@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import random
 import re
 import socket
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from pathlib import Path
 from enginix.errors import MachineError, UsageError
 
 LOOPBACK = ("127.0.0.1", "::1")
+# Ports for 0 are sought here first: below the kernel's ip_local_port_range, so that no outgoing connection
+# takes one between its choice and the start of its server.
+QUIET_PORTS = range(12000, 32000)
 
 
 def choose_loopback_port() -> int:
@@ -88,12 +92,22 @@ def reserve_ports(host: str, ports: Sequence[tuple[str, int]]) -> list[int]:
             # As Triton's own listeners: connections of an earlier server that linger do not count.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((host, port))
+                if port or not _bind_quiet_port(listener, host):
+                    listener.bind((host, port))
                 listener.listen()
             except OSError as e:
                 raise _bind_error(host, port, name, e) from e
             numbers.append(int(listener.getsockname()[1]))
     return numbers
+
+
+def _bind_quiet_port(listener: socket.socket, host: str) -> bool:
+    """Bind a listener to a free port of ``QUIET_PORTS``; False where none of some is free."""
+    for port in random.SystemRandom().sample(QUIET_PORTS, 20):
+        with contextlib.suppress(OSError):
+            listener.bind((host, port))
+            return True
+    return False
 
 
 def _bind_error(host: str, port: int, name: str, error: OSError) -> MachineError:

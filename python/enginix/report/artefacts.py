@@ -185,7 +185,7 @@ def _read_target(artefact_manifest: Manifest | None) -> str | None:
 
 def _read_warning(artefact_manifest: Manifest) -> str | None:
     text = manifest.explain_unverified(artefact_manifest)
-    return None if text is None else make_printable(text)
+    return None if text is None else make_printable(text, most=400)
 
 
 def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin | None:

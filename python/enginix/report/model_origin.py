@@ -39,10 +39,10 @@ def read_model_origin(model: Mapping[str, Any]) -> ModelOrigin | None:
     return None if commit is None and config is None else ModelOrigin(commit, config)
 
 
-def make_printable(line: str) -> str:
-    """Return an untrusted line without characters that control a terminal."""
+def make_printable(line: str, most: int = 100) -> str:
+    """Return an untrusted line without characters that control a terminal, and of at most so many."""
     printable = "".join(c if c.isprintable() else "?" for c in line) or "?"
-    return printable if len(printable) <= 100 else f"{printable[:99]}…"
+    return printable if len(printable) <= most else f"{printable[: most - 1]}…"
 
 
 def accept_short_text(value: Any) -> str | None:

@@ -56,6 +56,6 @@ test_pin_then_the_engine_evaluates() {
 test_pin_is_what_an_unpinned_model_names() {
   ! with_lib build 'e.catalogue.phi-4-nvfp4.model' --no-link -L && says 'fix: nix run .#pin -- phi-4-nvfp4' &&
     with_lib eval 'e.catalogue.phi-4-nvfp4.model.meta.description' --raw && says 'run first: nix run .#pin -- phi-4-nvfp4' &&
-    with_lib eval 'e.catalogue.gpt2.engine.name + " " + e.catalogue.gpt2.model.meta.description' --raw &&
-    says 'run first: nix run .#pin -- gpt2'
+    with_lib eval 'e.catalogue.qwen3-8b.engine.name + " " + e.catalogue.qwen3-8b.model.meta.description' --raw &&
+    says 'run first: nix run .#pin -- qwen3-8b'
 }
