@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--python", type=Path, metavar="FILE", help="python3 of the models")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--streams", type=int, nargs="+", default=[64, 8, 1])
-    parser.add_argument("--instances", type=int, nargs="+", default=[1, 4], help="of the model ensemble")
+    parser.add_argument("--instances", type=int, nargs="+", default=[1, 4], help="of ensemble, a server each")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=240, help="no round begins later (default: 240)")
     parser.add_argument("--standin", action="store_true")
@@ -168,9 +168,11 @@ def main() -> int:
         engine = build_engine(work, device)
         sys.stderr.write(f"engine built after {time.perf_counter() - started:.1f} s\n")
         inside = bench.InProcess(engine, device)
-        for instances in args.instances:
+        for number, instances in enumerate(args.instances):
+            if number and time.monotonic() > deadline:
+                break
             try:
-                place = work / f"{instances}"
+                place = work / f"server-{number}"
                 place.mkdir()
                 options = RepositoryOptions(max_batch_size=64, device=device, ensemble_instances=instances)
                 setting = Setting(
