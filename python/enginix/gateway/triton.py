@@ -188,7 +188,8 @@ def _parse_backend_error(status: int, body: bytes) -> BackendError:
     ends = load_table("triton_errors")
     if message.endswith(ends["later"]):
         return BackendError(_strip_ensemble_name(message), 503)
-    if message.endswith(f"({ends['failed']})"):
+    is_of_triton = re.match(ends["of_triton"], _strip_ensemble_name(message), re.IGNORECASE)
+    if is_of_triton or message.endswith(f"({ends['failed']})"):
         return BackendError(_strip_ensemble_name(message), 502)
     if status in (401, 403, 404):
         # The client is not at fault: the gateway's configuration names the model.

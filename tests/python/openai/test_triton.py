@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from enginix.gateway.call import TritonCall
 from enginix.gateway.triton import BackendError, Piece
 from enginix.triton.models.generation import check_lengths
 from enginix.triton.models.request import RequestError
+from environments import environment
 
 COUNTS = {"prompt_tokens": 3, "completion_tokens": 2}
 FIRST = {"text_output": "a", "finish_reason": "", **COUNTS}
@@ -133,6 +135,7 @@ def test_pieces() -> None:
         (400, b'{"error": "seed: no"}', 400, "seed: no"),
         (400, b'{"error": "2 requests are running or waiting already; try again later"}', 503, "already"),
         (400, b'{"error": "RuntimeError: odd (the server failed)"}', 502, "odd"),
+        (400, b'{"error": "Stub process \'ensemble_0_0\' is not healthy."}', 502, "not healthy"),
         (404, b'{"error": "unknown model"}', 502, "does not know the model"),
         (500, b'{"error": "stub"}', 502, "stub"),
         (503, b'{"error": "full"}', 503, "full"),
@@ -151,6 +154,19 @@ def test_failures(status: int, body: bytes, found: int, said: str) -> None:
     with pytest.raises(BackendError) as failed:
         asked(lambda _: httpx.Response(status, content=body))
     assert failed.value.status == found and said in failed.value.message
+
+
+def test_errors_of_triton_itself_are_not_the_requests() -> None:
+    library = environment("tritonserver") / "backends/python/libtriton_python.so"
+    texts = re.findall(
+        rb"(?:Failed to |Stub process|Fail to |Unable to )[\x20-\x7e]{6,}\x00", library.read_bytes()
+    )
+    assert len(texts) > 30
+    for text in texts:
+        body = json.dumps({"error": text[:-1].decode()}).encode()
+        with pytest.raises(BackendError) as failed:
+            asked(lambda _, body=body: httpx.Response(400, content=body))  # type: ignore[misc]
+        assert failed.value.status == 502, text
 
 
 @pytest.mark.parametrize(
