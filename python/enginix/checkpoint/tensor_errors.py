@@ -15,7 +15,7 @@ _SAVE_SPLIT = (
     "AutoModelForCausalLM.from_config(m.config, dtype=m.dtype), n.load_state_dict(m.state_dict()) and "
     "n.save_pretrained to another directory"
 )
-_QUANTIZE = "quantize the original model with ModelOpt, or serve the model with the llmapi kind"
+_QUANTIZE = "quantize the original model with ModelOpt, or serve this one with the llmapi kind"
 _PACKED = ("qweight", "qzeros", "scales", "weight_packed")
 # Projections that other classes of models keep as one.
 _FUSED = {("q_proj", "k_proj", "v_proj"): ("qkv_proj", "W_pack", "query_key_value", "wqkv"),

@@ -18,6 +18,11 @@ def list_family_rows() -> Mapping[str, Mapping[str, Any]]:
     return {name: {**rows.get(row.get("sameAs", ""), {}), **row} for name, row in rows.items()}
 
 
+def find_written_name(architecture: str | None) -> str | None:
+    """Return the name that a checkpoint has for an architecture, by which TensorRT-LLM finds its class."""
+    return list_family_rows().get(architecture or "", {}).get("writtenAs", architecture)
+
+
 def describe_formats(row: Mapping[str, Any]) -> str:
     """Return the formats in which conversion takes models of a row: ``in FP8, unquantized``."""
     return "".join(f"in {name}, " for name in row.get("formats", ())) + "unquantized"

@@ -9,15 +9,20 @@ from collections.abc import Iterator
 from enginix.errors import EnginixError
 from enginix.tables import load_table
 
-_PROPOSAL = re.compile(r"serve (?P<what>the model|it|this one) with the llmapi kind(?: \([^)]*\))?")
+# A quantized model: transformers reads its codes as if they were weights.
+_QUANTIZED_PROPOSAL = re.compile(r"[,;] or serve this one with the llmapi kind(?: \([^)]*\))?")
+_PROPOSAL = re.compile(r"serve (?P<what>the model|it) with the llmapi kind(?: \([^)]*\))?")
 
 
 def limit_llmapi_advice(fix: str, architecture: str | None) -> str:
-    """Return a fix that proposes transformers in place of the llmapi kind where that lacks the class."""
+    """Return a fix that proposes transformers in place of the llmapi kind where that lacks the class.
+
+    Nothing takes the place of the llmapi kind for ``this one``, a quantized model.
+    """
     if architecture in load_table("pytorch_backend")["architectures"]:
         return fix
     replacement = r"serve \g<what> with transformers: TensorRT-LLM's PyTorch backend has no class for it"
-    return _PROPOSAL.sub(replacement, fix)
+    return _PROPOSAL.sub(replacement, _QUANTIZED_PROPOSAL.sub("", fix))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from enginix.tables import load_table
 
-_LLMAPI = "serve the model with the llmapi kind (TensorRT-LLM's PyTorch backend)"
+_LLMAPI = "serve this one with the llmapi kind (TensorRT-LLM's PyTorch backend)"
 
 
 def read_algorithms() -> dict[str, dict[str, Any]]:

@@ -63,7 +63,7 @@ def _require_algorithm(name: Any, where: str) -> str:
     raise ModelError(
         f"quantization algorithm {name!r} is unknown",
         where=where,
-        fix=f"quantize with ModelOpt to one of: {usable}; or serve the model with the llmapi kind",
+        fix=f"quantize with ModelOpt to one of: {usable}; or serve this one with the llmapi kind",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from enginix import manifest
 from enginix.errors import CheckpointError
 from enginix.model.context_length import scale_context
+from enginix.model.llmapi_advice import limit_llmapi_advice
 from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
 from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
@@ -314,7 +315,7 @@ def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
                 raise CheckpointError(
                     f"{key} is {reader.raw[key]!r}, which the reference executor does not compute",
                     where=reader.where,
-                    fix=_OTHER_KINDS,
+                    fix=limit_llmapi_advice(_OTHER_KINDS, reader.raw["architecture"]),
                 )
         return
     activation = reader.raw.get("hidden_act", "gelu")
@@ -413,7 +414,7 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
         raise CheckpointError(
             f"the reference executor does not compute {e}",
             where=where,
-            fix=_OTHER_KINDS,
+            fix=limit_llmapi_advice(_OTHER_KINDS, architecture),
         ) from e
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return ExecutorConfig(

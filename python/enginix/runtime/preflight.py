@@ -14,6 +14,8 @@ from enginix.errors import MachineError, UsageError
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
+from enginix.model.family_rows import find_written_name
+from enginix.model.llmapi_advice import limit_llmapi_advice
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
 from enginix.runtime.table import Runtime
@@ -206,9 +208,13 @@ def check_support(
                 f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
             )
         _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
-    if architecture is not None and architecture not in support["architectures"]["engine"]:
-        raise UsageError(f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2", fix="use --kind llmapi")
-    if why := support["architectures"]["unbuildable"].get(architecture):
+    written = find_written_name(architecture)
+    if written is not None and written not in support["architectures"]["engine"]:
+        raise UsageError(
+            f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
+            fix=limit_llmapi_advice("serve the model with the llmapi kind", architecture),
+        )
+    if why := support["architectures"]["unbuildable"].get(written):
         raise UsageError(
             f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
             fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
@@ -229,7 +235,7 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
         UsageError: TensorRT-LLM's class has no pipeline.
     """
     rows = load_table("engine_support")["architectures"]
-    why = rows["noPipeline"].get(rows["engine"].get(architecture))
+    why = rows["noPipeline"].get(rows["engine"].get(find_written_name(architecture)))
     if stages > 1 and why:
         raise UsageError(
             f"{stages} pipeline stages: TensorRT-LLM has no pipeline for {architecture}; {why}",

@@ -251,6 +251,18 @@ def test_formats_of_no_golden_data_are_refused(name: str, algorithm: str, says: 
         convert_model(model, tmp_path / "out", ConvertOptions())
 
 
+@pytest.mark.parametrize("algorithm", ["FP8", "W4A16_MXFP4", "OWN"])
+@pytest.mark.parametrize("name", ["DeepseekV2ForCausalLM", "PhiMoEForCausalLM", "BloomForCausalLM"])
+def test_no_quantized_model_is_sent_to_transformers(name: str, algorithm: str, tmp_path: Path) -> None:
+    """transformers reads the codes of a format that it does not know as if they were weights."""
+    quantized = {"quant_method": "modelopt", "quant_algo": algorithm}
+    model = change_config(name, tmp_path, quantization_config=quantized)
+    with pytest.raises(EnginixError) as e:
+        convert_model(model, tmp_path / "out", ConvertOptions())
+    assert e.value.fix and "transformers" not in e.value.fix and "llmapi" not in e.value.fix
+    assert algorithm != "FP8" or e.value.fix == "pass the unquantized model"
+
+
 def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
     """The Hub's first GPT-2 files lack 'transformer.' and hold the mask; the checkpoint is the same."""
     source = (MODELS["GPT2LMHeadModel"] / "model.safetensors").read_bytes()

@@ -17,6 +17,7 @@ from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import CheckpointError
 from enginix.evaluation.judgement.logits import relative_error
 from enginix.reference import Executor
+from enginix.reference.config import parse_executor_config
 from enginix.reference.decoder_form import FORMS
 
 # Sums in another order; and GELU by tanh, as TensorRT-LLM has it, where the model has the exact one.
@@ -145,6 +146,25 @@ def test_a_bias_on_every_rank_is_refused(tmp_path: Path) -> None:
     (out / "rank1.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match="would be added twice"):
         Executor.load(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "has_class"),
+    [
+        ("OPTForCausalLM", {"do_layer_norm_before": False}, False),
+        ("MptForCausalLM", {"clip_qkv": 0.05}, False),
+        ("Starcoder2ForCausalLM", {"qk_layernorm": True}, True),
+    ],
+)
+def test_a_refusal_proposes_llmapi_where_that_has_the_class(
+    name: str, keys: dict[str, Any], has_class: bool, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model", name, next(saved for named, saved, _ in MODELS if named == name))
+    raw = json.loads((convert_float32(tmp_path / "model", tmp_path / "out") / "config.json").read_text())
+    with pytest.raises(CheckpointError) as e:
+        parse_executor_config(raw | keys, "config.json")
+    assert ("llmapi kind" in str(e.value.fix)) == has_class
+    assert ("with transformers" in str(e.value.fix)) != has_class
 
 
 def test_every_form_is_tested() -> None:

@@ -19,12 +19,14 @@ from enginix.kinds.planning.planner import check_plan_request
 from enginix.kinds.registry import KIND_NAMES, find_kind, list_kinds
 from enginix.kinds.rtx_planning.memory_plan import find_rtx_obstacles
 from enginix.memory_plan.arithmetic import ModelSizes, find_target_gpu
+from enginix.model.family_rows import list_family_rows
 from enginix.report.artefacts import Artefact
 from enginix.report.comparison import compare_artefacts, render_comparison_page, render_comparison_text
 from enginix.report.gate_figures import GateFigures
 from enginix.report.kinds import ComparedModel, KindRow, compare_kinds, read_compared_model
 from enginix.report.model_origin import ModelOrigin
 from enginix.run_log import ArtefactRun
+from enginix.runtime.preflight import check_pipeline
 from enginix.tables import load_table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -134,6 +136,18 @@ def test_plan_and_compare_agree_on_llmapi(quantization: str, target: str) -> Non
 def judge(kind: str, architecture: str | None, quantization: str | None, **more: str) -> KindRow:
     model = ComparedModel("m", architecture, quantization, None, 9, **more)
     return {row.kind: row for row in compare_kinds(model)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["tensorrt", "reference"])
+def test_two_names_of_one_class_are_judged_alike(kind: str) -> None:
+    aliases = {a: row["writtenAs"] for a, row in list_family_rows().items() if "writtenAs" in row}
+    assert aliases["PhimoeForCausalLM"] == "PhiMoEForCausalLM"
+    for alias, written in aliases.items():
+        row, other = judge(kind, alias, None), judge(kind, written, None)
+        assert (row.takes, row.targets) == (other.takes, other.targets)
+        for name in (alias, written):
+            with pytest.raises(UsageError, match="no pipeline"):
+                check_pipeline(name, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from enginix.kinds.registry.model_verdict import (
     list_conversion_obstacles,
     list_format_targets,
 )
+from enginix.model.family_rows import find_written_name
 from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
@@ -20,10 +21,10 @@ class TensorrtKind(KindDescription):
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
-        support, why = load_table("engine_support"), []
-        if architecture not in support["architectures"]["engine"]:
+        support, why, written = load_table("engine_support"), [], find_written_name(architecture)
+        if written not in support["architectures"]["engine"]:
             why.append(explain_architecture(architecture, "has no engine class"))
-        elif reason := support["architectures"]["unbuildable"].get(architecture):
+        elif reason := support["architectures"]["unbuildable"].get(written):
             why.append(f"no engine of {architecture}: {reason}")
         else:
             converters = load_table("converters")["converters"]
