@@ -20,7 +20,8 @@ def list_family_rows() -> Mapping[str, Mapping[str, Any]]:
 
 def find_written_name(architecture: str | None) -> str | None:
     """Return the name that a checkpoint has for an architecture, by which TensorRT-LLM finds its class."""
-    return list_family_rows().get(architecture or "", {}).get("writtenAs", architecture)
+    written: str | None = list_family_rows().get(architecture or "", {}).get("writtenAs", architecture)
+    return written
 
 
 def describe_formats(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.hub import lock
 from enginix.hub.model_metadata import FILES, extract_model_metadata
+from enginix.kinds.planning.checkpoint_refusal import explain_config_refusal
 from enginix.kinds.registry import list_kinds
 from enginix.machine.gpu_table import GpuRow, find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version, has_code
@@ -27,6 +28,7 @@ class ComparedModel:
     Attributes:
         weights: bytes on disk.
         method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
+        directory: of the model; None for a lock, which has no config.json.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ComparedModel:
     dtype: str | None
     weights: int
     method: str | None = None
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def read_compared_model(where: Path) -> ComparedModel:
         dtype=accept_short_text(facts.get("dtype")),
         weights=weights,
         method=accept_short_text(facts.get("quantizationMethod")),
+        directory=where if where.is_dir() else None,
     )
 
 
@@ -104,10 +108,15 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
         UsageError: unknown target.
     """
     gpu = None if target is None else find_gpu(target)
+    # Models that other converters alone take are left to the tables.
+    is_converted = model.architecture in load_table("converters")["converters"]["enginix"]["architectures"]
     rows = []
     for kind in list_kinds():
         verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
+        if takes and model.directory is not None and is_converted and kind.built_from == "checkpoint":
+            refusal = explain_config_refusal(kind, model.directory)
+            takes, why = (takes, why) if refusal is None else (False, (refusal,))
         if (
             takes is not False
             and gpu is not None

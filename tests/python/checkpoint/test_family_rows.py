@@ -24,10 +24,15 @@ from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import describe_model, open_model
+from enginix.kinds.planning.plan_record import PlanRequest
+from enginix.kinds.planning.planner import plan_memory
+from enginix.kinds.reference.reference_build import build_reference_engine
+from enginix.memory_plan.arithmetic import find_target_gpu
 from enginix.memory_plan.weights import CheckpointSizes
 from enginix.model import TensorInfo, open_weights
 from enginix.model.config import parse_config, read_model_config
 from enginix.model.family_rows import evaluate_expression, list_family_rows
+from enginix.report.kinds import compare_kinds, read_compared_model
 from enginix.tables import load_table
 
 # A model of each family, out of the golden data.
@@ -261,6 +266,41 @@ def test_no_quantized_model_is_sent_to_transformers(name: str, algorithm: str, t
         convert_model(model, tmp_path / "out", ConvertOptions())
     assert e.value.fix and "transformers" not in e.value.fix and "llmapi" not in e.value.fix
     assert algorithm != "FP8" or e.value.fix == "pass the unquantized model"
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "tensorrt"),
+    [
+        ("MPTForCausalLM", {"expansion_ratio": 2}, False),
+        ("MPTForCausalLM", {"attn_config": {"alibi": True, "clip_qkv": 0.05}}, True),
+        ("BloomForCausalLM", {"apply_residual_connection_post_layernorm": True}, False),
+        ("OPTForCausalLM", {"enable_bias": False}, False),
+        ("OPTForCausalLM", {"word_embed_proj_dim": 16}, False),
+        ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, False),
+        ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 7}, True),
+    ],
+)
+def test_plan_and_compare_refuse_what_conversion_and_build_refuse(
+    name: str, keys: dict[str, Any], tensorrt: bool, tmp_path: Path
+) -> None:
+    model = change_config(name, tmp_path, **keys)
+    rows = {row.kind: row for row in compare_kinds(read_compared_model(model), "h200")}
+    takes = {"tensorrt": tensorrt, "reference": name == "Gemma2ForCausalLM"}
+    whole = {row.kind: row for row in compare_kinds(read_compared_model(MODELS[name]), "h200")}
+    for kind in takes:
+        # MPT's golden model has a clip_qkv of its own.
+        assert whole[kind].takes or (name, kind) == ("MPTForCausalLM", "reference")
+        assert rows[kind].takes is takes[kind]
+        with open_model(str(model)) as opened:
+            obstacles = plan_memory(opened, find_target_gpu("h200"), PlanRequest(kind)).obstacles
+        assert obstacles == (() if takes[kind] else rows[kind].why)
+    if not tensorrt:
+        with pytest.raises(EnginixError):
+            convert_model(model, tmp_path / "out", ConvertOptions())
+    elif not takes["reference"]:
+        convert_model(model, tmp_path / "out", ConvertOptions())
+        with pytest.raises(EnginixError, match="which the reference executor does not compute"):
+            build_reference_engine(tmp_path / "out", model, tmp_path / "engine")
 
 
 def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:

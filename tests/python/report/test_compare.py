@@ -138,6 +138,13 @@ def judge(kind: str, architecture: str | None, quantization: str | None, **more:
     return {row.kind: row for row in compare_kinds(model)}[kind]
 
 
+def test_what_another_converter_takes_is_left_to_the_tables(tmp_path: Path) -> None:
+    config = {"architectures": ["BaiChuanForCausalLM"], "model_type": "baichuan"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rows = {row.kind: row for row in compare_kinds(read_compared_model(tmp_path), "h200")}
+    assert rows["tensorrt"].takes
+
+
 @pytest.mark.parametrize("kind", ["tensorrt", "reference"])
 def test_two_names_of_one_class_are_judged_alike(kind: str) -> None:
     aliases = {a: row["writtenAs"] for a, row in list_family_rows().items() if "writtenAs" in row}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
+from enginix.kinds.planning.checkpoint_refusal import describe_refusal, explain_kind_refusal
 from enginix.kinds.planning.obstacles import (
     find_format_obstacles,
     find_model_obstacles,
@@ -95,6 +96,8 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     # The converter's own reasons are exact: the tables' follow only where it has none.
     obstacles = obstacles or find_model_obstacles(request.kind, description.architecture, sizes.quantization)
+    if not obstacles and config is not None:
+        obstacles += filter(None, [explain_kind_refusal(kind, config)])
     obstacles += find_format_obstacles(sizes, gpu, request.kind)
     obstacles += find_window_obstacles(request, windows)
     if kind.has_pipeline:
@@ -246,15 +249,15 @@ def _read_convertible_config(
 ) -> ModelConfig | None:
     """Return the model as the converter reads it; None if it refuses, with the reason among the obstacles."""
     try:
-        config = convert.derive_conversion_spec(
+        spec = convert.derive_conversion_spec(
             model.directory, convert.ConvertOptions(request.dtype), headers_only=True
-        ).model
-        CheckpointSizes(config, open_weights(model.directory), request.dtype).heaviest(1, 1, None)
+        )
+        CheckpointSizes(spec.model, open_weights(model.directory), request.dtype).heaviest(1, 1, None)
     except EnginixError as e:
         if find_kind(request.kind).built_from == "checkpoint":
-            obstacles.append(f"no checkpoint: {e.what}" + (f" (fix: {e.fix})" if e.fix else ""))
+            obstacles.append(describe_refusal("no checkpoint", e))
         return None
-    return config
+    return spec.model
 
 
 def _find_rank_weights(
