@@ -14,6 +14,13 @@ _QUANTIZED_PROPOSAL = re.compile(r"[,;] or serve this one with the llmapi kind(?
 _PROPOSAL = re.compile(r"serve (?P<what>the model|it) with the llmapi kind(?: \([^)]*\))?")
 
 
+def explain_no_pytorch_class(architecture: str | None) -> str | None:
+    """Return that TensorRT-LLM's PyTorch backend has no class for an architecture; None where it has."""
+    if architecture is None or architecture in load_table("pytorch_backend")["architectures"]:
+        return None
+    return f"TensorRT-LLM's PyTorch backend has no class for {architecture}, by its source of release 1.2"
+
+
 def limit_llmapi_advice(fix: str, architecture: str | None) -> str:
     """Return a fix that proposes transformers in place of the llmapi kind where that lacks the class.
 

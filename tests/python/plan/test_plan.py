@@ -405,3 +405,27 @@ def test_no_target_and_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["plan", str(TINY)]) == 2
     assert "enginix target lists the names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("architecture", "is_told"), [("OPTForCausalLM", True), ("Qwen3ForCausalLM", False)])
+def test_a_class_that_the_pytorch_backend_lacks_is_told(
+    architecture: str, is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    raw = json.loads((model / "config.json").read_text()) | {"architectures": [architecture]}
+    (model / "config.json").write_text(json.dumps(raw))
+    told = f"TensorRT-LLM's PyTorch backend has no class for {architecture}"
+    assert main(["plan", str(model), "--kind", "llmapi", "--target", "h200", "--json"]) == 0
+    assert any(note.startswith(told) for note in json.loads(capsys.readouterr().out)["notes"]) == is_told
+    words = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
+    assert main([*words, "-o", str(tmp_path / "engine")]) == 0
+    assert (f"note: {told}" in capsys.readouterr().err) == is_told
+    main(["compare", str(model), "--target", "h200"])
+    assert (told in capsys.readouterr().out) == is_told
+    locked = lock.read_lock(TINY.with_name("tiny-qwen3.lock.json"))
+    metadata = {**locked.model, "architecture": architecture}
+    files = {file.path: file.size for file in locked.files}
+    for kind in ("llmapi", "tensorrt"):
+        plan = plan_from_lock(metadata, files, find_target_gpu("h200"), PlanRequest(kind), "x.lock.json")
+        assert any(note.startswith(told) for note in plan.notes) == (is_told and kind == "llmapi")

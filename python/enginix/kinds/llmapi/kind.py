@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
 from enginix.kinds.registry.model_verdict import ModelVerdict, list_format_targets
+from enginix.model.llmapi_advice import explain_no_pytorch_class
 from enginix.model.number_formats import explain_no_llmapi, read_algorithms
 
 
@@ -19,7 +20,7 @@ class LlmapiKind(KindDescription):
         row = read_algorithms().get(quantization or "NO_QUANT")
         if row is not None and row["llmapi"] is False:
             return ModelVerdict(False, (explain_no_llmapi(str(quantization), row),), ())
-        why = "the models that the runtime supports are not known"
+        why = explain_no_pytorch_class(architecture) or "the models that the runtime supports are not known"
         return ModelVerdict(None, (why,), list_format_targets(self.name, quantization, is_compiled=False))
 
 

@@ -35,6 +35,7 @@ from enginix.model.class_defaults import EXPERT_COUNT_KEYS
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.jsonfile import read_object, select_language_model
+from enginix.model.llmapi_advice import explain_no_pytorch_class
 from enginix.model.number_formats import (
     describe_fallback,
     explain_no_llmapi,
@@ -287,6 +288,8 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
         ModelError: not a model, or one without a tokenizer.
     """
     checkpoint = BuildCheckpoint.of_model(model, request.tensor_parallel)
+    if missing := explain_no_pytorch_class(checkpoint.architecture):
+        console.print_message(f"note: {missing}")
     config = select_language_model(read_object(model / "config.json"))
     context = read_pytorch_context(config)
     requested_length, whole_context = request.limits.get("maxSeqLen"), checkpoint.context
