@@ -15,7 +15,7 @@ import pytest
 
 from enginix.cli import main
 from enginix.compatibility.check import Mismatch, compare_with_machine, require_versions
-from enginix.errors import CheckpointError, EnginixError, GateError, ManifestError, UsageError
+from enginix.errors import CheckpointError, EnginixError, GateError, MachineError, ManifestError, UsageError
 from enginix.inspect import open_model
 from enginix.integrity import require_unchanged
 from enginix.kinds.planning.plan_record import PlanRequest
@@ -85,6 +85,24 @@ def test_the_builders_refusals_are_errors(
     log.add(True, "a setter was refused")
     with pytest.raises(PlanError, match="a setter was refused"):
         plan_builder.build_plan(network, log, ALL, tmp_path / "logged")
+
+
+def test_a_full_disk_is_the_error_of_a_build(
+    trt: Any,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The bindings print and drop what a callback raises; the plan would be called short."""
+    monkeypatch.setattr(engine_build, "PLAN_FILE", "/dev/full")
+    out = tmp_path / "engine"
+    words = ["--max-batch-size", "2", "--max-seq-len", "32", "-o", str(out)]
+    assert main(["rtx-build", str(tiny), "--model", str(TINY), *words]) == MachineError.exit_code
+    said = "".join(capfd.readouterr())
+    assert "No space left on device" in said and "free disk space" in said
+    assert "Traceback" not in said and "build the engine again" not in said
+    assert not out.exists()
 
 
 def test_a_setter_that_is_refused_in_passing_fails_the_build(
@@ -227,7 +245,7 @@ def test_another_version_of_the_library_is_refused(engine: Path) -> None:
         (["--target", "l4", "--tensor-parallel", "2"], 2, ["kind rtx runs on one GPU"]),
         (["--target", "l4", "--kv-cache", "fp8"], 2, ["kind rtx has no FP8 KV cache"]),
         (["--target", "l4", "--dtype", "float32"], 2, ["does not compute in float32"]),
-        (["--target", "l4", "--max-seq-len", "4096"], 2, ["maxSeqLen is 4096"]),
+        (["--target", "l4", "--max-seq-len", "4096"], 2, ["--max-seq-len is 4096"]),
         (["--target", "l4", "--step-tokens", "64"], 0, ["8 slots of 2,048 tokens, 64 of each a step"]),
     ],
 )
@@ -333,6 +351,8 @@ def test_refused_checkpoints(tiny: Path, case: str) -> None:
     with pytest.raises(CheckpointError, match=said) as error:
         checkpoint_support.check_checkpoint_support(parse_checkpoint_config(raw, "config.json"), tiny)
     assert error.value.fix and ("kind" in error.value.fix or "--dtype" in error.value.fix)
+    if case == "KV cache":
+        assert "convert or quantize the model without --kv-cache" in error.value.fix
 
 
 def test_targets_and_limits() -> None:
@@ -345,5 +365,11 @@ def test_targets_and_limits() -> None:
             resolve(formats, [sm])
     limits = {"maxBatchSize": None, "maxSeqLen": None, "stepTokens": None}
     assert checkpoint_support.resolve_engine_shape(limits, 2048) == EngineShape(8, 16, 2048)
-    with pytest.raises(UsageError, match="maxSeqLen is 4096"):
+    with pytest.raises(UsageError, match="--max-seq-len is 4096"):
         checkpoint_support.resolve_engine_shape({**limits, "maxSeqLen": 4096}, 2048)
+    for name, value, flag in (
+        ("maxBatchSize", 100000, "--max-batch-size"),
+        ("stepTokens", 5000, "--step-tokens"),
+    ):
+        with pytest.raises(UsageError, match=f"{flag} is {value}"):
+            checkpoint_support.resolve_engine_shape({**limits, name: value}, 2048)

@@ -15,6 +15,7 @@ from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.letter_case import to_kebab_case
 from enginix.tables import load_table
 
 UNQUANTIZED = "NO_QUANT"
@@ -61,7 +62,7 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
     if config.quantization.kv_cache_quant_algo is not None:
         refuse(
             f"a KV cache in {config.quantization.kv_cache_quant_algo} is refused by TensorRT for RTX",
-            "quantize the model without a KV cache format, or use kind tensorrt or llmapi",
+            "convert or quantize the model without --kv-cache, or use kind tensorrt or llmapi",
         )
     for name in list_checkpoint_formats(config):
         if name not in table["formats"]["taken"]:
@@ -112,7 +113,7 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
         context: the model's, in tokens.
 
     Raises:
-        UsageError: a limit is out of range, or above the model's context.
+        UsageError: a limit is out of range, or above the model's context; names its flag.
     """
     rows: dict[str, Any] = load_table("rtx")["limits"]
     most = {**{name: rows[name]["most"] for name in limits}}
@@ -121,6 +122,6 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
     for name, given in limits.items():
         value = min(rows[name]["default"], most[name]) if given is None else given
         if not 1 <= value <= most[name]:
-            raise UsageError(f"{name} is {value}", fix=f"pass 1 to {most[name]}")
+            raise UsageError(f"--{to_kebab_case(name)} is {value}", fix=f"pass 1 to {most[name]}")
         values[name] = value
     return EngineShape(values["maxBatchSize"], values["stepTokens"], values["maxSeqLen"])
