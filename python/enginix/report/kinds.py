@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.errors import EnginixError, ModelError
 from enginix.hub import lock
 from enginix.hub.model_metadata import FILES, extract_model_metadata
 from enginix.kinds.registry import list_kinds
 from enginix.machine.gpu_table import GpuRow, find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version, has_code
+from enginix.model.config import read_model_config
 from enginix.model.number_formats import describe_fallback, find_fallback
 from enginix.report.model_origin import accept_short_text
 from enginix.tables import load_table
@@ -27,6 +28,7 @@ class ComparedModel:
     Attributes:
         weights: bytes on disk.
         method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
+        rotation: type of the rotary scaling; None where it is not known, as of a lock.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ComparedModel:
     dtype: str | None
     weights: int
     method: str | None = None
+    rotation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def read_compared_model(where: Path) -> ComparedModel:
     Raises:
         ModelError: the path is neither.
     """
+    rotation = None
     if where.is_dir():
         if not (where / FILES[0]).is_file():
             raise ModelError(f"no {FILES[0]}", where=str(where), fix="pass a model's directory, or its lock")
@@ -72,7 +76,7 @@ def read_compared_model(where: Path) -> ComparedModel:
             {n: (where / n).read_bytes() for n in FILES if (where / n).is_file()}, str(where)
         )
         sizes = {p.name: p.stat().st_size for p in where.iterdir() if p.is_file()}
-        name = where.resolve().name
+        name, rotation = where.resolve().name, _find_rotation(where)
     elif where.is_file():
         pinned = lock.read_lock(where)
         if pinned.type != "model":
@@ -91,7 +95,16 @@ def read_compared_model(where: Path) -> ComparedModel:
         dtype=accept_short_text(facts.get("dtype")),
         weights=weights,
         method=accept_short_text(facts.get("quantizationMethod")),
+        rotation=rotation,
     )
+
+
+def _find_rotation(directory: Path) -> str | None:
+    """Return the type of a model's rotary scaling; None for a model that is not converted."""
+    try:
+        return read_model_config(directory).rope.type
+    except EnginixError:
+        return None
 
 
 def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[KindRow, ...]:
@@ -108,6 +121,9 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
     for kind in list_kinds():
         verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
+        refused = kind.explain_rotation(model.rotation) if model.rotation is not None else None
+        if takes is not False and refused is not None:
+            takes, why, targets = False, (refused,), ()
         if (
             takes is not False
             and gpu is not None

@@ -16,6 +16,7 @@ from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.letter_case import to_kebab_case
+from enginix.model.llmapi_advice import limit_llmapi_advice
 from enginix.tables import load_table
 
 UNQUANTIZED = "NO_QUANT"
@@ -34,8 +35,25 @@ def list_checkpoint_formats(config: CheckpointConfig) -> tuple[str, ...]:
     )
 
 
-def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None:
+def explain_rotation(rotation: str) -> str | None:
+    """Return why this kind does not take a rotation; None for one that it takes.
+
+    Args:
+        rotation: type of rotary scaling, ``default`` without one, or a checkpoint's position embedding.
+    """
+    if rotation in load_table("rtx")["rotations"]["taken"]:
+        return None
+    name = "long_rope" if rotation == "longrope" else rotation  # as checkpoints name it
+    return f"the rotation {name} depends on a sequence's length, and an engine's is fixed"
+
+
+def check_checkpoint_support(
+    config: CheckpointConfig, checkpoint: Path, architecture: str | None = None
+) -> None:
     """Refuse a checkpoint that this kind cannot be built from.
+
+    Args:
+        architecture: the model's, where the checkpoint may have another name for it.
 
     Raises:
         CheckpointError: its architecture, dtype, ranks, number format, KV cache, head size, activation or
@@ -48,7 +66,8 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
 
     if config.architecture not in table["architectures"]["taken"]:
         taken = ", ".join(table["architectures"]["taken"])
-        refuse(f"{config.architecture} is not taken; taken are {taken}", "use kind llmapi")
+        fix = limit_llmapi_advice("serve the model with the llmapi kind", architecture or config.architecture)
+        refuse(f"{config.architecture} is not taken; taken are {taken}", fix)
     if config.mapping.world_size != 1:
         refuse(
             f"the checkpoint has {config.mapping.world_size} ranks, and an engine runs on one GPU",
@@ -79,12 +98,8 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
         refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
     scaling = (config.rotary_scaling or {}).get("rope_type") or "default"
     embedding = config.position_embedding_type
-    if scaling not in table["rotations"]["taken"] or embedding != "rope_gpt_neox":
-        rotation = scaling if embedding == "rope_gpt_neox" else embedding
-        refuse(
-            f"the rotation {rotation} depends on a sequence's length, and an engine's is fixed",
-            "use kind llmapi or reference",
-        )
+    if why := explain_rotation(scaling if embedding == "rope_gpt_neox" else embedding):
+        refuse(why, "use kind llmapi or reference")
 
 
 def resolve_targets(formats: Collection[str], requested: Sequence[int] | None) -> tuple[int, ...]:

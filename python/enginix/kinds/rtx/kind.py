@@ -31,6 +31,12 @@ class RtxKind(KindDescription):
         able = tuple(gpu for gpu in list_kind_targets(self.name) if gpus[gpu]["sm"] in sms)
         return ModelVerdict(True, (), able)
 
+    def explain_rotation(self, rotation: str) -> str | None:
+        """Return why a rotation is not taken: an engine's is one table."""
+        from enginix.kinds.rtx.checkpoint_support import explain_rotation
+
+        return explain_rotation(rotation)
+
 
 KIND: EngineKind = RtxKind(
     name="rtx",

@@ -93,8 +93,8 @@ def build_plan(network: DecoderNetwork, log: BuilderLog, targets: Sequence[int],
         raise PlanError(
             "TensorRT for RTX refused it: " + ("; ".join(log.errors[:_SHOWN]) or "without a reason"),
             where=where,
-            fix="lower --max-seq-len or --max-batch-size (Nix: limits.maxSeqLen, limits.maxBatchSize); or use "
-            "kind llmapi or reference",
+            fix="lower --max-seq-len or --max-batch-size (Nix: limits.maxSeqLen, limits.maxBatchSize); or "
+            "use kind llmapi or reference",
         )
     kernel = load_table("rtx")["plan"]["attentionKernel"]
     fused, layers = sum(kernel in name for name in log.kernels), network.config.num_hidden_layers
