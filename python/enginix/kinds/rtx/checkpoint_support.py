@@ -17,6 +17,7 @@ from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.letter_case import to_kebab_case
 from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
 
 UNQUANTIZED = "NO_QUANT"
@@ -33,18 +34,6 @@ def list_checkpoint_formats(config: CheckpointConfig) -> tuple[str, ...]:
             }
         )
     )
-
-
-def explain_rotation(rotation: str) -> str | None:
-    """Return why this kind does not take a rotation; None for one that it takes.
-
-    Args:
-        rotation: type of rotary scaling, ``default`` without one, or a checkpoint's position embedding.
-    """
-    if rotation in load_table("rtx")["rotations"]["taken"]:
-        return None
-    name = "long_rope" if rotation == "longrope" else rotation  # as checkpoints name it
-    return f"the rotation {name} depends on a sequence's length, and an engine's is fixed"
 
 
 def check_checkpoint_support(
@@ -98,7 +87,7 @@ def check_checkpoint_support(
         refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
     scaling = (config.rotary_scaling or {}).get("rope_type") or "default"
     embedding = config.position_embedding_type
-    if why := explain_rotation(scaling if embedding == "rope_gpt_neox" else embedding):
+    if why := explain_length_dependence(scaling if embedding == "rope_gpt_neox" else embedding):
         refuse(why, "use kind llmapi or reference")
 
 

@@ -9,6 +9,7 @@ from enginix.kinds.registry.model_verdict import (
     list_conversion_obstacles,
     list_kind_targets,
 )
+from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
 
 
@@ -33,9 +34,7 @@ class RtxKind(KindDescription):
 
     def explain_rotation(self, rotation: str) -> str | None:
         """Return why a rotation is not taken: an engine's is one table."""
-        from enginix.kinds.rtx.checkpoint_support import explain_rotation
-
-        return explain_rotation(rotation)
+        return explain_length_dependence(rotation)
 
 
 KIND: EngineKind = RtxKind(
