@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from enginix.gateway.answering import Answering, CheckedRequest
 from enginix.gateway.balancer import Balancer
@@ -27,6 +28,7 @@ from enginix.gateway.rate_limits import RateLimits
 from enginix.gateway.request import ROUTES, RequestRejected, check_openai_request
 from enginix.gateway.response_rewrite import encode_event, encode_json
 from enginix.gateway.spec import BackendServer, GatewaySpec
+from enginix.ports import is_loopback
 
 __all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
@@ -123,6 +125,8 @@ class AuthMiddleware:
         try:
             caller = self._caller(scope)
             request.caller = caller.name
+            if not self._keys.asked:
+                _refuse_web_page(scope)
             _refuse_two_lengths(scope)
             _refuse_query(scope)
             await self._serve(request, caller)
@@ -405,6 +409,30 @@ class _ClientRequest:
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def _refuse_web_page(scope: Scope) -> None:
+    """Refuse a browser's request for a web page of another machine: without keys, any page could ask.
+
+    Browsers name the page's address in ``Origin`` in each POST request, also where a name was bound to this
+    machine's address (RFC 6454). Programs send none; pages of this machine may ask.
+
+    Raises:
+        RequestRejected: the page is not one of this machine.
+    """
+    for name, value in scope["headers"]:
+        if name == b"origin" and not _is_of_this_machine(value.decode("latin-1")):
+            raise RequestRejected(
+                "a web page of another address asks, and this gateway has no keys; give it keys", None, 403
+            )
+
+
+def _is_of_this_machine(origin: str) -> bool:
+    try:
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or is_loopback(host)
+    except ValueError:
+        return False
 
 
 def _refuse_two_lengths(scope: Scope) -> None:

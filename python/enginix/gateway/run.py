@@ -84,6 +84,9 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _enter_private_directory() -> Iterator[Path]:
+    # Until uvicorn handles signals, they end the start, so that the directory goes.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="enginix-gateway-") as name:
         os.environ["HOME"] = os.environ["TMPDIR"] = name
         os.chdir(name)

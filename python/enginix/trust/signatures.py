@@ -63,6 +63,12 @@ def require_signature(
     """
     if not signers.is_file():
         raise UsageError("no such file of allowed signers", where=str(signers), fix="lines: NAME KEYTYPE KEY")
+    if not _names_signer(signers):
+        raise UsageError(
+            "names no allowed signer",
+            where=str(signers),
+            fix="a line for each: NAME KEYTYPE KEY (ssh-keygen(1))",
+        )
     path = signature or directory / SIGNATURE_FILE
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST_SIGNATURE:
@@ -94,3 +100,13 @@ def require_signature(
         where=str(path),
         fix=f"ask who signed it; allowed signers are in {signers}",
     )
+
+
+def _names_signer(signers: Path) -> bool:
+    """Tell whether a line has a name before its key; a public key's own file has none."""
+    try:
+        lines = [line.split() for line in signers.read_text("utf-8").splitlines()]
+    except (OSError, ValueError):
+        return False
+    rows = [words for words in lines if words and not words[0].startswith("#")]
+    return any(len(words) > 2 and not words[0].startswith(("ssh-", "ecdsa-", "sk-")) for words in rows)

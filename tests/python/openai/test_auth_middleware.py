@@ -51,7 +51,7 @@ class StandIn:
 class MiddlewareClient:
     """The auth middleware, and a client that speaks ASGI to it."""
 
-    def __init__(self, directory: Path, **limits: int) -> None:
+    def __init__(self, directory: Path, *, has_keys: bool = True, **limits: int) -> None:
         for name, key in (("key", KEY), ("alice", ALICE)):
             (directory / name).write_text(key)
             (directory / name).chmod(0o600)
@@ -67,6 +67,8 @@ class MiddlewareClient:
             },
             "limits": limits,
         }
+        if not has_keys:
+            del found["keyFile"], found["clients"]
         spec = parse_gateway_spec(found, "test")
         self.app, self.log = StandIn(), list[str]()
         self.auth_middleware = AuthMiddleware(
@@ -221,6 +223,35 @@ def test_without_the_key_nothing(middleware: MiddlewareClient, headers: Any) -> 
         status, body, _ = middleware.run(CHAT, path, method, headers)
         assert status == 401 and body["error"]["code"] == "invalid_api_key"
     assert middleware.app.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1", 200),
+        ("http://[::1]:4000", 200),
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://127.0.0.1.evil.example", 403),
+        ("http://localhost@evil.example", 403),
+        ("http://[::1", 403),
+        ("", 403),
+    ],
+)
+def test_web_pages_of_others_do_not_ask_a_gateway_without_keys(
+    tmp_path: Path, origin: str | None, status: int
+) -> None:
+    middleware = MiddlewareClient(tmp_path, has_keys=False)
+    headers = () if origin is None else ((b"origin", origin.encode()),)
+    assert middleware.run(CHAT, headers=headers)[0] == status
+    assert len(middleware.app.bodies) == (status == 200)
+
+
+def test_a_page_that_has_a_key_may_ask(middleware: MiddlewareClient) -> None:
+    headers = ((b"authorization", f"Bearer {KEY}".encode()), (b"origin", b"https://chat.example"))
+    assert middleware.run(CHAT, headers=headers)[0] == 200
 
 
 def test_a_body_of_two_lengths_is_refused(middleware: MiddlewareClient) -> None:

@@ -337,6 +337,18 @@ def test_a_measurement_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*words, str(tmp_path)]) == 5 and main([*words, str(tmp_path / "none/file")]) == 5
 
 
+def test_a_measurement_does_not_lie_in_an_artefact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / "engine"
+    (engine / "deep").mkdir(parents=True)
+    (engine / "enginix.json").write_text("{}")
+    words = ["bench", "http://127.0.0.1:9/v1", "--model", "tiny", "-o", str(engine / "deep/kept.json")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"lies in {engine}" in error and f"fix: -o {tmp_path}/engine.bench.json" in error
+
+
 def test_a_dataset_is_what_trtllm_bench_reads(tmp_path: Path) -> None:
     """The keys that NVIDIA's create_dataset_from_stream takes: task_id, output_tokens, prompt."""
     path = tmp_path / "dataset.jsonl"

@@ -170,6 +170,9 @@ def test_a_signature_elsewhere(stages: Stages, keys: Path, tmp_path: Path, capsy
     assert "not the statement of this manifest" in capsys.readouterr().err
     assert verify(stages.engine, "--signature", signature) == 2
     assert verify(stages.engine, "--signers", tmp_path / "none") == 2
+    (tmp_path / "empty").write_text("# later\n")
+    for nameless in (tmp_path / "empty", keys / "alice.pub"):
+        assert verify(stages.engine, "--signers", nameless) == 2
 
 
 @pytest.mark.parametrize("key", ["missing", "alice.pub of nobody", "signers"])

@@ -9,6 +9,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -263,9 +264,22 @@ def test_a_missing_gateway_is_told_before_any_work(
     assert "gateway" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_taken_port_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("enginix.cli.serving.up._require_software", lambda args: Path(sys.executable))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["up", str(MODEL), "--port", str(taken.getsockname()[1])]) == 5
+    assert "is in use" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert main(["up", str(MODEL), "--port", "99999"]) == 2
+    assert "99999 is not a port" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--ask", ""], "--ask: is empty"),
         (["--format", "fp9"], "unknown format 'fp9'"),
         (["--format", "mixed"], "budget of format mixed"),
         (["--kind", "tensorrt"], "--target is needed"),

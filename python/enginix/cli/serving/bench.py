@@ -215,10 +215,11 @@ def _choose_output(output: Path | None, engine: Path | None) -> Path | None:
     """Return where the measurement is kept, before a load is run for it.
 
     Raises:
-        UsageError: a file is there already.
+        UsageError: a file is there already, or it would lie in an artefact.
     """
     from enginix.bench_record import find_bench_record
     from enginix.files import require_absent_file
+    from enginix.manifest import MANIFEST_FILE
     from enginix.run_log import is_store
 
     if output is None and engine is not None:
@@ -228,6 +229,13 @@ def _choose_output(output: Path | None, engine: Path | None) -> Path | None:
             console.print_message(f"note: {beside.parent} keeps no measurement; -o FILE does")
     if output is not None:
         require_absent_file(output)
+        for directory in Path(os.path.abspath(output)).parents:
+            if (directory / MANIFEST_FILE).is_file():
+                raise UsageError(
+                    f"lies in {directory}, an artefact that verify would call changed",
+                    where=f"--output {output}",
+                    fix=f"-o {find_bench_record(directory)}",
+                )
     return output
 
 

@@ -33,6 +33,7 @@ from enginix import console
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES, find_kind
+from enginix.ports import LOOPBACK, reserve_ports
 from enginix.runtime.table import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.exit_after_ask and args.ask is None:
         raise UsageError("--exit-after-ask without --ask", fix="add --ask PROMPT")
+    if args.ask == "":
+        raise UsageError("is empty", where="--ask", fix="give a question")
     _check_options(args)
     request = _read_request(args)
     if args.print_nix:
@@ -97,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _print_stages(planned, as_json=args.json)
     gateway_python = _require_software(args)
+    reserve_ports(LOOPBACK[0], [("--port", args.port)])
     _require_disk(request, planned, cache)
     log = session.RunLog(cache / "stages.jsonl")
     records = session.run_stages(planned, log, as_json=args.json, quiet=args.quiet)
