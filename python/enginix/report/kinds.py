@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.errors import EnginixError, ModelError
 from enginix.hub import lock
 from enginix.hub.model_metadata import FILES, extract_model_metadata
 from enginix.kinds.planning.checkpoint_refusal import explain_config_refusal
 from enginix.kinds.registry import list_kinds
 from enginix.machine.gpu_table import GpuRow, find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version, has_code
+from enginix.model.config import read_model_config
 from enginix.model.number_formats import describe_fallback, find_fallback
 from enginix.report.model_origin import accept_short_text
 from enginix.tables import load_table
@@ -29,6 +30,7 @@ class ComparedModel:
         weights: bytes on disk.
         method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
         directory: of the model; None for a lock, which has no config.json.
+        rotation: type of the rotary scaling; None where it is not known, as of a lock.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ComparedModel:
     weights: int
     method: str | None = None
     directory: Path | None = None
+    rotation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def read_compared_model(where: Path) -> ComparedModel:
     Raises:
         ModelError: the path is neither.
     """
+    rotation = None
     if where.is_dir():
         if not (where / FILES[0]).is_file():
             raise ModelError(f"no {FILES[0]}", where=str(where), fix="pass a model's directory, or its lock")
@@ -75,7 +79,7 @@ def read_compared_model(where: Path) -> ComparedModel:
             {n: (where / n).read_bytes() for n in FILES if (where / n).is_file()}, str(where)
         )
         sizes = {p.name: p.stat().st_size for p in where.iterdir() if p.is_file()}
-        name = where.resolve().name
+        name, rotation = where.resolve().name, _find_rotation(where)
     elif where.is_file():
         pinned = lock.read_lock(where)
         if pinned.type != "model":
@@ -95,7 +99,16 @@ def read_compared_model(where: Path) -> ComparedModel:
         weights=weights,
         method=accept_short_text(facts.get("quantizationMethod")),
         directory=where if where.is_dir() else None,
+        rotation=rotation,
     )
+
+
+def _find_rotation(directory: Path) -> str | None:
+    """Return the type of a model's rotary scaling; None for a model that is not converted."""
+    try:
+        return read_model_config(directory).rope.type
+    except EnginixError:
+        return None
 
 
 def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[KindRow, ...]:
@@ -117,6 +130,9 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
         if takes and model.directory is not None and is_converted and kind.built_from == "checkpoint":
             refusal = explain_config_refusal(kind, model.directory)
             takes, why = (takes, why) if refusal is None else (False, (refusal,))
+        refused = kind.explain_rotation(model.rotation) if model.rotation is not None else None
+        if takes is not False and refused is not None:
+            takes, why, targets = False, (refused,), ()
         if (
             takes is not False
             and gpu is not None

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_models
 
+from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.cli import main
 from enginix.compatibility.check import Mismatch, compare_with_machine, require_versions
-from enginix.errors import CheckpointError, EnginixError, GateError, ManifestError, UsageError
+from enginix.errors import CheckpointError, EnginixError, GateError, MachineError, ManifestError, UsageError
 from enginix.inspect import open_model
 from enginix.integrity import require_unchanged
 from enginix.kinds.planning.plan_record import PlanRequest
@@ -30,6 +33,7 @@ from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_chec
 from enginix.machine.target import Machine, MachineGpu
 from enginix.manifest import read_manifest
 from enginix.memory_plan.arithmetic import find_target_gpu
+from enginix.report.kinds import compare_kinds, read_compared_model
 
 TINY = Path(__file__).resolve().parents[2] / "models/tiny-qwen3"
 SMALL = EngineShape(2, 4, 32)
@@ -85,6 +89,24 @@ def test_the_builders_refusals_are_errors(
     log.add(True, "a setter was refused")
     with pytest.raises(PlanError, match="a setter was refused"):
         plan_builder.build_plan(network, log, ALL, tmp_path / "logged")
+
+
+def test_a_full_disk_is_the_error_of_a_build(
+    trt: Any,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The bindings print and drop what a callback raises; the plan would be called short."""
+    monkeypatch.setattr(engine_build, "PLAN_FILE", "/dev/full")
+    out = tmp_path / "engine"
+    words = ["--max-batch-size", "2", "--max-seq-len", "32", "-o", str(out)]
+    assert main(["rtx-build", str(tiny), "--model", str(TINY), *words]) == MachineError.exit_code
+    said = "".join(capfd.readouterr())
+    assert "No space left on device" in said and "free disk space" in said
+    assert "Traceback" not in said and "build the engine again" not in said
+    assert not out.exists()
 
 
 def test_a_setter_that_is_refused_in_passing_fails_the_build(
@@ -227,7 +249,7 @@ def test_another_version_of_the_library_is_refused(engine: Path) -> None:
         (["--target", "l4", "--tensor-parallel", "2"], 2, ["kind rtx runs on one GPU"]),
         (["--target", "l4", "--kv-cache", "fp8"], 2, ["kind rtx has no FP8 KV cache"]),
         (["--target", "l4", "--dtype", "float32"], 2, ["does not compute in float32"]),
-        (["--target", "l4", "--max-seq-len", "4096"], 2, ["maxSeqLen is 4096"]),
+        (["--target", "l4", "--max-seq-len", "4096"], 2, ["--max-seq-len is 4096"]),
         (["--target", "l4", "--step-tokens", "64"], 0, ["8 slots of 2,048 tokens, 64 of each a step"]),
     ],
 )
@@ -237,6 +259,73 @@ def test_memory_plans(
     assert main(["plan", str(TINY), "--kind", "rtx", *words]) == status
     output = "".join(capsys.readouterr())
     assert all(text in output for text in said), output
+
+
+@pytest.mark.parametrize(
+    ("architecture", "scaling", "rotation"),
+    [
+        ("LlamaForCausalLM", {"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
+        ("Phi3ForCausalLM", "longrope", "long_rope"),
+        ("LlamaForCausalLM", {"rope_type": "linear", "factor": 2.0}, None),
+    ],
+)
+def test_plan_and_compare_refuse_the_rotations_that_a_build_refuses(
+    architecture: str,
+    scaling: Any,
+    rotation: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    more: dict[str, Any] = {"rope_scaling": scaling}
+    if scaling == "longrope":
+        factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+        more = {
+            "rope_scaling": {"rope_type": "longrope", **factors},
+            "original_max_position_embeddings": 64,
+        }
+    model, checkpoint = tmp_path / "model", tmp_path / "checkpoint"
+    random_models.write(model, random_models.config(architecture, **sizes, **heads, **more))
+    convert_model(model, checkpoint, ConvertOptions())
+    said = f"the rotation {rotation} depends on a sequence's length, and an engine's is fixed"
+    status = main(["plan", str(model), "--kind", "rtx", "--target", "rtx-4090"])
+    planned = capsys.readouterr().out
+    rows = {row.kind: row for row in compare_kinds(read_compared_model(model), "rtx-4090")}
+    config = CheckpointConfig.read(checkpoint)
+    if rotation is None:
+        checkpoint_support.check_checkpoint_support(config, checkpoint)
+        assert status == 0 and rows["rtx"].takes, planned
+        return
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint_support.check_checkpoint_support(config, checkpoint)
+    assert status == 1 and said in " ".join(planned.split()), planned
+    assert (rows["rtx"].takes, rows["rtx"].why) == (False, (said,))
+    assert rows["reference"].takes
+
+
+@pytest.mark.parametrize(
+    ("named", "model", "said"),
+    [
+        ("OPTForCausalLM", "OPTForCausalLM", "with transformers"),
+        ("GPTForCausalLM", "GPT2LMHeadModel", "with transformers"),
+        ("GPTForCausalLM", "NemotronForCausalLM", "with the llmapi kind"),
+        ("Qwen3MoeForCausalLM", None, "with the llmapi kind"),
+    ],
+)
+def test_refusals_propose_llmapi_where_its_backend_has_the_class(
+    tiny: Path, tmp_path: Path, named: str, model: str | None, said: str
+) -> None:
+    checkpoint, source = tmp_path / "checkpoint", tmp_path / "model"
+    shutil.copytree(tiny, checkpoint)
+    raw = json.loads((tiny / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**raw, "architecture": named}))
+    source.mkdir()
+    if model is not None:
+        (source / "config.json").write_text(json.dumps({"architectures": [model]}))
+    with pytest.raises(CheckpointError, match=f"{named} is not taken") as error:
+        engine_build.build_rtx_engine(checkpoint, source, tmp_path / "engine")
+    assert error.value.fix and said in error.value.fix
 
 
 def test_the_kv_cache_of_a_memory_plan_is_that_of_the_engine(engine: Path) -> None:
@@ -333,6 +422,8 @@ def test_refused_checkpoints(tiny: Path, case: str) -> None:
     with pytest.raises(CheckpointError, match=said) as error:
         checkpoint_support.check_checkpoint_support(parse_checkpoint_config(raw, "config.json"), tiny)
     assert error.value.fix and ("kind" in error.value.fix or "--dtype" in error.value.fix)
+    if case == "KV cache":
+        assert "convert or quantize the model without --kv-cache" in error.value.fix
 
 
 def test_targets_and_limits() -> None:
@@ -345,5 +436,11 @@ def test_targets_and_limits() -> None:
             resolve(formats, [sm])
     limits = {"maxBatchSize": None, "maxSeqLen": None, "stepTokens": None}
     assert checkpoint_support.resolve_engine_shape(limits, 2048) == EngineShape(8, 16, 2048)
-    with pytest.raises(UsageError, match="maxSeqLen is 4096"):
+    with pytest.raises(UsageError, match="--max-seq-len is 4096"):
         checkpoint_support.resolve_engine_shape({**limits, "maxSeqLen": 4096}, 2048)
+    for name, value, flag in (
+        ("maxBatchSize", 100000, "--max-batch-size"),
+        ("stepTokens", 5000, "--step-tokens"),
+    ):
+        with pytest.raises(UsageError, match=f"{flag} is {value}"):
+            checkpoint_support.resolve_engine_shape({**limits, name: value}, 2048)

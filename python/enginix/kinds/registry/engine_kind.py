@@ -158,6 +158,10 @@ class EngineKind(Protocol):
         """
         ...
 
+    def explain_rotation(self, rotation: str) -> str | None:
+        """Return why a model's rotation (type of its rotary scaling) is not taken; None where it is."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class KindDescription:
@@ -191,6 +195,9 @@ class KindDescription:
     @property
     def runs_in_image(self) -> bool:
         return self._is("runsInImage")
+
+    def explain_rotation(self, rotation: str) -> str | None:
+        return None
 
     def _is(self, what: str) -> bool:
         """Return a value of engine_kinds.json, which parts without descriptions read too."""

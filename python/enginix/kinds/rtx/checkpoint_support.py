@@ -15,6 +15,9 @@ from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.letter_case import to_kebab_case
+from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
 
 UNQUANTIZED = "NO_QUANT"
@@ -33,8 +36,13 @@ def list_checkpoint_formats(config: CheckpointConfig) -> tuple[str, ...]:
     )
 
 
-def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None:
+def check_checkpoint_support(
+    config: CheckpointConfig, checkpoint: Path, architecture: str | None = None
+) -> None:
     """Refuse a checkpoint that this kind cannot be built from.
+
+    Args:
+        architecture: the model's, where the checkpoint may have another name for it.
 
     Raises:
         CheckpointError: its architecture, dtype, ranks, number format, KV cache, head size, activation or
@@ -47,7 +55,8 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
 
     if config.architecture not in table["architectures"]["taken"]:
         taken = ", ".join(table["architectures"]["taken"])
-        refuse(f"{config.architecture} is not taken; taken are {taken}", "use kind llmapi")
+        fix = limit_llmapi_advice("serve the model with the llmapi kind", architecture or config.architecture)
+        refuse(f"{config.architecture} is not taken; taken are {taken}", fix)
     if config.mapping.world_size != 1:
         refuse(
             f"the checkpoint has {config.mapping.world_size} ranks, and an engine runs on one GPU",
@@ -61,7 +70,7 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
     if config.quantization.kv_cache_quant_algo is not None:
         refuse(
             f"a KV cache in {config.quantization.kv_cache_quant_algo} is refused by TensorRT for RTX",
-            "quantize the model without a KV cache format, or use kind tensorrt or llmapi",
+            "convert or quantize the model without --kv-cache, or use kind tensorrt or llmapi",
         )
     for name in list_checkpoint_formats(config):
         if name not in table["formats"]["taken"]:
@@ -78,12 +87,8 @@ def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None
         refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
     scaling = (config.rotary_scaling or {}).get("rope_type") or "default"
     embedding = config.position_embedding_type
-    if scaling not in table["rotations"]["taken"] or embedding != "rope_gpt_neox":
-        rotation = scaling if embedding == "rope_gpt_neox" else embedding
-        refuse(
-            f"the rotation {rotation} depends on a sequence's length, and an engine's is fixed",
-            "use kind llmapi or reference",
-        )
+    if why := explain_length_dependence(scaling if embedding == "rope_gpt_neox" else embedding):
+        refuse(why, "use kind llmapi or reference")
 
 
 def resolve_targets(formats: Collection[str], requested: Sequence[int] | None) -> tuple[int, ...]:
@@ -112,7 +117,7 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
         context: the model's, in tokens.
 
     Raises:
-        UsageError: a limit is out of range, or above the model's context.
+        UsageError: a limit is out of range, or above the model's context; names its flag.
     """
     rows: dict[str, Any] = load_table("rtx")["limits"]
     most = {**{name: rows[name]["most"] for name in limits}}
@@ -121,6 +126,6 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
     for name, given in limits.items():
         value = min(rows[name]["default"], most[name]) if given is None else given
         if not 1 <= value <= most[name]:
-            raise UsageError(f"{name} is {value}", fix=f"pass 1 to {most[name]}")
+            raise UsageError(f"--{to_kebab_case(name)} is {value}", fix=f"pass 1 to {most[name]}")
         values[name] = value
     return EngineShape(values["maxBatchSize"], values["stepTokens"], values["maxSeqLen"])

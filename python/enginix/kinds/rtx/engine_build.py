@@ -34,7 +34,7 @@ from enginix.kinds.rtx.plan_header import PlanHeader
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
-from enginix.model.jsonfile import refuse_other_artefact
+from enginix.model.jsonfile import read_object, refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import config as executor_config
 from enginix.reference import layout
@@ -90,7 +90,7 @@ def build_rtx_engine(
     options = options or RtxBuildOptions()
     watch = SourceWatch(checkpoint, model)
     config = CheckpointConfig.read(checkpoint)
-    checkpoint_support.check_checkpoint_support(config, checkpoint)
+    checkpoint_support.check_checkpoint_support(config, checkpoint, _find_model_architecture(model))
     described = executor_config.read_executor_config(checkpoint)
     layout.check_rank_files(checkpoint, described)
     formats = checkpoint_support.list_checkpoint_formats(config)
@@ -137,6 +137,14 @@ def build_rtx_engine(
             results={"gates": {outcome.gate: "passed" for outcome in outcomes}, "executed": False},
         ).write(partial)
     return engine_manifest, outcomes
+
+
+def _find_model_architecture(model: Path) -> str | None:
+    """Return the architecture that a model's config.json names; None without that file or name."""
+    if not (model / "config.json").is_file():
+        return None
+    names = read_object(model / "config.json").get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
 def _judge_unlisted_weights(

@@ -9,6 +9,7 @@ from enginix.kinds.registry.model_verdict import (
     list_conversion_obstacles,
     list_kind_targets,
 )
+from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
 
 
@@ -30,6 +31,10 @@ class RtxKind(KindDescription):
         sms, gpus = table["formats"]["taken"][name], load_table("gpus")["gpus"]
         able = tuple(gpu for gpu in list_kind_targets(self.name) if gpus[gpu]["sm"] in sms)
         return ModelVerdict(True, (), able)
+
+    def explain_rotation(self, rotation: str) -> str | None:
+        """Return why a rotation is not taken: an engine's is one table."""
+        return explain_length_dependence(rotation)
 
 
 KIND: EngineKind = RtxKind(

@@ -78,6 +78,7 @@ def build_plan(network: DecoderNetwork, log: BuilderLog, targets: Sequence[int],
     Raises:
         PlanError: the builder reported an error or returned no plan, an attention is not one kernel, or the
             plan's header is not what was asked for.
+        OSError: the plan could not be written.
     """
     trt, builder = network.writer.trt, network.writer.builder
     config = builder.create_builder_config()
@@ -92,7 +93,8 @@ def build_plan(network: DecoderNetwork, log: BuilderLog, targets: Sequence[int],
         raise PlanError(
             "TensorRT for RTX refused it: " + ("; ".join(log.errors[:_SHOWN]) or "without a reason"),
             where=where,
-            fix="lower limits.maxSeqLen or limits.maxBatchSize; or use kind llmapi or reference",
+            fix="lower --max-seq-len or --max-batch-size (Nix: limits.maxSeqLen, limits.maxBatchSize); or "
+            "use kind llmapi or reference",
         )
     kernel = load_table("rtx")["plan"]["attentionKernel"]
     fused, layers = sum(kernel in name for name in log.kernels), network.config.num_hidden_layers
@@ -106,7 +108,12 @@ def build_plan(network: DecoderNetwork, log: BuilderLog, targets: Sequence[int],
 
 
 def _write_stream(trt: Any, builder: Any, network: Any, config: Any, out: Path) -> bool:
-    """Let the builder write piece by piece: as one buffer the plan is in memory once more."""
+    """Let the builder write piece by piece: as one buffer the plan is in memory once more.
+
+    Raises:
+        OSError: a piece could not be written.
+    """
+    failures: list[OSError] = []
     with out.open("wb") as file:
 
         class Writer(trt.IStreamWriter):  # type: ignore[misc]
@@ -114,6 +121,14 @@ def _write_stream(trt: Any, builder: Any, network: Any, config: Any, out: Path) 
                 trt.IStreamWriter.__init__(self)
 
             def write(self, data: bytes) -> int:
-                return file.write(data)
+                # The bindings print and drop what a callback raises.
+                try:
+                    return 0 if failures else file.write(data)
+                except OSError as e:
+                    failures.append(e)
+                    return 0
 
-        return bool(builder.build_serialized_network_to_stream(network, config, Writer()))
+        is_built = bool(builder.build_serialized_network_to_stream(network, config, Writer()))
+        if failures:
+            raise failures[0]
+        return is_built

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from enginix.checkpoint import convert
-from enginix.errors import EnginixError, UsageError
+from enginix.checkpoint.config import FILE, parse_checkpoint_config
+from enginix.errors import CheckpointError, EnginixError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription
 from enginix.kinds.planning.obstacles import find_format_obstacles, find_model_obstacles
 from enginix.kinds.planning.plan_record import BuildNeeds, LockSizes, MemoryPlan, PlanCertainty, PlanRequest
 from enginix.kinds.planning.planner import resolve_sizes
-from enginix.kinds.rtx.checkpoint_support import resolve_engine_shape
+from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support, resolve_engine_shape
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
@@ -161,11 +162,12 @@ def plan_model(
 ) -> MemoryPlan:
     """Plan from a model's headers."""
     sizes = resolve_sizes(description, None, request)
-    obstacles, is_tied = list[str](), False
+    obstacles, is_tied, checkpoint_refusal = list[str](), False, list[str]()
     try:
         options = convert.ConvertOptions(request.dtype)
         spec = convert.derive_conversion_spec(model.directory, options, headers_only=True)
         is_tied = spec.model.tie_word_embeddings
+        checkpoint_refusal = _list_checkpoint_refusal(spec)
     except EnginixError as e:
         obstacles.append(f"no checkpoint: {e.what}" + (f" (fix: {e.fix})" if e.fix else ""))
     tensors = open_weights(model.directory).tensors
@@ -182,9 +184,19 @@ def plan_model(
         BuildNeeds(description.size, total, unique, compute_build_memory(total), 0, 0),
         PlanCertainty("estimate", "exact"),
         # The converter's own reasons are exact: the tables' follow only where it has none.
-        obstacles or find_rtx_obstacles(description.architecture, sizes, gpu),
+        obstacles or find_rtx_obstacles(description.architecture, sizes, gpu) or checkpoint_refusal,
         [],
     )
+
+
+def _list_checkpoint_refusal(spec: convert.ConversionSpec) -> list[str]:
+    """List the reason, if any, for which ``enginix rtx-build`` would refuse the checkpoint."""
+    config = parse_checkpoint_config(spec.config, FILE, spec.quant_cfg)
+    try:
+        check_checkpoint_support(config, spec.model.directory, spec.model.architecture)
+    except CheckpointError as e:
+        return [f"{e.what} (fix: {e.fix})"]
+    return []
 
 
 def plan_lock(
