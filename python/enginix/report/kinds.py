@@ -10,7 +10,6 @@ from typing import Any
 from enginix.errors import EnginixError, ModelError
 from enginix.hub import lock
 from enginix.hub.model_metadata import FILES, extract_model_metadata
-from enginix.kinds.planning.checkpoint_refusal import explain_config_refusal
 from enginix.kinds.registry import list_kinds
 from enginix.machine.gpu_table import GpuRow, find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version, has_code
@@ -128,6 +127,9 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
         verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
         if takes and model.directory is not None and is_converted and kind.built_from == "checkpoint":
+            # A comparison of engines in Nix has no planning, and asks about no model.
+            from enginix.kinds.planning.checkpoint_refusal import explain_config_refusal
+
             refusal = explain_config_refusal(kind, model.directory)
             takes, why = (takes, why) if refusal is None else (False, (refusal,))
         refused = kind.explain_rotation(model.rotation) if model.rotation is not None else None
