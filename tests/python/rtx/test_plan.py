@@ -326,6 +326,13 @@ def test_refusals_propose_llmapi_where_its_backend_has_the_class(
     with pytest.raises(CheckpointError, match=f"{named} is not taken") as error:
         engine_build.build_rtx_engine(checkpoint, source, tmp_path / "engine")
     assert error.value.fix and said in error.value.fix
+    # Of a quantized checkpoint transformers may not read the codes.
+    (checkpoint / "config.json").write_text(
+        json.dumps({**raw, "architecture": named, "quantization": {"quant_algo": "FP8"}})
+    )
+    with pytest.raises(CheckpointError, match=f"{named} is not taken") as error:
+        engine_build.build_rtx_engine(checkpoint, source, tmp_path / "engine")
+    assert error.value.fix and "with transformers" not in error.value.fix
 
 
 def test_the_kv_cache_of_a_memory_plan_is_that_of_the_engine(engine: Path) -> None:

@@ -56,6 +56,9 @@ def check_checkpoint_support(
     if config.architecture not in table["architectures"]["taken"]:
         taken = ", ".join(table["architectures"]["taken"])
         fix = limit_llmapi_advice("serve the model with the llmapi kind", architecture or config.architecture)
+        if "transformers" in fix and config.quantization.quant_algo is not None:
+            # transformers reads a quantized model's codes as if they were weights.
+            fix = "use a kind that enginix compare MODEL lists"
         refuse(f"{config.architecture} is not taken; taken are {taken}", fix)
     if config.mapping.world_size != 1:
         refuse(
