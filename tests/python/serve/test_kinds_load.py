@@ -123,7 +123,9 @@ def test_an_llmapi_repository_loads_and_answers(
 def test_the_reference_repository_loads_with_auto_completion(
     tritonserver: Any, serving_python: Path, served_repository: Path, tmp_path: Path
 ) -> None:
-    with started(tritonserver, serving_python, served_repository, tmp_path, True) as (client, _):
+    # Triton's stub writes compiled models beside their sources.
+    directory = shutil.copytree(served_repository, tmp_path / "repository", symlinks=True)
+    with started(tritonserver, serving_python, directory, tmp_path, True) as (client, _):
         body = {"text_input": "The", "max_tokens": 4, "end_id": -1}
         whole = client.generate("ensemble", body)["text_output"]
         pieces = list(client.stream("ensemble", {**body, "stream": True}))
