@@ -328,7 +328,7 @@ def test_the_servers_panels(prometheus: Prometheus, direct: Served) -> None:
         return [r for r in prometheus.query(panel(title)[number]) if r[0]["server"] == "direct"]
 
     [(_, before)] = rows("Triton: requests handed to tensorrt_llm")
-    streams, tokens = 72, 64
+    streams, tokens = 72, 300
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(stream_directly, int(direct.client.url.rsplit(":", 1)[1]), streams, tokens)
         most: dict[str, float] = {}
