@@ -39,13 +39,17 @@ def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
+def is_loopback_host(host: str) -> bool:
+    """Tell whether an address, or a name, is one of this machine only; other names may be anything."""
+    try:
+        return is_loopback(host)
+    except ValueError:
+        return host == "localhost"
+
+
 def explain_open_address(host: str, server: str) -> str | None:
     """Return the warning of a server that asks for no key, where others than this machine reach it."""
-    try:
-        closed = is_loopback(host)
-    except ValueError:  # a name
-        closed = host == "localhost"
-    if closed:
+    if is_loopback_host(host):
         return None
     return (
         f"{host} is reachable from outside; {server} asks for no key and has no TLS: "

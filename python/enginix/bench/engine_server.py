@@ -118,7 +118,7 @@ def _serve_by_triton(
     from enginix.gateway.launch import find_gateway_python
 
     python = find_gateway_python(options.gateway_python)
-    app = None if manifest.kind == "rtx" else "bench"
+    app = "bench" if find_kind(manifest.kind or "").own_build is None else None
     require_all(list_server_checks(manifest.kind or "", python, options.tritonserver, options.device), app)
     repository = work / "repository"
     words = ["triton-repo", str(engine)]

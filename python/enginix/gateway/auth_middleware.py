@@ -28,7 +28,7 @@ from enginix.gateway.rate_limits import RateLimits
 from enginix.gateway.request import ROUTES, RequestRejected, check_openai_request
 from enginix.gateway.response_rewrite import encode_event, encode_json
 from enginix.gateway.spec import BackendServer, GatewaySpec
-from enginix.ports import is_loopback
+from enginix.ports import is_loopback_host
 
 __all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
@@ -429,8 +429,7 @@ def _refuse_web_page(scope: Scope) -> None:
 
 def _is_of_this_machine(origin: str) -> bool:
     try:
-        host = urlsplit(origin).hostname or ""
-        return host == "localhost" or is_loopback(host)
+        return is_loopback_host(urlsplit(origin).hostname or "")
     except ValueError:
         return False
 

@@ -254,7 +254,7 @@ def _require_software(args: argparse.Namespace) -> Path:
     if args.format is not None and not os.environ.get("ENGINIX_QUANTIZE_PYTHON"):
         checks.append(lambda: require_extra("quantize", "quantize"))
     # The flake's has no TensorRT for RTX.
-    require_all(checks, None if args.kind == "rtx" else "up")
+    require_all(checks, "up" if own_build is None else None)
     return python
 
 
