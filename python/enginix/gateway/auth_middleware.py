@@ -1,4 +1,4 @@
-"""The auth middleware in front of LiteLLM: checks keys, routes, sizes, parameters, limits and connections.
+"""The auth middleware in front of LiteLLM: each request passes its checks, holds a place, and is answered.
 
 LiteLLM's proxy has hundreds of routes, and accepts parameters that no server honours. The middleware passes
 OpenAI's few routes only. It refuses by name every parameter that LiteLLM would drop, or would take as an
@@ -7,37 +7,34 @@ order to itself (mock_response, api_base, num_retries).
 
 from __future__ import annotations
 
-import asyncio
-import json
-import math
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from enginix.gateway.answering import Answering, CheckedRequest
 from enginix.gateway.balancer import Balancer
 from enginix.gateway.client_errors import restore_parameter_names
-from enginix.gateway.exchange import SCOPE, App, Message, Receive, Scope, Send
+from enginix.gateway.client_request import CLIENT_GONE, ClientGone, ClientRequest, send_json
+from enginix.gateway.exchange import App, Message, Receive, Scope, Send
 from enginix.gateway.keys import Caller, Keys
 from enginix.gateway.metrics import CONTENT_TYPE, GatewayMetrics, RequestMeter
+from enginix.gateway.model_access import list_models, resolve_model
 from enginix.gateway.rate_limits import RateLimits
 from enginix.gateway.request import ROUTES, RequestRejected, check_openai_request
-from enginix.gateway.response_rewrite import encode_event, encode_json
+from enginix.gateway.request_body import read_json_body
+from enginix.gateway.request_refusals import (
+    make_route_error,
+    refuse_query,
+    refuse_two_lengths,
+    refuse_web_page,
+    replace_unprintable,
+)
 from enginix.gateway.spec import BackendServer, GatewaySpec
-from enginix.ports import is_loopback_host
 
-__all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
 METRICS = "/metrics"
-# Deeper than any message; parsers of the servers behind crash at far deeper nesting
-# (docs/reference/triton.md, Faults).
-_MAX_DEPTH = 32
-# Status that servers log for a request that its client has left.
-_CLIENT_GONE = 499
 # Texts of one request that are answered at the same time.
 _PARALLEL_PROMPTS = 8
 
@@ -105,35 +102,35 @@ class AuthMiddleware:
 
     async def _health(self, scope: Scope, send: Send) -> None:
         try:
-            _refuse_query(scope)
+            refuse_query(scope)
         except RequestRejected as e:
-            await _send_json(send, e.status, e.as_json())
+            await send_json(send, e.status, e.as_json())
             return
         if scope["method"] not in ("GET", "HEAD"):
-            await _send_json(send, 405, _unknown_route(scope, 405).as_json())
+            await send_json(send, 405, make_route_error(scope, 405).as_json())
         elif scope["path"] == "/health/live":
-            await _send_json(send, 200, {"live": True})
+            await send_json(send, 200, {"live": True})
         elif scope["path"] == "/health/ready":
             ready, servers = self._ready()
-            await _send_json(send, 200 if ready else 503, {"ready": ready, "models": servers})
+            await send_json(send, 200 if ready else 503, {"ready": ready, "models": servers})
         else:
-            await _send_json(send, 404, _unknown_route(scope).as_json())
+            await send_json(send, 404, make_route_error(scope).as_json())
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = _ClientRequest(scope, receive, send)
+        request = ClientRequest(scope, receive, send)
         begin = time.monotonic()
         try:
-            caller = self._caller(scope)
+            caller = self._keys.authenticate(scope["headers"])
             request.caller = caller.name
             if not self._keys.asked:
-                _refuse_web_page(scope)
-            _refuse_two_lengths(scope)
-            _refuse_query(scope)
+                refuse_web_page(scope)
+            refuse_two_lengths(scope)
+            refuse_query(scope)
             await self._serve(request, caller)
         except RequestRejected as e:
             await self._refuse(request, e)
-        except _ClientGone:
-            request.status = _CLIENT_GONE
+        except ClientGone:
+            request.status = CLIENT_GONE
         except Exception as e:
             # LiteLLM's own; its text may hold what the client sent.
             await self._refuse(request, RequestRejected("the gateway failed on this request", None, 500))
@@ -143,33 +140,24 @@ class AuthMiddleware:
             if scope["path"] != METRICS or request.status != 200:
                 self._record(request, time.monotonic() - begin)
 
-    def _record(self, request: _ClientRequest, seconds: float) -> None:
+    def _record(self, request: ClientRequest, seconds: float) -> None:
         """Count and log a request that has ended."""
         self._metrics.count_request(request.model, request.caller, request.outcome, request.status)
-        method, path = request.scope["method"], _replace_unprintable(request.scope["path"])
-        reason = f": {_replace_unprintable(request.error)}" if request.error else ""
+        method, path = request.scope["method"], replace_unprintable(request.scope["path"])
+        reason = f": {replace_unprintable(request.error)}" if request.error else ""
         self._log(
-            f"{method} {path} {request.status} {request.caller} {_replace_unprintable(request.model)} "
+            f"{method} {path} {request.status} {request.caller} {replace_unprintable(request.model)} "
             f"{seconds * 1000:.0f} ms {request.id}{reason}"
         )
 
-    async def _refuse(self, request: _ClientRequest, error: RequestRejected) -> None:
+    async def _refuse(self, request: ClientRequest, error: RequestRejected) -> None:
         request.error = error.message.split("\n", 1)[0]
         if request.status == 0:
             await request.refuse(error)
         else:
             await request.end_stream(error.as_json())
 
-    def _caller(self, scope: Scope) -> Caller:
-        headers = [v for k, v in scope["headers"] if k == b"authorization"]
-        word, _, key = (headers[0].decode("latin-1") if len(headers) == 1 else "").partition(" ")
-        caller = self._keys.caller(key.strip() if word.lower() == "bearer" else None)
-        if caller is None:
-            reason = "unknown key" if headers else "no key is given: Authorization: Bearer KEY"
-            raise RequestRejected(reason, None, 401, "invalid_api_key")
-        return caller
-
-    async def _serve(self, request: _ClientRequest, caller: Caller) -> None:
+    async def _serve(self, request: ClientRequest, caller: Caller) -> None:
         scope = request.scope
         path, method = scope["path"], scope["method"]
         if path == METRICS and method == "GET":
@@ -177,8 +165,8 @@ class AuthMiddleware:
         elif caller.is_monitor:
             raise RequestRejected(f"this key reads {METRICS} alone", None, 403)
         elif path in ROUTES and method == "POST":
-            body = await self._body(request)
-            model = self._model(body.get("model"), caller)
+            body = await read_json_body(request, self._spec.limits)
+            model = resolve_model(self._spec, body.get("model"), caller)
             request.model = model
             is_triton = self._spec.is_triton(model)
             check_openai_request(ROUTES[path], body, is_triton=is_triton)
@@ -190,20 +178,22 @@ class AuthMiddleware:
                 with self._metrics.measure(model, caller.name) as meter:
                     await request.while_connected(self._answer(request, question, caller, meter))
         elif path in ROUTES or method != "GET":
-            raise _unknown_route(scope, 405 if path in ROUTES else 404)
+            raise make_route_error(scope, 405 if path in ROUTES else 404)
         elif path == MODELS or path.startswith(f"{MODELS}/"):
-            await request.answer(200, self._models(caller, path.removeprefix(MODELS).removeprefix("/")))
+            await request.answer(
+                200, list_models(self._spec, caller, path.removeprefix(MODELS).removeprefix("/"))
+            )
         else:
-            raise _unknown_route(scope)
+            raise make_route_error(scope)
 
-    async def _send_metrics(self, request: _ClientRequest, caller: Caller) -> None:
+    async def _send_metrics(self, request: ClientRequest, caller: Caller) -> None:
         # They name all clients and models.
         if caller.client is not None:
             raise RequestRejected(f"{METRICS} is for the operator's key, and for metricsKeyFile's", None, 403)
         await request.answer_raw(200, self._metrics.render().encode(), CONTENT_TYPE)
 
     async def _answer(
-        self, request: _ClientRequest, question: CheckedRequest, caller: Caller, meter: RequestMeter
+        self, request: ClientRequest, question: CheckedRequest, caller: Caller, meter: RequestMeter
     ) -> None:
         client = caller.client
         max_parallel = client.parallel_requests if client and client.parallel_requests else _PARALLEL_PROMPTS
@@ -247,254 +237,3 @@ class AuthMiddleware:
             yield
         finally:
             self._running[caller.name] -= 1
-
-    def _model(self, name: Any, caller: Caller) -> str:
-        if name is None:
-            raise RequestRejected("model is missing", "model")
-        if not isinstance(name, str):
-            raise RequestRejected("model: not a text", "model")
-        model = self._spec.resolve(name)
-        allowed = caller.client.models if caller.client else ()
-        if model is None or (allowed and model not in allowed):
-            shown_name = name if len(name) <= 64 else f"{name[:64]}…"
-            raise RequestRejected(
-                f"model {shown_name!r} does not exist, or this key may not use it",
-                "model",
-                404,
-                "model_not_found",
-            )
-        return model
-
-    def _models(self, caller: Caller, name: str) -> dict[str, Any]:
-        """Answer ``GET /v1/models`` and ``GET /v1/models/NAME``."""
-        if name:
-            self._model(name, caller)
-            return _model_row(name)
-        allowed = caller.client.models if caller.client else ()
-        every = [*self._spec.models, *self._spec.aliases]
-        names = [n for n in every if not allowed or self._spec.resolve(n) in allowed]
-        return {"object": "list", "data": [_model_row(n) for n in names]}
-
-    async def _body(self, request: _ClientRequest) -> dict[str, Any]:
-        limits = self._spec.limits
-        encodings = [v for k, v in request.scope["headers"] if k == b"content-encoding"]
-        if any(v.strip().lower() not in (b"", b"identity") for v in encodings):
-            raise RequestRejected(
-                "Content-Encoding: a compressed request is not read; send it as it is", None, 415
-            )
-        try:
-            raw = await asyncio.wait_for(request.read(limits.max_body_bytes), limits.body_seconds)
-        except asyncio.TimeoutError as e:
-            raise RequestRejected(
-                f"the request was not sent within {limits.body_seconds} s", None, 408
-            ) from e
-        try:
-            # As bytes, json would also read UTF-16 and UTF-32.
-            body = json.loads(raw.decode("utf-8-sig"), parse_constant=_reject_constant)
-            # Half a surrogate pair is not a character; it would become a question mark on the way.
-            json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError as e:
-            raise RequestRejected(
-                "the request has half a surrogate pair (\\ud800 to \\udfff), which is not text"
-            ) from e
-        except (ValueError, RecursionError) as e:
-            # A parser's message may quote the text.
-            where = f" at character {e.pos}" if isinstance(e, json.JSONDecodeError) else ""
-            raise RequestRejected(f"the request is not JSON{where}") from e
-        if not isinstance(body, dict):
-            raise RequestRejected("the request is not a JSON object")
-        if _is_nested_deeper(body, _MAX_DEPTH):
-            raise RequestRejected(f"the request is nested deeper than {_MAX_DEPTH}")
-        return body
-
-
-class _ClientGone(Exception):
-    """The client has closed its connection."""
-
-
-class _ClientRequest:
-    """One request of a client, and its answer."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self._receive, self._send = scope, receive, send
-        self.caller, self.model, self.error = "-", "-", ""
-        self.id = uuid.uuid4().hex
-        self.status = 0
-
-    @property
-    def outcome(self) -> str:
-        """Return how the request has ended."""
-        if self.status == _CLIENT_GONE:
-            return "gone"
-        if self.status >= 500 or (self.status < 400 and self.error):
-            return "failed"
-        return "refused" if self.status >= 400 else "answered"
-
-    async def answer_raw(self, status: int, body: bytes, content_type: bytes) -> None:
-        """Send a whole answer that is not JSON."""
-        self.status = status
-        headers = [(b"content-type", content_type), (b"x-request-id", self.id.encode())]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def answer(
-        self, status: int, body: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()
-    ) -> None:
-        """Send a whole answer, with more headers."""
-        self.status = status
-        await _send_json(self._send, status, body, [(b"x-request-id", self.id.encode()), *more])
-
-    async def refuse(self, error: RequestRejected) -> None:
-        """Send an error."""
-        more: list[tuple[bytes, bytes]] = []
-        if error.retry_after is not None:
-            more.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
-        if error.closes_connection:
-            more.append((b"connection", b"close"))
-        await self.answer(error.status, error.as_json(), more)
-
-    async def stream(self, raw: bytes) -> None:
-        """Send a part of a stream; its headers go with the first one."""
-        if self.status == 0:
-            self.status = 200
-            headers = [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"cache-control", b"no-cache"),
-                (b"x-request-id", self.id.encode()),
-            ]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": raw, "more_body": True})
-
-    async def end_stream(self, error: Mapping[str, Any] | None = None) -> None:
-        """End a stream, with an error's event where it failed."""
-        raw = b"" if error is None else encode_event(dict(error))
-        await self._send({"type": "http.response.body", "body": raw, "more_body": False})
-
-    async def read(self, max_bytes: int) -> bytes:
-        """Return the request's body.
-
-        Raises:
-            RequestRejected: the body is larger than ``max_bytes``.
-            _ClientGone: the client closed its connection.
-        """
-        parts, size = [], 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > max_bytes:
-                raise RequestRejected(f"the request is larger than {max_bytes} bytes", None, 413)
-            if not message.get("more_body"):
-                return b"".join(parts)
-
-    async def while_connected(self, answering: Coroutine[Any, Any, None]) -> None:
-        """Run the answering, and cancel it when the client leaves, which frees its place at the server.
-
-        Raises:
-            _ClientGone: the client closed its connection.
-        """
-        task, watching = asyncio.ensure_future(answering), asyncio.ensure_future(self._until_gone())
-        try:
-            await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise _ClientGone
-            task.result()
-        finally:
-            for started in (task, watching):
-                started.cancel()
-            await asyncio.wait({task, watching})
-
-    async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-
-def _refuse_web_page(scope: Scope) -> None:
-    """Refuse a browser's request for a web page of another machine: without keys, any page could ask.
-
-    Browsers name the page's address in ``Origin`` in each POST request, also where a name was bound to this
-    machine's address (RFC 6454). Programs send none; pages of this machine may ask.
-
-    Raises:
-        RequestRejected: the page is not one of this machine.
-    """
-    for name, value in scope["headers"]:
-        if name == b"origin" and not _is_of_this_machine(value.decode("latin-1")):
-            raise RequestRejected(
-                "a web page of another address asks, and this gateway has no keys; give it keys", None, 403
-            )
-
-
-def _is_of_this_machine(origin: str) -> bool:
-    try:
-        return is_loopback_host(urlsplit(origin).hostname or "")
-    except ValueError:
-        return False
-
-
-def _refuse_two_lengths(scope: Scope) -> None:
-    """Refuse a request whose body has two lengths: a proxy in front may read another end than this server.
-
-    RFC 9112, section 6.1.
-
-    Raises:
-        RequestRejected: the request has both Content-Length and Transfer-Encoding; its connection is closed.
-    """
-    names = {k for k, _ in scope["headers"]}
-    if {b"content-length", b"transfer-encoding"} <= names:
-        raise RequestRejected(
-            "the request has both Content-Length and Transfer-Encoding", None, closes_connection=True
-        )
-
-
-def _refuse_query(scope: Scope) -> None:
-    """Refuse a query string: LiteLLM would take parameters from it, before those of the body.
-
-    Raises:
-        RequestRejected: the request has a query string.
-    """
-    if scope.get("query_string"):
-        raise RequestRejected("the address has a query string (?…); parameters belong in the body, as JSON")
-
-
-def _unknown_route(scope: Scope, status: int = 404) -> RequestRejected:
-    path, method = _replace_unprintable(scope["path"]), scope["method"]
-    return RequestRejected(f"{path}: no such route for {method}", None, status)
-
-
-def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _is_nested_deeper(value: Any, depth: int) -> bool:
-    """Tell whether containers are nested deeper than ``depth``; without recursion."""
-    level = [value]
-    for _ in range(depth):
-        level = [
-            inner
-            for v in level
-            if isinstance(v, dict | list)
-            for inner in (v.values() if isinstance(v, dict) else v)
-        ]
-        if not level:
-            return False
-    return any(isinstance(v, dict | list) for v in level)
-
-
-def _replace_unprintable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:300])
-
-
-def _model_row(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "enginix"}
-
-
-async def _send_json(
-    send: Send, status: int, body: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
-    # uvicorn frames the body.
-    headers = [(b"content-type", b"application/json"), *more]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": encode_json(body)})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from enginix.credentials import locate_key_file
 from enginix.errors import UsageError
+from enginix.gateway.request import RequestRejected
 from enginix.gateway.spec import GatewayClient, GatewaySpec
 
 OPERATOR = "operator"
@@ -58,6 +60,20 @@ class Keys:
     def callers(self) -> list[Caller]:
         """Return all callers that may send requests."""
         return [c for c in self._callers.values() if not c.is_monitor] or [ANYONE]
+
+    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
+        """Return the caller whose key a request's headers have.
+
+        Raises:
+            RequestRejected: the request has no key, several, or an unknown one.
+        """
+        values = [v for k, v in headers if k == b"authorization"]
+        word, _, key = (values[0].decode("latin-1") if len(values) == 1 else "").partition(" ")
+        caller = self.caller(key.strip() if word.lower() == "bearer" else None)
+        if caller is None:
+            reason = "unknown key" if values else "no key is given: Authorization: Bearer KEY"
+            raise RequestRejected(reason, None, 401, "invalid_api_key")
+        return caller
 
     def caller(self, key: str | None) -> Caller | None:
         """Return the caller with this key; None if it is unknown."""

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.gateway import response_rewrite
-from enginix.gateway.auth_middleware import SCOPE, AuthMiddleware
+from enginix.gateway.auth_middleware import AuthMiddleware
+from enginix.gateway.exchange import SCOPE
 from enginix.gateway.keys import Keys
 from enginix.gateway.spec import parse_gateway_spec
 
