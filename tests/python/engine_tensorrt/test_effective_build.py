@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from enginix.cli import main
 from enginix.errors import UsageError
 from enginix.kinds.tensorrt.build import options
-from enginix.kinds.tensorrt.build.effective_build import (
-    BuildSubject,
-    RequestRefused,
-    make_build_subject,
-    predict_build,
-    predict_row,
-)
+from enginix.kinds.tensorrt.build.build_subject import BuildSubject, RequestRefused, make_build_subject
+from enginix.kinds.tensorrt.build.effective_build import predict_build, predict_row
 from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
 from enginix.tables import load_table
 from golden_requests import FILE, differences, golden_rows

@@ -17,7 +17,8 @@ from enginix.errors import EnginixError, ModelError
 from enginix.evaluation.reference_answers.question_builder import read_sizes
 from enginix.hub.model_metadata import extract_model_metadata, find_quantization_contradiction
 from enginix.inspect import describe_model, open_model
-from enginix.kinds.tensorrt.build.effective_build import make_build_subject, predict_build
+from enginix.kinds.tensorrt.build.build_subject import make_build_subject
+from enginix.kinds.tensorrt.build.effective_build import predict_build
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
 from enginix.model import ModelConfig
 from enginix.model.attention_window import describe_windows

@@ -12,7 +12,7 @@ from enginix.digests import digest_file
 from enginix.errors import CheckpointError, ModelError
 from enginix.files import sha256_file
 from enginix.integrity import list_content
-from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_build_subject
+from enginix.kinds.tensorrt.build.build_subject import BuildSubject, make_build_subject
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.identity import identify_model, require_same_model
