@@ -7,21 +7,20 @@ converter's in ``enginix.checkpoint``, so that the judge of a conversion does no
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from enginix import manifest
 from enginix.errors import CheckpointError
-from enginix.model.context_length import scale_context
 from enginix.model.llmapi_advice import limit_llmapi_advice
 from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
+from enginix.reference.config_reader import ExecutorConfigReader
 from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
+from enginix.reference.executor_config import ExecutorConfig, ExecutorMapping, ExpertsConfig, Family
 from enginix.reference.quantization import REBUILD, ExecutorQuantization
-
-Family = Literal["llama", "qwen2", "qwen3", "phi3", "form"]
+from enginix.reference.rotary_scaling import parse_rotary_scaling
 
 # Architecture → (family of attention, is a mixture of experts); the names are the Hugging Face model's.
 ARCHITECTURES: dict[str, tuple[Family, bool]] = {
@@ -37,158 +36,11 @@ ARCHITECTURES: dict[str, tuple[Family, bool]] = {
 }
 ALIBI_POSITIONS = 2048
 DTYPES = ("float32", "float16", "bfloat16")
-ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 # Most layers, and most ranks in one direction: bounds on the loops that run before any file is opened.
 MAX_LAYERS_OR_RANKS = 10_000
 
 
-@dataclass(frozen=True)
-class ExecutorMapping:
-    """The division of the weights over ranks.
-
-    Attributes:
-        tp: tensor-parallel size; ``tp == moe_tp * ep`` for mixtures of experts.
-        pp: pipeline-parallel size.
-        ep: expert-parallel size.
-    """
-
-    tp: int = 1
-    pp: int = 1
-    ep: int = 1
-
-    @property
-    def moe_tp(self) -> int:
-        """The number of ranks that each expert is cut over."""
-        return self.tp // self.ep
-
-    def layers(self, pp_rank: int, layers: int) -> range:
-        """Return the global layer numbers of one pipeline rank; the first ranks take the remainder."""
-        stage_size, remainder = divmod(layers, self.pp)
-        start = pp_rank * stage_size + min(pp_rank, remainder)
-        return range(start, start + stage_size + (pp_rank < remainder))
-
-
-@dataclass(frozen=True)
-class ExpertsConfig:
-    """A mixture of experts.
-
-    Attributes:
-        count: number of routed experts.
-        top_k: experts per token.
-        size: intermediate size of one expert.
-        shared_size: intermediate size of the shared expert, 0 for none.
-        renormalize: whether the chosen experts' weights are scaled to a sum of 1.
-    """
-
-    count: int
-    top_k: int
-    size: int
-    shared_size: int
-    renormalize: bool
-
-
-@dataclass(frozen=True)
-class ExecutorConfig:
-    """The computation of a checkpoint. Sizes are of the whole model, never of a rank.
-
-    Attributes:
-        window: the smallest sliding window of any layer, from the checkpoint's manifest. The executor's
-            layers attend to all tokens, so no sequence may be longer.
-        form: how the family computes, for the family ``form``.
-    """
-
-    architecture: str
-    family: Family
-    dtype: str
-    vocab_size: int
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    intermediate_size: int
-    max_position_embeddings: int
-    norm_epsilon: float
-    rotary_base: float
-    rotary_dim: int
-    rotary_scaling: dict[str, Any] | None
-    attention_bias: bool
-    mlp_bias: bool
-    experts: ExpertsConfig | None
-    embedding_shard_dim: int | None
-    mapping: ExecutorMapping = field(default_factory=ExecutorMapping)
-    quantization: ExecutorQuantization = field(default_factory=ExecutorQuantization)
-    window: int | None = None
-    form: DecoderForm = field(default_factory=DecoderForm)
-
-    @property
-    def context(self) -> int:
-        """The longest sequence for which the executor computes the same as the model."""
-        longest = scale_context(self.max_position_embeddings, self.rotary_scaling)
-        return min(longest, self.window or longest)
-
-    @property
-    def world_size(self) -> int:
-        """Number of rank files."""
-        return self.mapping.tp * self.mapping.pp
-
-    def describe(self) -> dict[str, Any]:
-        """Return what an engine's manifest says of its model."""
-        return {
-            "architecture": self.architecture,
-            "dtype": self.dtype,
-            "layers": self.layers,
-            "hiddenSize": self.hidden_size,
-            "vocabSize": self.vocab_size,
-            "maxPositionEmbeddings": self.max_position_embeddings,
-            "quantization": self.quantization.algorithm,
-            "kvCacheQuantization": self.quantization.kv_cache,
-        }
-
-
-class _ExecutorConfigReader:
-    """Typed access to one JSON object, with errors that name the key."""
-
-    def __init__(self, raw: dict[str, Any], where: str) -> None:
-        self.raw, self.where = raw, where
-
-    def fail(self, what: str) -> CheckpointError:
-        return CheckpointError(what, where=self.where, fix=REBUILD)
-
-    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
-        value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.fail(f"{key} is {value!r}, expected an integer from {least} to {most}")
-        return value
-
-    def number(
-        self, key: str, default: float | None = None, least: float = 1e-30, most: float = 1e30
-    ) -> float:
-        value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise self.fail(f"{key} is {value!r}, expected a number from {least:g} to {most:g}")
-        return float(value)
-
-    def text(self, key: str) -> str | None:
-        value = self.raw.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self.fail(f"{key} is {value!r}, expected a string or null")
-        return value
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.raw.get(key, default)
-        if not isinstance(value, bool):
-            raise self.fail(f"{key} is {value!r}, expected true or false")
-        return value
-
-    def part(self, key: str) -> _ExecutorConfigReader:
-        value = self.raw.get(key)
-        if value is not None and not isinstance(value, dict):
-            raise self.fail(f"{key} is {value!r}, expected an object")
-        return _ExecutorConfigReader(value or {}, f"{self.where}: {key}")
-
-
-def _parse_executor_mapping(reader: _ExecutorConfigReader, experts: ExpertsConfig | None) -> ExecutorMapping:
+def _parse_executor_mapping(reader: ExecutorConfigReader, experts: ExpertsConfig | None) -> ExecutorMapping:
     block = reader.part("mapping")
     tp, pp, ep = (
         block.integer(key, 1, most=MAX_LAYERS_OR_RANKS) for key in ("tp_size", "pp_size", "moe_ep_size")
@@ -207,91 +59,6 @@ def _parse_executor_mapping(reader: _ExecutorConfigReader, experts: ExpertsConfi
     return ExecutorMapping(tp, pp, ep)
 
 
-# Defaults of create_attention_const_params in TensorRT-LLM's layers/attention.py for absent keys; a key
-# that it does not read (attention_factor, truncate) is not read here either.
-_LOADER_DEFAULTS: dict[str, dict[str, float]] = {
-    "linear": {"factor": 1.0},
-    "dynamic": {"factor": 1.0},
-    "llama3": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "yarn": {
-        "factor": 1.0,
-        "original_max_position_embeddings": 4096,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "mscale": 1.0,
-        "mscale_all_dim": 0.0,
-    },
-}
-
-
-def _parse_long_rope(reader: _ExecutorConfigReader, rotary_dim: int) -> dict[str, Any]:
-    original = reader.integer("original_max_position_embeddings", least=2)
-    scaling: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddings": original}
-    for key in ("short_factor", "long_factor"):
-        name = f"longrope_scaling_{key}s"
-        factors = reader.raw.get(name)
-        if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
-            raise reader.fail(f"{name} is not a list of {rotary_dim // 2} numbers")
-        numbered = _ExecutorConfigReader({f"{name}[{i}]": f for i, f in enumerate(factors)}, reader.where)
-        scaling[key] = [numbered.number(each, least=1e-6, most=1e9) for each in numbered.raw]
-    return scaling
-
-
-def _parse_rotary_scaling(
-    reader: _ExecutorConfigReader, family: Family, rotary_dim: int
-) -> dict[str, Any] | None:
-    """Return the scaling as TensorRT-LLM reads it, with every key, and its type under ``rope_type``.
-
-    Raises:
-        CheckpointError: an engine does not support the scaling.
-    """
-    position = reader.raw.get("position_embedding_type", "learned_absolute")
-    block, factors = reader.part("rotary_scaling"), "longrope_scaling_short_factors" in reader.raw
-    if family != "form" and position not in ("rope_gpt_neox", "long_rope"):
-        raise reader.fail(f"position_embedding_type is {position!r}, not rope_gpt_neox or long_rope")
-    if (position == "long_rope") != factors:
-        state = "set" if factors else "missing"
-        raise reader.fail(
-            f"position_embedding_type is {position}, but longrope_scaling_short_factors is {state}"
-        )
-    if family != "phi3" and position == "long_rope":
-        raise reader.fail("long_rope: only TensorRT-LLM's Phi-3 class passes it to its attention")
-    if family == "phi3" and reader.raw.get("rotary_scaling") is not None:
-        raise block.fail("TensorRT-LLM's Phi-3 class does not pass rotary_scaling to its attention")
-    if position == "long_rope":
-        return _parse_long_rope(reader, rotary_dim)
-    if reader.raw.get("rotary_scaling") is None:
-        return None
-    kind = block.raw.get("type", block.raw.get("rope_type"))
-    if not isinstance(kind, str) or kind not in _LOADER_DEFAULTS:
-        raise block.fail(f"type {kind!r} has no table in TensorRT-LLM; known are {', '.join(ROPE_TYPES)}")
-    scaling: dict[str, Any] = {"rope_type": kind}
-    for key, default in _LOADER_DEFAULTS[kind].items():
-        # The loader uses any mscale; for mscale_all_dim 0 it divides by one.
-        least = -1e9 if key.startswith("mscale") else 1e-6
-        scaling[key] = block.number(key, default, least=least, most=1e9)
-    if kind == "dynamic":
-        scaling["alpha"] = block.number("alpha", least=1e-6, most=1e9)  # the loader fails without it
-    if (
-        (kind == "dynamic" and rotary_dim < 4)
-        or (kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"])
-        or (kind == "yarn" and scaling["original_max_position_embeddings"] < 2)
-        or (kind == "yarn" and reader.number("rotary_base", 10000.0) <= 1)
-    ):
-        raise block.fail(f"the formula of {kind} has no value for {scaling}")
-    if kind == "yarn" and scaling["factor"] > 1:
-        steepness = 0.1 * math.log(scaling["factor"])
-        one, every = (scaling[key] * steepness + 1 for key in ("mscale", "mscale_all_dim"))
-        if not every or not 1e-9 < one / every < 1e9:
-            raise block.fail(f"the factor on cosine and sine is {one:g} / {every:g}")
-    return scaling
-
-
 _OTHER_KINDS = "build an engine of kind tensorrt, or serve the model with the llmapi kind"
 # Keys of TensorRT-LLM's LLaMA class (for Granite) that the executor does not implement.
 _MULTIPLIERS = (
@@ -302,7 +69,7 @@ _MULTIPLIERS = (
 )
 
 
-def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
+def _refuse_unsupported_keys(reader: ExecutorConfigReader) -> None:
     """Refuse keys that an engine implements and the executor does not.
 
     Raises:
@@ -329,7 +96,7 @@ def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
             raise reader.fail(f"{key} is {reader.raw[key]!r}, and only false is supported")
 
 
-def _parse_experts(reader: _ExecutorConfigReader, is_moe: bool, intermediate: int) -> ExpertsConfig | None:
+def _parse_experts(reader: ExecutorConfigReader, is_moe: bool, intermediate: int) -> ExpertsConfig | None:
     if not is_moe:
         return None
     block = reader.part("moe")
@@ -355,7 +122,7 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     """
     if not isinstance(raw, dict):
         raise CheckpointError("not a JSON object", where=where, fix=REBUILD)
-    reader = _ExecutorConfigReader(raw, where)
+    reader = ExecutorConfigReader(raw, where)
     architecture = reader.text("architecture") or ""
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -432,7 +199,7 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
         norm_epsilon=reader.number("norm_epsilon", 1e-5),
         rotary_base=reader.number("rotary_base", reader.number("rotary_emb_base", 10000.0)),
         rotary_dim=rotary_dim,
-        rotary_scaling=_parse_rotary_scaling(reader, family, rotary_dim),
+        rotary_scaling=parse_rotary_scaling(reader, family, rotary_dim),
         # QWenConfig's default is true, LLaMAConfig's false.
         attention_bias=form.qkv_bias or reader.flag("attn_bias", family in ("qwen2", "qwen3")),
         mlp_bias=form.mlp_bias or reader.flag("mlp_bias"),

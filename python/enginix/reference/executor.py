@@ -14,7 +14,7 @@ from enginix.errors import MachineError, UsageError
 from enginix.reference import config as checkpoint_config
 from enginix.reference import linear
 from enginix.reference.cache import Decode, KeyValueCache, PackedPrompts, Prefill, move_to_device
-from enginix.reference.config import ExecutorConfig
+from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.graphs import DecodeSteps
 from enginix.reference.layers import DecoderLayer, ForwardStep, LayerBuilder
 from enginix.reference.prompt_check import check_prompt_tokens

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, layer_norm, relu, rms_norm, silu
 
 from enginix.errors import CheckpointError
 from enginix.reference import layout
-from enginix.reference.config import ExecutorConfig, ExpertsConfig
+from enginix.reference.executor_config import ExecutorConfig, ExpertsConfig
 from enginix.reference.linear import KV_CACHE, LinearOperation, add_product, join_linears
 from enginix.reference.linear import load_linear as load_linear
 from enginix.reference.quantization import REBUILD

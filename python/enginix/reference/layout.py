@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from enginix.errors import CheckpointError
-from enginix.reference.config import ExecutorConfig
+from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.quantization import REBUILD
 
 BLOCK = 16  # columns that share a scale in NVFP4

@@ -17,7 +17,7 @@ import torch
 
 from enginix.errors import CheckpointError
 from enginix.reference import formats, layout
-from enginix.reference.config import ExecutorConfig
+from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.layout import LinearSpec, RankCut
 from enginix.reference.quantization import MIXED, REBUILD
 from enginix.reference.weights import MergedWeights

@@ -10,8 +10,8 @@ import math
 
 import torch
 
-from enginix.reference.config import ExecutorConfig
 from enginix.reference.decoder_form import compute_alibi_slopes
+from enginix.reference.executor_config import ExecutorConfig
 
 
 def _base_frequencies(base: float, dim: int) -> torch.Tensor:

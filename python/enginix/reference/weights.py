@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from enginix.errors import CheckpointError
 from enginix.reference import layout
-from enginix.reference.config import ExecutorConfig
+from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.layout import RankCut, TensorSpec
 from enginix.reference.quantization import REBUILD
 

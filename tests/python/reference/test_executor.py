@@ -18,6 +18,7 @@ from enginix.errors import CheckpointError, EnginixError, MachineError, UsageErr
 from enginix.reference import Executor
 from enginix.reference import config as checkpoint_config
 from enginix.reference.rope import RopeTables
+from enginix.reference.rotary_scaling import ROPE_TYPES
 
 CASES = ["llama-rope-llama3", "qwen3-bf16", "qwen2moe-bf16", "mixtral-bf16", "phi3-bf16", "qwen2-rope-yarn"]
 
@@ -277,7 +278,7 @@ def test_any_configuration_is_read_or_refused(changes: dict[str, Any], mapping: 
 
 SCALING = st.fixed_dictionaries(
     {
-        "rope_type": st.sampled_from([*checkpoint_config.ROPE_TYPES, "default", "other"]),
+        "rope_type": st.sampled_from([*ROPE_TYPES, "default", "other"]),
         "factor": st.just(4.0) | st.floats(0),
     },
     optional={

@@ -30,8 +30,8 @@ from enginix.model.config import read_model_config
 from enginix.model.end_tokens import read_end_tokens
 from enginix.progress import track_step
 from enginix.reference import config as checkpoint_config
-from enginix.reference.config import ExecutorConfig
 from enginix.reference.executor import Executor
+from enginix.reference.executor_config import ExecutorConfig
 
 FORMAT = 1
 

@@ -27,7 +27,7 @@ from enginix.evaluation.reference_answers.material import GateTokenizer, Materia
 from enginix.evaluation.reference_answers.subject import Subject
 from enginix.progress import track_step
 from enginix.reference import layout
-from enginix.reference.config import ExecutorConfig
+from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
 

@@ -39,8 +39,8 @@ from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
-from enginix.reference.config import ExecutorConfig
 from enginix.reference.executor import Executor
+from enginix.reference.executor_config import ExecutorConfig
 from enginix.report import evidence as report
 from enginix.tables import load_table
 

@@ -36,8 +36,9 @@ from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.jsonfile import read_object, refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
-from enginix.reference import config as executor_config
 from enginix.reference import layout
+from enginix.reference.config import read_executor_config
+from enginix.reference.executor_config import ExecutorConfig
 from enginix.report import evidence
 from enginix.tables import load_table
 
@@ -91,7 +92,7 @@ def build_rtx_engine(
     watch = SourceWatch(checkpoint, model)
     config = CheckpointConfig.read(checkpoint)
     checkpoint_support.check_checkpoint_support(config, checkpoint, _find_model_architecture(model))
-    described = executor_config.read_executor_config(checkpoint)
+    described = read_executor_config(checkpoint)
     layout.check_rank_files(checkpoint, described)
     formats = checkpoint_support.list_checkpoint_formats(config)
     targets = checkpoint_support.resolve_targets(formats, options.targets)
@@ -148,7 +149,7 @@ def _find_model_architecture(model: Path) -> str | None:
 
 
 def _judge_unlisted_weights(
-    checkpoint: Path, model: Path, described: executor_config.ExecutorConfig
+    checkpoint: Path, model: Path, described: ExecutorConfig
 ) -> tuple[GateOutcome, ...]:
     """Compare every tensor of a checkpoint that has no digests of its files; none of another one.
 
