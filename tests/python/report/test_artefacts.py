@@ -21,8 +21,11 @@ from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.cli import main
 from enginix.errors import EnginixError, UsageError
 from enginix.manifest import Manifest
-from enginix.report import artefacts, comparison, gate_figures, svg
+from enginix.report import artefacts, gate_figures, svg
 from enginix.report.artefacts import Artefact
+from enginix.report.comparison.artefact_comparison import compare_artefacts
+from enginix.report.comparison.page import render_comparison_page
+from enginix.report.comparison.text import render_comparison_text
 from enginix.report.model_origin import ModelOrigin
 from enginix.report.weight_sizes import measure_stored_weights
 
@@ -216,7 +219,7 @@ def test_other_models_and_other_questions_are_said(
 def test_what_is_not_told_is_no_difference(checkpoints: dict[str, Path]) -> None:
     """A directory without commit beside a locked one: the same configuration, or who knows."""
     read = [artefacts.read_artefact(p) for p in (TINY, *checkpoints.values())]
-    assert comparison.compare_artefacts(read).notes == ()
+    assert compare_artefacts(read).notes == ()
     one, same, unknown, other = (
         ModelOrigin(*o) for o in (("a at 1", "c"), (None, "c"), ("a at 1", None), (None, "d"))
     )
@@ -228,9 +231,7 @@ def test_names_are_made_different(tmp_path: Path, checkpoints: dict[str, Path]) 
     paths = [
         engine(tmp_path / n, checkpoints[c], None) for n, c in (("a", "plain"), ("b", "fp8"), ("c", "fp8"))
     ]
-    names = [
-        a.name for a in comparison.compare_artefacts([artefacts.read_artefact(p) for p in paths]).artefacts
-    ]
+    names = [a.name for a in compare_artefacts([artefacts.read_artefact(p) for p in paths]).artefacts]
     assert len(set(names)) == 3 and names[1] == "e, FP8_PER_CHANNEL_PER_TOKEN"
     unknown = Artefact("e", "checkpoint", None, None, None, 10, None, None, None)
     assert [a.name for a in artefacts.label_artefacts([unknown, replace(unknown, format="FP8")])] == [
@@ -321,7 +322,7 @@ def test_greedy_answers_stand_where_no_distributions_are(
     content = evidence(greedy={"passed": True, "top1Found": 0.75})
     del content["gates"]["agreement"], content["gates"]["perplexity"]
     row = artefacts.read_artefact(engine(tmp_path / "e", checkpoints["plain"], content))
-    text = comparison.render_comparison_text(comparison.compare_artefacts([row]))
+    text = render_comparison_text(compare_artefacts([row]))
     assert "greedy 75.0%" in text and text.count("not measured") == 4 and row.doubts == ()
 
 
@@ -387,10 +388,10 @@ def test_any_evidence_gives_a_page(gates: dict[str, Any], top: dict[str, Any]) -
         assert value is None or math.isfinite(value)
     assert found.verdict == "not gated" or (found.verdict == "passed") == (not found.failed)
     row = Artefact("<a>", "engine", None, None, None, 10, None, None, found, doubts=found.doubts)
-    both = comparison.compare_artefacts([row, row])
-    parsed(comparison.render_comparison_page(both))
+    both = compare_artefacts([row, row])
+    parsed(render_comparison_page(both))
     json.loads(json.dumps(both.as_json(), allow_nan=False))
-    assert "<a> #2" in comparison.render_comparison_text(both)
+    assert "<a> #2" in render_comparison_text(both)
 
 
 @settings(max_examples=100, deadline=None)

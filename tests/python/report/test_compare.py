@@ -21,7 +21,9 @@ from enginix.kinds.rtx_planning.memory_plan import find_rtx_obstacles
 from enginix.memory_plan.arithmetic import ModelSizes, find_target_gpu
 from enginix.model.family_rows import list_family_rows
 from enginix.report.artefacts import Artefact
-from enginix.report.comparison import compare_artefacts, render_comparison_page, render_comparison_text
+from enginix.report.comparison.artefact_comparison import compare_artefacts
+from enginix.report.comparison.page import render_comparison_page
+from enginix.report.comparison.text import render_comparison_text
 from enginix.report.gate_figures import GateFigures
 from enginix.report.kinds import ComparedModel, KindRow, compare_kinds, read_compared_model
 from enginix.report.model_origin import ModelOrigin

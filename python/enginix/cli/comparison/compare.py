@@ -62,21 +62,22 @@ def run(args: argparse.Namespace) -> int:
     if args.target is not None:
         raise UsageError("--target is for the kinds of one model", fix="leave it out, or pass one model")
     from enginix.files import require_absent_file, write_text
-    from enginix.report import comparison, gate_figures
+    from enginix.report import gate_figures
     from enginix.report.artefacts import read_artefact
+    from enginix.report.comparison.artefact_comparison import compare_artefacts
+    from enginix.report.comparison.page import render_comparison_page
+    from enginix.report.comparison.text import render_comparison_text
 
     if args.output is not None:
         require_absent_file(args.output)
     speeds = None if args.speed is None else gate_figures.read_speeds(args.speed)
-    artefact_comparison = comparison.compare_artefacts(
-        [read_artefact(path) for path in args.artefacts], speeds
-    )
+    artefact_comparison = compare_artefacts([read_artefact(path) for path in args.artefacts], speeds)
     if args.output is not None:
-        write_text(args.output, comparison.render_comparison_page(artefact_comparison))
+        write_text(args.output, render_comparison_page(artefact_comparison))
         console.print_message(f"page: {args.output}")
     console.print_result(
         artefact_comparison.as_json(),
-        comparison.render_comparison_text(artefact_comparison, console.find_table_width()),
+        render_comparison_text(artefact_comparison, console.find_table_width()),
         as_json=args.json,
     )
     return EXIT_CHECK_FAILED if artefact_comparison.has_doubts else EXIT_OK
