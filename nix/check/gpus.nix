@@ -1,5 +1,5 @@
 # GPUs by the names that people write, and any other by its SM and memory: what
-# python/enginix/machine/gpu_table.py reads, too. tests/python/engine_tensorrt/test_twin.py
+# python/enginix/machine/gpu_table.py reads, too. tests/python/engine_tensorrt/test_twin_gpus.py
 # holds the two together.
 {
   lib,

@@ -1,7 +1,7 @@
 """The GPUs that --target names: rows of data/machine/gpus.json, and any other part by its SM and memory.
 
-nix/check/gpus.nix reads names in the same way; tests/python/engine_tensorrt/test_twin.py holds the two
-together.
+nix/check/gpus.nix reads names in the same way; tests/python/engine_tensorrt/test_twin_gpus.py holds the
+two together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which GPUs the software of a kind has code for: data/machine/engine_kinds.json, by SM.
 
-nix/check/kind-support.nix reads it in the same way; tests/python/engine_tensorrt/test_twin.py holds the two
-together.
+nix/check/kind-support.nix reads it in the same way; tests/python/engine_tensorrt/test_twin_gpus.py holds
+the two together.
 """
 
 from __future__ import annotations

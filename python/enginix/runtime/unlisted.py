@@ -1,8 +1,8 @@
 """Runtimes that the table does not have: like one of its rows, with another image and other versions.
 
 A description says ``like``, ``image`` and ``versions``; nix/check/runtime.nix reads it in the same way, and
-tests/python/engine_tensorrt/test_twin.py holds the two together. What a description does not say is unknown:
-nothing but search paths, interpreters and kinds is taken from the row that it is like.
+tests/python/engine_tensorrt/test_twin_runtimes.py holds the two together. What a description does not say is
+unknown: nothing but search paths, interpreters and kinds is taken from the row that it is like.
 """
 
 from __future__ import annotations

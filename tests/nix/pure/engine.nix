@@ -479,7 +479,7 @@ in
     ];
     expected = [ true true true true true true true true ];
   };
-  # The twin in Python tells these apart case by case (tests/python/engine_tensorrt/test_twin.py).
+  # The twin in Python tells these apart case by case (tests/python/engine_tensorrt/test_twin_runtimes.py).
   testRuntimeUnlisted =
     let
       described = {

@@ -10,9 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-from plan_support import NIX, check
-
 import reference_pages
 from enginix import cli
 from enginix.errors import UsageError
@@ -21,6 +18,7 @@ from enginix.kinds.planning.planner import resolve_plan_limits
 from enginix.kinds.tensorrt.build.options import resolve_limits
 from enginix.letter_case import to_snake_case
 from enginix.memory_plan.arithmetic import ModelSizes
+from nix_evaluation import check, needs_nix
 
 # File of nix/ → the command that does the same.
 COMMAND_OF = {
@@ -84,7 +82,7 @@ def test_arguments_have_one_default() -> None:
     assert different == [] and compared > 60
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_limits_that_are_left_out_are_the_same(tmp_path: Path) -> None:
     """Any of them given or not: mkEngine, enginix build and enginix plan."""
     chance = random.Random(19)

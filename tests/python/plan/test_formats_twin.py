@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from plan_support import NIX, ROOT, check
 
 from enginix.kinds.registry import find_kind
 from enginix.tables import load_table
+from nix_evaluation import ROOT, check, needs_nix
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 @pytest.mark.parametrize(("kind", "function"), [("llmapi", "computes"), ("tensorrt", "quantization")])
 def test_every_format_runs_on_the_same_gpus_in_both(kind: str, function: str) -> None:
     """What evaluation refuses for a GPU is what ``enginix compare`` and ``plan`` leave out."""
@@ -37,7 +37,7 @@ def test_every_format_runs_on_the_same_gpus_in_both(kind: str, function: str) ->
     assert {name: sorted(gpus) for name, gpus in theirs.items()} == ours
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_a_format_that_evaluation_refuses_for_llmapi_names_the_way_out() -> None:
     gpu = '{ name = "h200"; sm = 90; formats = [ "BF16" "FP16" "INT8" "INT4" "FP8" ]; }'
     for format_, said in (

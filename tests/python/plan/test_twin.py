@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_support import NIX, check
 
 from enginix.cli import main
 from enginix.kinds.planning.lock_plan import count_weight_bytes, plan_from_lock
@@ -17,6 +16,7 @@ from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.machine.gpu_table import find_gpu
 from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.tables import load_table
+from nix_evaluation import check, needs_nix
 
 ROOT = Path(__file__).parents[3]
 
@@ -110,7 +110,7 @@ def camel(value: Any) -> Any:
     return [camel(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_evaluation_and_command_agree_on_a_table_of_cases(tmp_path: Path) -> None:
     (tmp_path / "cases.json").write_text(json.dumps({"models": MODELS, "cases": CASES}))
     theirs = check(
@@ -136,7 +136,7 @@ EDGELLM: tuple[dict[str, int], ...] = (
 )
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_evaluation_and_command_agree_on_edgellm(tmp_path: Path) -> None:
     grid = list(product(MODELS, (*MEMORIES, 60_000_000, 18 * 10**9), (80, 90, 100), EDGELLM))
     cases = [{"model": m, "memory": memory, "sm": sm, "limits": limits} for m, memory, sm, limits in grid]
@@ -172,7 +172,7 @@ def test_evaluation_and_command_agree_on_edgellm(tmp_path: Path) -> None:
     assert {o["tightest"] for o in ours if not o["fits"]} == {"weights", "workspace", "kvCache"}
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_every_gpu_has_the_same_memory_in_both() -> None:
     gpus = load_table("gpus")["gpus"]
     theirs = check(
@@ -182,7 +182,7 @@ def test_every_gpu_has_the_same_memory_in_both() -> None:
     assert theirs == {name: find_gpu(name).memory or None for name in gpus}
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 @pytest.mark.parametrize(
     "files",
     [
@@ -199,7 +199,7 @@ def test_the_same_files_are_weights_in_both(files: dict[str, int]) -> None:
     assert theirs == count_weight_bytes(files)
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_unknown_facts_are_no_refusal() -> None:
     told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
     gpu = 'name = "g"; sm = 90; memoryGB'
@@ -209,7 +209,7 @@ def test_unknown_facts_are_no_refusal() -> None:
     )
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 @pytest.mark.parametrize("call", ['plan.fits "mkEngine" "tensorrt"', 'edgellmPlan.fits "mkEngine"'])
 def test_a_gpu_of_unknown_memory_is_asked_for_it(call: str) -> None:
     told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
@@ -227,7 +227,7 @@ def test_a_gpu_of_unknown_memory_is_asked_for_it(call: str) -> None:
 QWEN = ROOT / "nix" / "catalogue" / "qwen2_5-7b-instruct.lock.json"
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 @pytest.mark.parametrize(
     ("call", "gpu", "limits", "reason", "change"),
     [
@@ -275,7 +275,7 @@ def test_a_refusal_names_the_tightest_limit_and_the_command_that_finds_the_way_o
     assert f"smallest change  {change}" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_a_cache_of_windowed_layers_is_refused_as_an_upper_bound() -> None:
     facts = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
     gpu = '{ name = "g"; sm = 89; memoryGB = 17; }'
@@ -292,7 +292,7 @@ RTX: tuple[dict[str, int], ...] = (
 )
 
 
-@pytest.mark.skipif(NIX is None, reason="no Nix")
+@needs_nix
 def test_evaluation_and_command_agree_on_rtx(tmp_path: Path) -> None:
     grid = list(product(MODELS, (*MEMORIES, 60_000_000, 18 * 10**9), (80, 86, 89, 120), RTX))
     cases, ours = [], []
