@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from family_golden import list_family_conversions
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from family_models import MODELS, change_config, write_safetensors
 
 import golden
-from enginix.checkpoint import byte_sources, compiled_casts
-from enginix.checkpoint.byte_sources import SourceFileReader, TransposedRows
 from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.convert import ConvertOptions, convert_model
-from enginix.checkpoint.family_layout import QKV_KINDS, join_neighbours, select_heads, swap_halves
 from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism, check_pipeline_support
 from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError, UsageError
@@ -29,98 +22,11 @@ from enginix.kinds.planning.planner import plan_memory
 from enginix.kinds.reference.reference_build import build_reference_engine
 from enginix.memory_plan.arithmetic import find_target_gpu
 from enginix.memory_plan.weights import CheckpointSizes
-from enginix.model import TensorInfo, open_weights
+from enginix.model import open_weights
 from enginix.model.config import parse_config, read_model_config
 from enginix.model.family_rows import evaluate_expression, list_family_rows
 from enginix.report.kinds import compare_kinds, read_compared_model
 from enginix.tables import load_table
-
-# A model of each family, out of the golden data.
-MODELS: dict[str, Path] = {}
-for _case in list_family_conversions():
-    _name = json.loads((_case.model / "config.json").read_text())["architectures"][0]
-    if _name in list_family_rows() and _case.label == "tp2-float16" and _case.defect is None:
-        MODELS.setdefault(_name, _case.model)
-
-
-@given(st.integers(1, 4), st.integers(1, 4), st.sampled_from((1, 2, 4)), st.sampled_from(sorted(QKV_KINDS)))
-@settings(deadline=None)
-def test_every_arrangement_of_q_k_v_gives_each_rank_its_heads(
-    groups: int, queries: int, tp: int, kind: str
-) -> None:
-    """Heads are numbers: a source of each kind, built by its definition, gives a rank's heads in order."""
-    heads, kv = groups * queries * tp, groups * tp
-    q, k, v = np.arange(heads), 1000 + np.arange(kv), 2000 + np.arange(kv)
-    sources = {
-        "split": [q, k, v],
-        "blocks": [np.concatenate([q, k, v])],
-        "groups": [
-            np.concatenate([np.r_[q[g * queries : (g + 1) * queries], k[g], v[g]] for g in range(kv)])
-        ],
-    }[kind]
-    for ranks in (tp, heads):  # also more ranks than KV heads
-        for rank in range(ranks):
-            own, shared = select_heads(heads, kv, ranks, rank)
-            slices = join_neighbours(QKV_KINDS[kind]((heads, kv, kv), (own, shared, shared)))
-            taken = np.concatenate([sources[number][begin:end] for number, (begin, end) in slices])
-            first = rank * (heads // ranks) // queries
-            owners = range(first, first + max(1, kv // ranks))
-            expected = [*range(*own), *(1000 + h for h in owners), *(2000 + h for h in owners)]
-            assert taken.tolist() == expected
-
-
-@given(st.integers(1, 20), st.data())
-def test_swapped_halves(width: int, data: st.DataObject) -> None:
-    begin = data.draw(st.integers(0, width - 1))
-    end = data.draw(st.integers(begin + 1, width))
-    first_half, second_half = np.arange(width), 100 + np.arange(width)
-    matrix = np.concatenate([first_half, second_half])
-    taken = np.concatenate([matrix[slice(*rows)] for rows in swap_halves(width, (begin, end))])
-    assert taken.tolist() == [*second_half[begin:end], *first_half[begin:end]]
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("dtype", ["F16", "F32"])
-@pytest.mark.parametrize("band", [1 << 20, 64])
-def test_transposed_rows(
-    compiled: bool, dtype: str, band: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(byte_sources, "TRANSPOSED", band)
-    monkeypatch.setattr(byte_sources, "CHUNK", 128)
-    if not compiled:
-        monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
-    kind = {"F16": "<u2", "F32": "<u4"}[dtype]
-    matrix = np.random.default_rng(5).integers(0, 0x7C00, (37, 70)).astype(kind)
-    (tmp_path / "weights").write_bytes(b"head" + matrix.tobytes())
-    info = TensorInfo("w", dtype, matrix.shape, tmp_path / "weights", 4, 4 + matrix.nbytes)
-    for rows, cols in (((0, 70), (0, 37)), ((3, 68), (5, 29)), ((69, 70), (36, 37))):
-        part = TransposedRows(info, 37, 70, rows, cols)
-        with SourceFileReader() as reader:
-            made = b"".join(bytes(block) for block in part.blocks(reader))
-        assert len(made) == part.size and made == matrix.T[slice(*rows), slice(*cols)].tobytes()
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_transposed_matrix_that_ends_early(
-    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(byte_sources, "TRANSPOSED", 64)
-    if not compiled:
-        monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
-    (tmp_path / "weights").write_bytes(bytes(37 * 70 * 2 - 1))
-    info = TensorInfo("w", "F16", (37, 70), tmp_path / "weights", 0, 37 * 70 * 2)
-    with SourceFileReader() as reader, pytest.raises(ModelError, match="ends at byte 5179"):
-        list(TransposedRows(info, 37, 70, (0, 70), (0, 37)).blocks(reader))
-
-
-@pytest.mark.parametrize("at", [0, 37 * 70 - 1])
-def test_a_transposed_matrix_with_nan(at: int, tmp_path: Path) -> None:
-    matrix = np.zeros(37 * 70, "<f2")
-    matrix[at] = np.nan
-    (tmp_path / "weights").write_bytes(matrix.tobytes())
-    info = TensorInfo("w", "F16", (37, 70), tmp_path / "weights", 0, matrix.nbytes)
-    with SourceFileReader() as reader, pytest.raises(ModelError, match="'w' holds NaN"):
-        list(TransposedRows(info, 37, 70, (0, 70), (0, 37)).blocks(reader))
 
 
 def test_expressions() -> None:
@@ -132,18 +38,6 @@ def test_expressions() -> None:
     assert evaluate_expression({"case": [[{"hf.a": 4.0}, "yes"], [{}, "no"]]}, values, "") == "no"
     with pytest.raises(ModelError, match="b is None, not a positive number"):
         evaluate_expression({"multiply": ["$n", "$hf.b"]}, values, "x")
-
-
-def change_config(name: str, tmp_path: Path, **keys: Any) -> Path:
-    """Return a copy of a family's golden model, its weights linked, with other keys."""
-    model = tmp_path / "model"
-    model.mkdir()
-    for path in MODELS[name].iterdir():
-        if path.name != "config.json":
-            (model / path.name).symlink_to(path)
-    raw = json.loads((MODELS[name] / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(raw | keys))
-    return model
 
 
 RULES = [
@@ -303,60 +197,6 @@ def test_plan_and_compare_refuse_what_conversion_and_build_refuse(
             build_reference_engine(tmp_path / "out", model, tmp_path / "engine")
 
 
-def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
-    """The Hub's first GPT-2 files lack 'transformer.' and hold the mask; the checkpoint is the same."""
-    source = (MODELS["GPT2LMHeadModel"] / "model.safetensors").read_bytes()
-    length = int.from_bytes(source[:8], "little")
-    header = json.loads(source[8 : 8 + length])
-    data = source[8 + length :]
-    renamed = {name.removeprefix("transformer."): entry for name, entry in header.items()}
-    renamed["h.0.attn.bias"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
-    model = change_config("GPT2LMHeadModel", tmp_path)
-    (model / "model.safetensors").unlink()
-    text = json.dumps(renamed).encode()
-    text += b" " * (-len(text) % 8)
-    (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data + bytes(4))
-    convert_model(model, tmp_path / "short", ConvertOptions())
-    convert_model(MODELS["GPT2LMHeadModel"], tmp_path / "long", ConvertOptions())
-    ranks = [(tmp_path / name / "rank0.safetensors").read_bytes() for name in ("short", "long")]
-    assert ranks[0] == ranks[1]
-
-
-ALIASES = [(name, alias) for name in sorted(MODELS) for alias in list_family_rows()[name].get("aliases", {})]
-
-
-@pytest.mark.parametrize(("name", "alias"), ALIASES)
-def test_another_name_of_a_key_is_the_key(name: str, alias: str, tmp_path: Path) -> None:
-    """As published: Bloom's config.json has n_embed and num_attention_heads. Lock facts agree."""
-    own = list_family_rows()[name]["aliases"][alias]
-    original = json.loads((MODELS[name] / "config.json").read_text())
-    raw = {key: value for key, value in original.items() if key not in (own, alias)}
-    read, expected = (
-        parse_config(r, tmp_path) for r in (raw | {alias: original[own]}, {**raw, own: original[own]})
-    )
-    assert not [note for note in read.notes if alias in note]
-    assert replace(read, raw={}, notes=()) == replace(expected, raw={}, notes=())
-    facts = [
-        extract_model_metadata({"config.json": json.dumps(r).encode()}, "lock")
-        for r in (raw | {alias: original[own]}, raw | {own: original[own]})
-    ]
-    assert facts[0] == facts[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({name for name, _ in ALIASES}))
-def test_aliases_are_those_of_the_installed_transformers(name: str) -> None:
-    """An alias counts before the class's own name, and every name of a size in attribute_map is one."""
-    import transformers
-
-    stem = {"GPT2LMHeadModel": "GPT2", "MPTForCausalLM": "Mpt"}.get(name, name.removesuffix("ForCausalLM"))
-    kind = getattr(transformers, f"{stem}Config")
-    aliases = list_family_rows()[name]["aliases"]
-    for alias, own in aliases.items():
-        assert getattr(kind(**{alias: 48}), own) == getattr(kind(**{own: 24, alias: 48}), own) == 48
-    assert set(kind.attribute_map) <= set(aliases)
-
-
 @pytest.mark.parametrize("name", ["GPTJForCausalLM", "PhiForCausalLM"])
 def test_a_tied_head_keeps_its_own_bias(name: str, tmp_path: Path) -> None:
     """The weights of the head are those of the embedding, the bias is stored as the head's."""
@@ -407,94 +247,6 @@ def test_sizes_that_an_error_proposes_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as e:
         check_parallelism(config, CheckpointMapping(3))
     assert e.value.fix == "--tensor-parallel one of 1"
-
-
-def test_gpt_neox_has_its_own_names_of_the_rotation(tmp_path: Path) -> None:
-    """Transformers reads rotary_emb_base and rotary_pct; others' names change nothing."""
-    keys = {"rotary_pct": 0.5, "rotary_emb_base": 700, "rope_theta": 500, "partial_rotary_factor": 0.75}
-    rope = read_model_config(change_config("GPTNeoXForCausalLM", tmp_path, **keys)).rope
-    assert (rope.base, rope.fraction) == (700.0, 0.5)
-
-
-# Old configurations of Falcon's golden models: model_type, and the keys that mean what later ones say.
-OLD_FALCON = {
-    "falcon7b": ("RefinedWebModel", ("multi_query", "parallel_attn", "bias", "alibi")),
-    "falcon-rw1b": ("RefinedWebModel", ("multi_query", "parallel_attn", "bias", "alibi")),
-    "falcon40b": ("RefinedWeb", ("parallel_attn", "bias", "alibi")),
-}
-
-
-@pytest.mark.parametrize("name", OLD_FALCON)
-def test_the_old_name_of_falcon(name: str, tmp_path: Path) -> None:
-    """Its configuration has other keys; the checkpoint is that of FalconForCausalLM, held by golden data."""
-    source = next(c.model for c in list_family_conversions() if c.case == name)
-    kind, keys = OLD_FALCON[name]
-    raw = json.loads((source / "config.json").read_text())
-    old = {key: raw[key] for key in (*keys, "vocab_size", "hidden_size", "layer_norm_epsilon", "torch_dtype")}
-    old |= {"architectures": ["RWForCausalLM"], "model_type": kind, "n_layer": raw["num_hidden_layers"]}
-    old |= {"n_head": raw["num_attention_heads"]}
-    old |= {"n_head_kv": raw["num_kv_heads"]} if kind == "RefinedWeb" else {}
-    # Every model of the old configuration has the later one's default.
-    compare_conversions(source, old, {"max_position_embeddings": 2048}, tmp_path)
-
-
-def test_phi_moe_by_the_name_of_transformers(tmp_path: Path) -> None:
-    """TensorRT-LLM knows the name of the Hub's own code alone; the checkpoint has that."""
-    source = MODELS["PhiMoEForCausalLM"]
-    model = change_config("PhiMoEForCausalLM", tmp_path, architectures=["PhimoeForCausalLM"])
-    for directory, out in ((source, "theirs"), (model, "ours")):
-        convert_model(directory, tmp_path / out, ConvertOptions(kind="tensorrt"))
-    for name in ("config.json", "rank0.safetensors"):
-        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
-    assert list(CheckpointComparison(tmp_path / "ours", model).findings()) == []
-
-
-def test_internlm_is_llama_with_biases(tmp_path: Path) -> None:
-    """Its checkpoint is that of a Llama model with attention_bias, which golden data hold."""
-    source = next(c.model for c in golden.conversions() if c.case == "llama-bias")
-    raw = json.loads((source / "config.json").read_text())
-    tensors = golden.tensors(source / "model.safetensors")
-    made = {}
-    for name, (dtype, shape, data) in tensors.items():
-        if "k_proj" in name or "v_proj" in name:  # each KV head twice: InternLM has as many as heads
-            half = len(data) // 2
-            made[name] = (dtype, (2 * shape[0], *shape[1:]), data[:half] * 2 + data[half:] * 2)
-        elif ".mlp." not in name or not name.endswith(".bias"):
-            made[name] = (dtype, shape, data)
-    (tmp_path / "source").mkdir()
-    write_safetensors(tmp_path / "source/model.safetensors", made)
-    llama = raw | {"num_key_value_heads": 4, "head_dim": None, "mlp_bias": False}
-    (tmp_path / "source/config.json").write_text(json.dumps(llama))
-    dropped = ("attention_bias", "mlp_bias", "num_key_value_heads", "head_dim")
-    internlm = {key: value for key, value in raw.items() if key not in dropped}
-    internlm |= {"architectures": ["InternLMForCausalLM"], "model_type": "internlm", "bias": True}
-    compare_conversions(tmp_path / "source", internlm, {}, tmp_path)
-
-
-def compare_conversions(source: Path, config: dict[str, Any], keys: dict[str, Any], work: Path) -> None:
-    """Convert a model under another config.json; only the architecture's name and ``keys`` may differ."""
-    renamed = work / "renamed"
-    renamed.mkdir()
-    (renamed / "config.json").write_text(json.dumps(config))
-    (renamed / "model.safetensors").symlink_to(source / "model.safetensors")
-    for model, out in ((source, work / "one"), (renamed, work / "other")):
-        convert_model(model, out, ConvertOptions(mapping=CheckpointMapping(2), kind="tensorrt"))
-    for rank in range(2):
-        ranks = [(work / d / f"rank{rank}.safetensors").read_bytes() for d in ("one", "other")]
-        assert ranks[0] == ranks[1]
-    configs = [json.loads((work / d / "config.json").read_text()) for d in ("one", "other")]
-    assert configs[1].pop("architecture") != configs[0].pop("architecture")
-    assert configs[0] | keys == configs[1]
-
-
-def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
-    header, at = {}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
-        at += len(data)
-    text = json.dumps(header).encode()
-    data = b"".join(data for _, _, data in tensors.values())
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
