@@ -97,7 +97,7 @@ def greedy(device: str, work: Path) -> list[Row]:
     expected = [cpu.greedy(p, 40) for p in prompts]
     alone = [gpu.greedy(p, 40) for p in prompts]
     scheduler = Scheduler(gpu, 8)
-    batch = _serve(scheduler, prompts, 40)
+    batch = _serve(scheduler, prompts, [40] * len(prompts))
     scheduler.close()
     rows = []
     for what, found in (("alone", alone), ("in a batch", batch)):
@@ -119,37 +119,10 @@ def _assert_equal_up_to_ties(
             return
 
 
-def _serve(scheduler: Scheduler, prompts: list[tuple[int, ...]], tokens: int) -> list[list[int]]:
-    """Tokens of each prompt."""
-    out: list[list[int]] = [[] for _ in prompts]
-    failed: list[str] = []
-    left, done = [len(prompts)], threading.Event()
-
-    def sink(event: GenerationEvent) -> None:
-        if event.token is not None:
-            out[int(event.id)].append(event.token)
-        if event.error:
-            failed.append(event.error)
-        if event.finish:
-            left[0] -= 1
-            if not left[0]:
-                done.set()
-
-    for number, prompt in enumerate(prompts):
-        scheduler.add(GenerationRequest(str(number), prompt, tokens), sink)
-    assert done.wait(300), "no answer"
-    assert not failed, failed
-    return out
-
-
-def continuous(device: str, work: Path) -> list[Row]:
-    """Requests that come while others decode, more of them than the batch holds, get what each gets alone."""
-    checkpoint = models.tiny_qwen3(ROOT / "tests/models/tiny-qwen3", work / "tiny")
-    cpu, gpu = (Executor.load(checkpoint, where, "float32") for where in ("cpu", device))
-    prompts = [tuple((7 * i * j + 3) % 2000 for j in range(1, 5 + 11 * i)) for i in range(1, 13)]
-    lengths = [16 + 5 * (i % 6) for i in range(len(prompts))]
-    alone = [gpu.greedy(p, n) for p, n in zip(prompts, lengths, strict=True)]
-    scheduler = Scheduler(gpu, 4)
+def _serve(
+    scheduler: Scheduler, prompts: list[tuple[int, ...]], lengths: list[int], *, one_by_one: bool = False
+) -> list[list[int]]:
+    """Tokens of each prompt, all sent at once, or each third one after the tokens of one before it."""
     out: list[list[int]] = [[] for _ in prompts]
     failed: list[str] = []
     left, done = [len(prompts)], threading.Event()
@@ -168,11 +141,24 @@ def continuous(device: str, work: Path) -> list[Row]:
         scheduler.add(GenerationRequest(str(number), prompt, length), sink)
         started = time.monotonic()
         # The next one comes when this one, or one before it, has its first tokens.
-        while number % 3 == 2 and len(out[number - 2]) < 3 and time.monotonic() - started < 30:
+        waits = one_by_one and number % 3 == 2
+        while waits and len(out[number - 2]) < 3 and time.monotonic() - started < 30:
             time.sleep(0.001)
     assert done.wait(300), "no answer"
-    scheduler.close()
     assert not failed, failed
+    return out
+
+
+def continuous(device: str, work: Path) -> list[Row]:
+    """Requests that come while others decode, more of them than the batch holds, get what each gets alone."""
+    checkpoint = models.tiny_qwen3(ROOT / "tests/models/tiny-qwen3", work / "tiny")
+    cpu, gpu = (Executor.load(checkpoint, where, "float32") for where in ("cpu", device))
+    prompts = [tuple((7 * i * j + 3) % 2000 for j in range(1, 5 + 11 * i)) for i in range(1, 13)]
+    lengths = [16 + 5 * (i % 6) for i in range(len(prompts))]
+    alone = [gpu.greedy(p, n) for p, n in zip(prompts, lengths, strict=True)]
+    scheduler = Scheduler(gpu, 4)
+    out = _serve(scheduler, prompts, lengths, one_by_one=True)
+    scheduler.close()
     for prompt, ours, theirs in zip(prompts, out, alone, strict=True):
         _assert_equal_up_to_ties(cpu, prompt, ours, theirs)
     equal = sum(a == b for a, b in zip(out, alone, strict=True))

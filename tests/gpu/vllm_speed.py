@@ -94,13 +94,16 @@ def measure_ours(name: str, batches: list[int], started: float) -> dict[str, Any
     weights = models.RandomWeights(device, **find_shape(name))
     executor = weights.load(torch.float32 if device == "cpu" else torch.bfloat16)
     scheduler = Scheduler(executor, batches[0])
-    _serve(scheduler, [tuple(list_prompts(1)[0])], 1)
+    _serve(scheduler, [tuple(list_prompts(1)[0])], [1])
     first_token = time.time() - started
     scheduler.close()
     rows = {}
     for count in batches:
         scheduler = Scheduler(executor, count)
-        serve = lambda prompts, tokens: _serve(scheduler, [tuple(p) for p in prompts], tokens)  # noqa: B023, E731
+
+        def serve(prompts, tokens, scheduler=scheduler):
+            return _serve(scheduler, [tuple(p) for p in prompts], [tokens] * len(prompts))
+
         rows |= measure_batches(serve, [count])
         scheduler.close()
     return {"start": first_token, "batches": rows}

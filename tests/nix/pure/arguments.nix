@@ -1,7 +1,7 @@
 # Arguments of functions, flags, secrets, addresses, licences.
 { lib, check }:
 let
-  fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
+  fails = import ../fails.nix;
   flagsOf = check.flags.words {
     where = "f";
     name = "p";

@@ -1,7 +1,7 @@
 # Checkpoints: ranks, quantization, families, converters.
 { lib, check }:
 let
-  fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
+  fails = import ../fails.nix;
   parallelism = check.checkpoint.parallelism "f";
   nodes = check.checkpoint.nodes "f";
   converter = check.checkpoint.converter "f" (lib.importJSON ../../../python/enginix/data/models/converters.json);

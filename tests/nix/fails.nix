@@ -1,0 +1,2 @@
+# Tell whether an expression, evaluated whole, is refused.
+e: !(builtins.tryEval (builtins.deepSeq e e)).success
