@@ -27,7 +27,7 @@ from enginix.triton.repository_content import ContentModule
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "python" / "enginix"
-MEMBERS = [name for name in vars(EngineKind) if not name.startswith("_")]
+MEMBERS = [*EngineKind.__dataclass_fields__, *(name for name in vars(EngineKind) if not name.startswith("_"))]
 
 
 def test_every_folder_with_a_description_is_in_the_registry() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription
+from enginix.kinds.registry.engine_kind import EngineKind
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
@@ -12,13 +12,12 @@ from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table
 
 
-class EdgellmKind(KindDescription):
+class EdgellmKind(EngineKind):
     """The description of ``edgellm``."""
 
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
-        """Return whether a model can become this kind, and on which GPUs."""
         edge, formats = load_table("edgellm"), read_edgellm_formats()
         why = []
         if architecture not in edge["architectures"]:

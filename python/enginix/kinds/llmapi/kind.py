@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
 from enginix.kinds.registry.model_verdict import ModelVerdict, list_format_targets
 from enginix.model.llmapi_advice import explain_no_pytorch_class
 from enginix.model.number_formats import explain_no_llmapi, read_algorithms
 
 
-class LlmapiKind(KindDescription):
+class LlmapiKind(EngineKind):
     """The description of ``llmapi``."""
 
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
-        """Return whether a model can become this kind, and on which GPUs."""
         # As in evaluation (nix/check/target.nix, computes): nothing is compiled ahead, so what rules a target
         # out is the SM, or a number format that the backend or the GPU lacks.
         row = read_algorithms().get(quantization or "NO_QUANT")

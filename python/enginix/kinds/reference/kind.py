@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
 from enginix.kinds.registry.model_verdict import ModelVerdict, list_conversion_obstacles
 from enginix.tables import load_table
 
 
-class ReferenceKind(KindDescription):
+class ReferenceKind(EngineKind):
     """The description of ``reference``."""
 
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
-        """Return whether a model can become this kind, and on which GPUs."""
         why = list_conversion_obstacles(architecture, quantization, method, ("enginix",))
         rows = load_table("converters")["converters"]["enginix"]["architectures"]
         if not why and rows[architecture].get("reference") is False:

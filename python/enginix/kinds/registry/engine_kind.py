@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ class OwnBuild:
     extra: str
 
 
-class EngineKind(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class EngineKind(ABC):
     """A kind of engine; ``KIND`` of ``kinds/NAME/kind.py`` is one.
 
     Attributes:
@@ -109,63 +111,6 @@ class EngineKind(Protocol):
         server: OpenAI server of its own.
         triton: None where Triton does not serve it.
     """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
-    @property
-    def built_from(self) -> Literal["checkpoint", "model"]: ...
-    @property
-    def build(self) -> str | None: ...
-    @property
-    def build_commands(self) -> tuple[str, ...]: ...
-    @property
-    def own_build(self) -> OwnBuild | None: ...
-    @property
-    def converted_as(self) -> str: ...
-    @property
-    def has_target(self) -> bool: ...
-    @property
-    def has_interpreter(self) -> bool: ...
-    @property
-    def gate_asker(self) -> str | None: ...
-    @property
-    def memory_plan(self) -> str | None: ...
-    @property
-    def weights_folder(self) -> str | None: ...
-    @property
-    def has_parallelism(self) -> bool: ...
-    @property
-    def has_pipeline(self) -> bool: ...
-    @property
-    def is_compiled(self) -> bool: ...
-    @property
-    def is_portable(self) -> bool: ...
-    @property
-    def runs_in_image(self) -> bool: ...
-    @property
-    def server(self) -> str | None: ...
-    @property
-    def triton(self) -> TritonSupport | None: ...
-    def judge_model(
-        self, architecture: str | None, quantization: str | None, method: str | None = None
-    ) -> ModelVerdict:
-        """Return whether a model can become this kind, and on which GPUs.
-
-        Args:
-            method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
-        """
-        ...
-
-    def explain_rotation(self, rotation: str) -> str | None:
-        """Return why a model's rotation (type of its rotary scaling) is not taken; None where it is."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class KindDescription:
-    """The values of an :class:`EngineKind`; a kind adds what it computes."""
 
     name: str
     summary: str
@@ -196,7 +141,18 @@ class KindDescription:
     def runs_in_image(self) -> bool:
         return self._is("runsInImage")
 
+    @abstractmethod
+    def judge_model(
+        self, architecture: str | None, quantization: str | None, method: str | None = None
+    ) -> ModelVerdict:
+        """Return whether a model can become this kind, and on which GPUs.
+
+        Args:
+            method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
+        """
+
     def explain_rotation(self, rotation: str) -> str | None:
+        """Return why a model's rotation (type of its rotary scaling) is not taken; None where it is."""
         return None
 
     def _is(self, what: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, OwnBuild, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, OwnBuild, TritonSupport
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
@@ -13,13 +13,12 @@ from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
 
 
-class RtxKind(KindDescription):
+class RtxKind(EngineKind):
     """The description of ``rtx``."""
 
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
-        """Return whether a model can become this kind, and on which GPUs."""
         table, name = load_table("rtx"), quantization or "NO_QUANT"
         why = list_conversion_obstacles(architecture, quantization, method, ("enginix",))
         if not why and architecture not in table["architectures"]["taken"]:

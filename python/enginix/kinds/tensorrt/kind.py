@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
     explain_architecture,
@@ -14,13 +14,12 @@ from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
 
-class TensorrtKind(KindDescription):
+class TensorrtKind(EngineKind):
     """The description of ``tensorrt``."""
 
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
-        """Return whether a model can become this kind, and on which GPUs."""
         support, why, written = load_table("engine_support"), [], find_written_name(architecture)
         if written not in support["architectures"]["engine"]:
             why.append(explain_architecture(architecture, "has no engine class"))
