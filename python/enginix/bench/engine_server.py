@@ -26,9 +26,6 @@ from enginix.up.endpoint import (
 )
 from enginix.up.stages import Stage, UpRequest, is_served_by_triton, name_endpoint, name_model, plan_server
 
-# The kind whose server needs more than its engine.
-EDGELLM = "edgellm"
-
 
 @dataclass(frozen=True)
 class EngineServerOptions:
@@ -68,11 +65,11 @@ def serve_engine(engine: Path, options: EngineServerOptions) -> Iterator[Running
     """
     manifest = read_manifest(engine, "engine")
     kind = find_kind(manifest.kind or "")
-    if kind.name == EDGELLM:
+    if kind.server_by_hand is not None:
         raise UsageError(
-            "the server of kind edgellm needs the engine's model",
+            f"the server of kind {kind.name} needs the engine's model",
             where=str(engine),
-            fix=f"enginix edgellm-serve {engine} --model MODEL --state DIR, "
+            fix=f"{kind.server_by_hand.format(engine=engine)}, "
             f"then enginix bench http://127.0.0.1:8000/v1 --engine {engine}",
         )
     _refuse_options(kind.name, options)

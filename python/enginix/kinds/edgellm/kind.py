@@ -38,4 +38,5 @@ KIND: EngineKind = EdgellmKind(
     build_commands=("enginix edgellm-export MODEL", "enginix edgellm-build EXPORT --model MODEL"),
     memory_plan="enginix.kinds.edgellm.model_plan",
     server="tensorrt-edgellm-serve",
+    server_by_hand="enginix edgellm-serve {engine} --model MODEL --state DIR",
 )

@@ -109,6 +109,7 @@ class EngineKind(ABC):
         runs_in_image: whether its runtime is NVIDIA's image, inside which its gates ask it; else its own
             server answers them, or, of a portable kind, this package.
         server: OpenAI server of its own.
+        server_by_hand: command that starts it where it needs more than the engine (``{engine}``).
         triton: None where Triton does not serve it.
     """
 
@@ -127,6 +128,7 @@ class EngineKind(ABC):
     has_parallelism: bool = False
     has_pipeline: bool = False
     server: str | None = None
+    server_by_hand: str | None = None
     triton: TritonSupport | None = None
 
     @property
