@@ -17,9 +17,9 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-def count_noun(number: int, noun: str, plural: str | None = None) -> str:
+def count_noun(number: int, noun: str) -> str:
     """Put a number before its noun: ``1 gate``, ``2 gates``."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

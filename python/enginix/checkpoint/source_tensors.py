@@ -125,17 +125,15 @@ def cut_slice(
     transform: RowTransform | None = None,
     *,
     elements: int = 1,
-    bytes_: int | None = None,
     rows_each: int = 1,
 ) -> MatrixRows:
     """Return the bytes of ``piece`` in a matrix that may be packed.
 
     Args:
-        elements: input columns that ``bytes_`` bytes hold (2 in one byte, for packed 4-bit columns).
-        bytes_: default is the element size of ``info``.
+        elements: input columns that one element of ``info`` holds (2 in one byte, for packed 4-bit columns).
         rows_each: output rows that one stored row holds.
     """
-    unit = info.itemsize if bytes_ is None else bytes_
+    unit = info.itemsize
     return MatrixRows(
         info,
         piece.inp // elements * unit,

@@ -260,7 +260,6 @@ def check_before_start(
     engine_manifest: Manifest,
     directory: Path,
     driver: Path | None = None,
-    runtime: str | None = None,
     live: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Compare this machine's GPU and runtime with the manifest of an engine, or of a repository made of it,
@@ -279,7 +278,7 @@ def check_before_start(
             machine = probe_machine(drivers.find_driver(driver))
         except MachineError as e:
             console.print_message(f"note: {e.what}")
-    verdict = _require_match(compare_with_machine(engine_manifest, machine, runtime, live), directory)
+    verdict = _require_match(compare_with_machine(engine_manifest, machine, live=live), directory)
     for d in verdict.differences:
         console.print_message(f"note: {d.field}: built for {d.built}, here {d.live}: {d.do}")
     return verdict

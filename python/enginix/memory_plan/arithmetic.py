@@ -233,16 +233,15 @@ def estimate_requantized(total: int, sizes: ModelSizes, tied: bool, quantization
     return fixed + ceil_div((total - fixed) * new, old)
 
 
-def list_lighter_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
-    """Return the formats smaller than the model's that the GPU's engines support, the heaviest first."""
-    rows, known = read_algorithms(), read_packed_bits()
+def list_lighter_formats(sizes: ModelSizes, is_supported: Callable[[str], bool]) -> list[str]:
+    """Return the formats smaller than the model's that engines support, the heaviest first."""
+    known = read_packed_bits()
     if sizes.quantization not in known:
         return []
-
     return [
         name
         for name in load_table("number_formats")["lighter"]
-        if supports_sm(rows[name], gpu.sm) and known[name] < known[sizes.quantization]
+        if is_supported(name) and known[name] < known[sizes.quantization]
     ]
 
 
@@ -294,7 +293,10 @@ def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights:
         for n in range(limits.tensor_parallel + 1, read_default("gpusPerNode") + 1)
         if divides_evenly(sizes, n)
     ]
-    formats = list_lighter_formats(sizes, gpu) if limits.quantization is None else []
+    rows = read_algorithms()
+    formats = (
+        [] if limits.quantization else list_lighter_formats(sizes, lambda f: supports_sm(rows[f], gpu.sm))
+    )
     steps = list(_iterate_smaller_steps(limits))
     combined_changes: list[dict[str, Any]] = [*steps, *({**s, **small_kv} for s in steps if small_kv)]
     for tp in [limits.tensor_parallel, *wider]:

@@ -33,20 +33,19 @@ def render_line_chart(
     points: Sequence[tuple[float, float]],
     x_label: str,
     bound: float | None = None,
-    top: float = 1.0,
 ) -> str:
-    """Render a line over positions, values as shares of ``top``, and a horizontal line at ``bound``.
+    """Render a line over positions, values as shares, and a horizontal line at ``bound``.
 
     Args:
         points: (x, y), by x.
     """
     low = min([y for _, y in points] + ([bound] if bound is not None else []))
-    low = max(0.0, low - (top - low) * 0.25)
+    low = max(0.0, low - (1.0 - low) * 0.25)
     first, last = points[0][0], points[-1][0]
     xs = [_scale_value(x, first, last, LEFT + 8, WIDTH - 8) for x, _ in points]
-    ys = [_scale_value(y, low, top, HEIGHT - BOTTOM, TOP) for _, y in points]
-    marks = [low + (top - low) * i / 4 for i in range(5)]
-    ticks = [(_scale_value(m, low, top, HEIGHT - BOTTOM, TOP), f"{100 * m:.3g}%") for m in marks]
+    ys = [_scale_value(y, low, 1.0, HEIGHT - BOTTOM, TOP) for _, y in points]
+    marks = [low + (1.0 - low) * i / 4 for i in range(5)]
+    ticks = [(_scale_value(m, low, 1.0, HEIGHT - BOTTOM, TOP), f"{100 * m:.3g}%") for m in marks]
     body = '<polyline class="line" points="' + " ".join(
         f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True)
     )
@@ -55,7 +54,7 @@ def render_line_chart(
         for x, y, (px, py) in zip(xs, ys, points, strict=True)
     )
     if bound is not None:
-        y = _scale_value(bound, low, top, HEIGHT - BOTTOM, TOP)
+        y = _scale_value(bound, low, 1.0, HEIGHT - BOTTOM, TOP)
         body += f'<line class="bound" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
         body += f'<text class="label" x="{WIDTH}" y="{y + 15:.1f}" text-anchor="end">asked {bound:.1%}</text>'
     labels = {0, len(points) - 1, len(points) // 2}
@@ -152,16 +151,14 @@ def _spread_labels(preferred: Sequence[float], gap: float, low: float, high: flo
     return placed
 
 
-def render_scatter_chart(
-    title: str, points: Sequence[ScatterPoint], x_label: str, y_label: str, *, at: float = 1.0
-) -> str:
-    """Render named points with the intervals of their heights, and a line at the reference's ``at``.
+def render_scatter_chart(title: str, points: Sequence[ScatterPoint], x_label: str, y_label: str) -> str:
+    """Render named points with the intervals of their heights, and a line at the reference's 1.
 
     Args:
         points: at least one.
     """
     height, bottom, right = 360, 46, 170
-    low, high = min([at, *(p.low for p in points)]), max([at, *(p.high for p in points)])
+    low, high = min([1.0, *(p.low for p in points)]), max([1.0, *(p.high for p in points)])
     pad = (high - low or abs(high) or 1.0) * 0.08
     low, high = low - pad, high + pad
     widest = max(1e-3, max(p.x for p in points) * 1.08)
@@ -182,7 +179,7 @@ def render_scatter_chart(
             f'<text class="tick" x="{x_of(tick):.1f}" y="{height - bottom + 16}" text-anchor="middle">'
             f"{tick:.4g}</text>"
         )
-    y = y_of(at)
+    y = y_of(1.0)
     body += f'<line class="axis" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
     heights = _spread_labels([y_of(p.y) + 4 for p in points], 16, TOP + 18, height - bottom)
     for point, label_y in zip(points, heights, strict=True):
@@ -206,7 +203,6 @@ def render_scatter_chart(
     )
 
 
-def _shorten_label(label: str, most: int = 24) -> str:
+def _shorten_label(label: str) -> str:
     """Return a label without its middle: names of one beginning are told apart by their ends."""
-    end = most // 2 - 2
-    return label if len(label) <= most else f"{label[: most - end - 1]}…{label[-end:]}"
+    return label if len(label) <= 24 else f"{label[:13]}…{label[-10:]}"

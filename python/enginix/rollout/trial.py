@@ -37,20 +37,19 @@ def is_active(unit: str) -> bool:
     return completed.stdout.strip() in ("active", "reloading", "deactivating")
 
 
-def start_trial(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNITS) -> None:
+def start_trial(server: str, unit: Path, dropin: Path) -> None:
     """Start a copy of ``unit`` with the changes of ``dropin``, wait until it is started, and stop it.
 
     A unit counts as started when its server has answered. In the drop-in, ``@port@`` stands for a free port.
 
     Args:
         server: name of the server; the copy is ``enginix-trial-<name>``.
-        units: systemd's directory of units that last until the next boot.
 
     Raises:
         TrialError: it did not start; its last lines are in the error.
     """
     name = f"enginix-trial-{server}.service"
-    with _install_units(name, unit, dropin, units):
+    with _install_units(name, unit, dropin):
         process.run_program(["systemctl", "daemon-reload"])
         # The unit's own TimeoutStartSec bounds it.
         completed = process.run_program(["systemctl", "start", name], check=False)
@@ -64,8 +63,8 @@ def start_trial(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNI
 
 
 @contextmanager
-def _install_units(name: str, unit: Path, dropin: Path, units: Path) -> Iterator[None]:
-    file, folder = units / name, units / f"{name}.d"
+def _install_units(name: str, unit: Path, dropin: Path) -> Iterator[None]:
+    file, folder = RUNTIME_UNITS / name, RUNTIME_UNITS / f"{name}.d"
     old_handlers = {n: signal.signal(n, _raise_ended) for n in (signal.SIGTERM, signal.SIGHUP)}
     try:
         # The leftovers of a killed trial.

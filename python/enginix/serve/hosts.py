@@ -269,14 +269,11 @@ def find_stuck_host(hosts: Sequence[Host], lines: Iterable[str]) -> Host | None:
     return next((host for host in hosts[1:] if host.name not in begun), None)
 
 
-def await_hosts(
-    hosts: Sequence[Host], agent: Agent, needed: Sequence[str], seconds: float, once: float = TRY_SECONDS
-) -> None:
+def await_hosts(hosts: Sequence[Host], agent: Agent, needed: Sequence[str], seconds: float) -> None:
     """Wait until every other host can be reached and has the files that its ranks need.
 
     Args:
         needed: paths that must exist there: orted, tritonserver, the repository.
-        once: seconds that one try may take.
 
     Raises:
         HostError: names the host, its ranks, and the agent's last output.
@@ -291,7 +288,7 @@ def await_hosts(
     for host in hosts[1:]:
         while True:
             agent_output = _try_host(
-                agent, host.name, command, min(once, max(0.1, deadline - time.monotonic()))
+                agent, host.name, command, min(TRY_SECONDS, max(0.1, deadline - time.monotonic()))
             )
             lines = agent_output.splitlines()
             if "enginix reached" in lines:

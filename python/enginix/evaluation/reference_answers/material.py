@@ -71,20 +71,18 @@ def load_material(
     vocab_size: int,
     max_length: int,
     *,
-    text: Any = None,
     questions: Sequence[dict[str, str]] | None = None,
 ) -> Material:
-    """Return the pinned material, or other text and questions in its place, by a tokenizer.
+    """Return the pinned material, or with other questions, by a tokenizer.
 
     Args:
-        text: in the form of ``data/questions/gate_text.json``.
         questions: the user's own, as :func:`exact_answers.read_questions` returns them.
 
     Raises:
         QuestionsError: one of the user's own is longer than the model takes.
         GateError: no questions or texts, or a tokenizer that is not the model's.
     """
-    content = load_table("gate_text") if text is None else text
+    content = load_table("gate_text")
     question_rows = content["questions"] if questions is None else questions
     prompts = tokenize_prompts(tokenizer.encode, vocab_size, max_length)
     rows = {"prompts": content["text"], "maxTokens": content["maxTokens"], "golden": None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 from enginix.tables import load_table
 
@@ -12,7 +11,7 @@ DISTRACTORS = 2  # further planted facts that are not asked for
 
 
 def build_recall_texts(
-    count: Callable[[str], int], max_length: int, filler: Sequence[str], content: Any = None
+    count: Callable[[str], int], max_length: int, filler: Sequence[str]
 ) -> list[tuple[str, str, str]]:
     """Build the questions: for each length that the model accepts, one text for each depth.
 
@@ -20,12 +19,11 @@ def build_recall_texts(
         count: returns the number of tokens of a question.
         max_length: of the model, in tokens.
         filler: texts to plant facts in; repeated where they end.
-        content: in the form of ``data/questions/gate_facts.json``.
 
     Returns:
         (id, question with everything before it, exact answer), shortest first. An id is length and depth.
     """
-    rows = load_table("gate_facts") if content is None else content
+    rows = load_table("gate_facts")
     paragraphs = [p for text in filler for p in text.split("\n\n") if p.strip()]
     sizes = [max(1, count(f"{p}\n\n") - count("")) for p in paragraphs]
     out: list[tuple[str, str, str]] = []

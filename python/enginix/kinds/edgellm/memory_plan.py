@@ -30,7 +30,7 @@ from enginix.memory_plan.arithmetic import (
     RankWeights,
     TargetGpu,
 )
-from enginix.model.number_formats import read_edgellm_formats, read_packed_bits
+from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table
 
 
@@ -92,18 +92,6 @@ def compute_edgellm_memory(
     )
 
 
-def list_edgellm_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
-    """List number formats smaller than the model's that Edge-LLM supports on the GPU, largest first."""
-    rows, known = read_edgellm_formats(), read_packed_bits()
-    if sizes.quantization not in known:
-        return []
-    return [
-        name
-        for name in load_table("number_formats")["lighter"]
-        if name in rows and gpu.sm >= rows[name]["minSm"] and known[name] < known[sizes.quantization]
-    ]
-
-
 def find_edgellm_changes(
     sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> list[Change]:
@@ -113,7 +101,8 @@ def find_edgellm_changes(
     least = max(SHORTEST_SEQUENCE, limits.max_input_len)
     kv = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
     small_kv = {"kv_bits": 8} if kv > 8 else {}
-    formats = list_edgellm_formats(sizes, gpu)
+    rows = read_edgellm_formats()
+    formats = arithmetic.list_lighter_formats(sizes, lambda f: f in rows and gpu.sm >= rows[f]["minSm"])
     steps = list(_iterate_smaller_prompts(limits))
     return arithmetic.search_changes(
         limits,

@@ -81,12 +81,10 @@ def read_engine_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int
     return tuple(ends)
 
 
-def _read_json_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
+def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as e:
-        if optional:
-            return {}
         raise RepositoryError("missing", where=str(path), fix="build the engine again: enginix build") from e
     except (OSError, ValueError, RecursionError) as e:
         raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e

@@ -9,7 +9,7 @@ GPU, kernels among it, is not known, and not counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from enginix.checkpoint import convert
@@ -32,7 +32,6 @@ from enginix.memory_plan.arithmetic import (
     TargetGpu,
 )
 from enginix.model import open_weights
-from enginix.model.number_formats import read_packed_bits
 from enginix.tables import load_table
 
 HEAD = "lm_head.weight"
@@ -98,41 +97,24 @@ def compute_build_memory(weight_bytes: int) -> int:
     return int(row["base"] + row["factor"] * weight_bytes)
 
 
-def list_rtx_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
-    """List number formats smaller than the model's that the kind takes on the GPU, largest first."""
-    rows, known = load_table("rtx")["formats"]["taken"], read_packed_bits()
-    if sizes.quantization not in known:
-        return []
-    return [
-        name
-        for name in load_table("number_formats")["lighter"]
-        if gpu.sm in rows.get(name, ()) and known[name] < known[sizes.quantization]
-    ]
-
-
 def find_rtx_changes(
     sizes: ModelSizes, limits: RtxPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> list[Change]:
     """List the changes that would make the engine fit, the smallest first; empty if none would."""
-
-    def fits(**values: Any) -> bool:
-        return compute_rtx_memory(sizes, replace(limits, **values), gpu, weights).fits
-
-    def first(name: str, values: list[Any]) -> list[Change]:
-        return next(([{name: v}] for v in values if fits(**{name: v})), [])
-
     cached_tokens = compute_rtx_memory(sizes, limits, gpu, weights).tokens
     shorter = cached_tokens // limits.max_batch_size - (limits.step_tokens - 1)
-    formats = list_rtx_formats(sizes, gpu)
-    single_changes = [
-        *first("max_batch_size", list(arithmetic.iterate_halvings(limits.max_batch_size, 1))),
-        *first("max_seq_len", [shorter] if SHORTEST_SEQUENCE <= shorter < limits.max_seq_len else []),
-        *first("quantization", formats),
-    ]
-    if single_changes:
-        return single_changes
-    combined_changes: list[dict[str, Any]] = [{"max_batch_size": 1, "quantization": name} for name in formats]
-    return next(([c] for c in combined_changes if fits(**c)), [])
+    rows = load_table("rtx")["formats"]["taken"]
+    formats = arithmetic.list_lighter_formats(sizes, lambda name: gpu.sm in rows.get(name, ()))
+    return arithmetic.search_changes(
+        limits,
+        lambda changed: compute_rtx_memory(sizes, changed, gpu, weights),
+        {
+            "max_batch_size": arithmetic.iterate_halvings(limits.max_batch_size, 1),
+            "max_seq_len": [shorter] if SHORTEST_SEQUENCE <= shorter < limits.max_seq_len else [],
+            "quantization": formats,
+        },
+        [{"max_batch_size": 1, "quantization": name} for name in formats],
+    )
 
 
 def find_rtx_obstacles(architecture: str | None, sizes: ModelSizes, gpu: TargetGpu) -> list[str]:

@@ -10,12 +10,13 @@ from enginix.kinds.rtx_serving.start import CACHE_VARIABLE
 from enginix.kinds.rtx_serving.step_backend import StepBackend
 
 
-def load_step_backend(engine: Path, checkpoint: Path | None, cache: Path | None = None) -> StepBackend:
+def load_step_backend(engine: Path, checkpoint: Path | None) -> StepBackend:
     """Load an engine into NVIDIA's runtime, or its network into the interpreter.
+
+    The runtime keeps compiled kernels in $ENGINIX_RTX_CACHE, or nowhere.
 
     Args:
         checkpoint: of the engine, which the interpreter executes on the CPU; None for NVIDIA's runtime.
-        cache: directory of compiled kernels; None takes $ENGINIX_RTX_CACHE, or keeps none.
 
     Raises:
         EnginixError: the engine cannot be executed here; has the reason.
@@ -27,7 +28,7 @@ def load_step_backend(engine: Path, checkpoint: Path | None, cache: Path | None 
     from enginix.kinds.rtx_serving.runtime_backend import RuntimeBackend
 
     named = os.environ.get(CACHE_VARIABLE)
-    return RuntimeBackend(engine, cache or (Path(named) if named else None))
+    return RuntimeBackend(engine, Path(named) if named else None)
 
 
 def make_slot_scheduler(engine: Path, checkpoint: Path | None, max_batch_size: int) -> SlotScheduler:

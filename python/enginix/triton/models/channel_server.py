@@ -78,7 +78,7 @@ class ChannelServer:
         new.rename(path)
         self._closing = threading.Event()
         self._peers: list[tuple[_PeerChannel, threading.Thread]] = []
-        self._accepting = _start_thread("enginix-link", self._accept)
+        self._accepting = _start_thread(self._accept)
 
     def close(self) -> None:
         """Close all channels."""
@@ -108,10 +108,10 @@ class ChannelServer:
                 continue
             peer = _PeerChannel(self._generations, accepted)
             self._peers = [(p, thread) for p, thread in self._peers if thread.is_alive()]
-            self._peers.append((peer, _start_thread("enginix-link", peer.serve)))
+            self._peers.append((peer, _start_thread(peer.serve)))
 
 
-def _start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=target, name=name, daemon=True)
+def _start_thread(target: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=target, name="enginix-link", daemon=True)
     thread.start()
     return thread

@@ -126,7 +126,7 @@ def build_order(
         top_k=top_k,
         top_p=top_p,
         seed=_read_scalar(inputs, "seed", 0),
-        min_tokens=_read_bounded_integer(inputs, "min_tokens", 0, 0),
+        min_tokens=_read_count(inputs, "min_tokens"),
         repetition_penalty=_read_positive(inputs, "repetition_penalty", 1.0),
         logprobs=_read_scalar(inputs, "return_log_probs", False),
         stop_words=stop_words,
@@ -165,10 +165,10 @@ def _read_scalar(inputs: Inputs, name: str, value: Any) -> Any:
     return value if scalar is None else scalar
 
 
-def _read_bounded_integer(inputs: Inputs, name: str, default: int, least: int) -> int:
-    value = int(_read_scalar(inputs, name, default))
-    if value < least:
-        raise RequestError(f"{inputs.called(name)}: {value} is not at least {least}")
+def _read_count(inputs: Inputs, name: str) -> int:
+    value = int(_read_scalar(inputs, name, 0))
+    if value < 0:
+        raise RequestError(f"{inputs.called(name)}: {value} is not at least 0")
     return value
 
 
@@ -187,7 +187,7 @@ def _read_sampling(inputs: Inputs) -> tuple[float, int, float]:
     0 without top_k is greedy. Beside top_k a top_p of 0 sets no limit (TensorRT-LLM's regularizeTopKTopP).
     """
     temperature = inputs.scalar("temperature")
-    top_k = _read_bounded_integer(inputs, "runtime_top_k", 0, 0)
+    top_k = _read_count(inputs, "runtime_top_k")
     given_top_p = inputs.scalar("runtime_top_p")
     top_p = float(given_top_p or 0.0)
     if not 0 <= top_p <= 1:

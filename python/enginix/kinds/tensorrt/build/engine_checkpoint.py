@@ -138,7 +138,7 @@ class BuildCheckpoint:
         )
 
     @staticmethod
-    def of_model(path: Path, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> BuildCheckpoint:
+    def of_model(path: Path, tensor_parallel: int = 1) -> BuildCheckpoint:
         """Read a Hugging Face model, for the strategy llm-api and the kind llmapi.
 
         Raises:
@@ -160,7 +160,7 @@ class BuildCheckpoint:
             context=read_model_context(text),
             positions=_parse_context_length(text.get("max_position_embeddings")),
             tensor_parallel=tensor_parallel,
-            pipeline_parallel=pipeline_parallel,
+            pipeline_parallel=1,
             total=sum(p.stat().st_size for p in path.glob("*.safetensors")),
         )
 
