@@ -138,7 +138,7 @@ class RopeTables:
         return (cos, sin) if attention == 1.0 else (cos * attention, sin * attention)
 
     def _repeat_frequencies(self, inverse: torch.Tensor) -> torch.Tensor:
-        """Return frequencies [..., rotary_dim] of every number; negative ones have the same cosine, and -sine."""
+        """Return a frequency a number, [..., rotary_dim]; a pair's first one and its sine are negative."""
         if self.config.form.positions == "pairs":
             return torch.stack([-inverse, inverse], -1).flatten(-2).to(self.device)
         return torch.cat([-inverse, inverse], -1).to(self.device)
