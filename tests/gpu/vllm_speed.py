@@ -173,6 +173,7 @@ def run_child(who: str, name: str, args: argparse.Namespace, out: Path) -> dict[
         "PYTHONPATH": ":".join([*site, os.environ.get("PYTHONPATH", "")]),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "HF_HUB_OFFLINE": "1",
     }
     out.unlink(missing_ok=True)

@@ -58,9 +58,9 @@ def choose_tokens_on_device(
         rows = move_to_device(ruled, logits.device)
         scores, tokens = _choose_by_rules(logits[rows], [samplers[row] for row in ruled])
         best, ids = best.index_copy(0, rows, scores), ids.index_copy(0, rows, tokens)
-    numbers = [ids.double(), largest.double(), best.double()]
+    numbers = [ids.double(), largest, best]  # stacked in double precision
     if logprobs:
-        numbers.append((logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)).double())
+        numbers.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1))
     for row, sampler in samplers.items():
         sampler.count += 1
         if sampler.seen_mask is not None:

@@ -183,11 +183,12 @@ class Decode:
         self.lengths = [length + 1 for length in cache.lengths]
         cache.reserve(max(self.lengths))
         self.positions = torch.tensor(self.lengths, device=rope.device) - 1
+        self.row_ids = torch.arange(cache.slots, device=rope.device)
         self.cos, self.sin = rope.tables(self.positions, self.lengths)
         self.bias, self.cap = rope.score_bias(max(self.lengths)), rope.config.form.score_cap
 
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        grouped, keys, values = store_decoded(self.cache.stored[layer], self.positions, q, kv)
+        grouped, keys, values = store_decoded(self.cache.stored[layer], self.row_ids, self.positions, q, kv)
         out = torch.zeros_like(grouped)
         for slot in self.active:
             row, end = slice(slot, slot + 1), self.lengths[slot]
@@ -213,6 +214,7 @@ class StaticDecode:
         self, cache: KeyValueCache, positions: torch.Tensor, width: int, rope: RopeTables, lengths: list[int]
     ) -> None:
         self.positions, self.width = positions, width
+        self.row_ids = torch.arange(len(positions), device=positions.device)
         self.cap = rope.config.form.score_cap
         self.stored = [stored[: len(positions)] for stored in cache.stored]
         self.cos, self.sin = rope.tables(positions, lengths)
@@ -224,7 +226,7 @@ class StaticDecode:
             self.mask = self.mask + bias.to(mask.dtype)
 
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        grouped, keys, values = store_decoded(self.stored[layer], self.positions, q, kv)
+        grouped, keys, values = store_decoded(self.stored[layer], self.row_ids, self.positions, q, kv)
         keys, values = keys[:, :, : self.width], values[:, :, : self.width]
         if self.cap is not None:
             return attend_capped(grouped, keys, values, self.mask, self.cap).reshape(q.shape)
@@ -232,13 +234,13 @@ class StaticDecode:
 
 
 def store_decoded(
-    stored: torch.Tensor, at: torch.Tensor, q: torch.Tensor, kv: torch.Tensor
+    stored: torch.Tensor, row_ids: torch.Tensor, at: torch.Tensor, q: torch.Tensor, kv: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Put each row's keys and values at its position, and return queries and all keys and values.
 
     Query heads of a key-value head become positions, [rows, kv_heads, group, size]: no copy of the cache.
     """
     rows, heads, size = kv.shape
-    stored.scatter_(2, at[:, None, None, None].expand(rows, heads, 1, size), kv[:, :, None])
+    stored[row_ids, :, at] = kv
     keys, values = stored.chunk(2, 1)
     return q.view(rows, heads // 2, -1, size), keys, values

@@ -79,7 +79,7 @@ class RopeTables:
         self._fixed: tuple[torch.Tensor, float] | None = None
         if self._kind not in ("dynamic", "longrope"):
             inverse, attention = self.frequencies(0)
-            self._fixed = inverse.to(device), attention
+            self._fixed = self._repeat_frequencies(inverse), attention
 
     @property
     def depends_on_length(self) -> bool:
@@ -126,16 +126,22 @@ class RopeTables:
             inverse, attention = self._fixed
         elif len(set(lengths)) == 1:
             inverse, attention = self.frequencies(lengths[0])
-            inverse = inverse.to(self.device)
+            inverse = self._repeat_frequencies(inverse)
         else:
             frequencies_by_length = {length: self.frequencies(length) for length in set(lengths)}
             attention = frequencies_by_length[lengths[0]][1]
-            inverse = torch.stack([frequencies_by_length[length][0] for length in lengths]).to(self.device)
-        angles = (positions[:, None].float() * inverse)[:, None, :]
-        cos, sin = angles.cos() * attention, angles.sin() * attention
+            inverse = self._repeat_frequencies(
+                torch.stack([frequencies_by_length[length][0] for length in lengths])
+            )
+        angles = (positions[:, None] * inverse)[:, None, :]
+        cos, sin = angles.cos(), angles.sin()
+        return (cos, sin) if attention == 1.0 else (cos * attention, sin * attention)
+
+    def _repeat_frequencies(self, inverse: torch.Tensor) -> torch.Tensor:
+        """Return a frequency a number, [..., rotary_dim]; a pair's first one and its sine are negative."""
         if self.config.form.positions == "pairs":
-            return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
-        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+            return torch.stack([-inverse, inverse], -1).flatten(-2).to(self.device)
+        return torch.cat([-inverse, inverse], -1).to(self.device)
 
 
 def rotate_heads(
