@@ -117,7 +117,7 @@ def test_a_wait_is_drawn_again_on_a_terminal_and_seldom_told_in_a_log() -> None:
 
 
 def test_the_log_of_a_nix_build_is_calm_though_it_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nix shows and keeps whole lines: one that is drawn again would only be in `nix log`, with its escapes."""
+    """Nix shows and keeps whole lines: a drawn one would only be in `nix log`, with its escapes."""
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)

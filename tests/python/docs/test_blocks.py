@@ -19,6 +19,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -382,6 +383,16 @@ def test_the_key_of_the_page_on_secrets_is_taken(tmp_path: Path) -> None:
     key_file = str(tmp_path / "secrets" / "gateway")
     spec = {"version": 1, "name": "gateway", "models": models, "keyFile": key_file}
     assert [caller.name for caller in Keys(parse_gateway_spec(spec, "test")).callers] == ["operator"]
+
+
+def test_the_completion_of_the_page_is_installed(tmp_path: Path) -> None:
+    """Into a home that has no folder of completions yet."""
+    page = (ROOT / "docs/how-to/install.md").read_text("utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("enginix completion bash"))
+    program = f'enginix() {{ {shlex.quote(sys.executable)} -m enginix "$@"; }}; '
+    variables = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "python")}
+    subprocess.run(["bash", "-o", "pipefail", "-ec", program + line], env=variables, check=True)
+    assert "complete " in (tmp_path / ".local/share/bash-completion/completions/enginix").read_text()
 
 
 def test_options_in_sentences_are_those_of_their_command() -> None:
