@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     flags = options.collect_given_options(args, "serve")
     from enginix.kinds.edgellm.serve import EdgellmServeOptions, prepare_server
+    from enginix.serve.beside import end_if_files_change
 
     serve_options = EdgellmServeOptions(
         args.state, args.host, args.port, args.api_key_file, args.python, args.driver, flags
@@ -56,4 +57,5 @@ def run(args: argparse.Namespace) -> int:
     if "graph" in engine_manifest.results:
         console.print_message(f"graph: {engine_manifest.results['graph']}")
     console.print_message(f"serving {args.engine} on http://{args.host}:{args.port}")
+    end_if_files_change(command.watch, args.host, args.port)
     os.execve(command.words[0], list(command.words), dict(command.environment))
