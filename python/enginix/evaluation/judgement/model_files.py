@@ -133,16 +133,16 @@ def _compare_other_readings(
         ours, theirs = (each.get(key) or None for each in settings)
         if ours != theirs and (ours or key != "auto_map"):
             yield f"tokenizer_config.json: {key} is {ours!r}, it was {theirs!r}"
-    for word, directory, other in (("", *directories), ("the model's ", *reversed(directories))):
-        for fault in _compare_entries(directory, other, described):
-            yield word + fault
+    yield from _compare_entries(engine_files, model_files, described)
+    for fault in _compare_entries(model_files, engine_files, described):
+        yield f"the model's {fault}"
 
 
 def _compare_entries(directory: Path, other: Path, described: Mapping[str, Any]) -> Iterator[str]:
     """Compare entries that one directory has and the other one lacks, or has with another value."""
     rows = described.get("added_tokens", [])
     tokens = {row.get("content"): row.get("id") for row in rows}
-    special = {row.get("content") for row in rows if row.get("special")}
+    special = [row.get("content") for row in rows if row.get("special")]
     known = _read_optional(other / "added_tokens.json")
     for text, number in _read_optional(directory / "added_tokens.json").items():
         if number not in (tokens.get(text), known.get(text)):
@@ -150,15 +150,11 @@ def _compare_entries(directory: Path, other: Path, described: Mapping[str, Any])
     known = _read_optional(other / "special_tokens_map.json")
     for key, token in _read_optional(directory / "special_tokens_map.json").items():
         # A list has no name of its own in later releases: what is special is what counts.
-        pieces = [
-            t.get("content") if isinstance(t, dict) else t
-            for t in (token if isinstance(token, list) else [token])
-        ]
-        is_read = (
-            special.issuperset(pieces)
-            if isinstance(token, list)
-            else pieces[0] == described["special tokens"].get(key)
-        )
+        listed = token if isinstance(token, list) else [token]
+        pieces = [each.get("content") if isinstance(each, dict) else each for each in listed]
+        is_read = pieces == [described["special tokens"].get(key)]
+        if isinstance(token, list):
+            is_read = all(piece in special for piece in pieces)
         if token != known.get(key) and not is_read:
             yield f"special_tokens_map.json: {key} is {', '.join(map(repr, pieces))}"
     # transformers moves templates from one file to another.
