@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from enginix import manifest
+from enginix import beside, manifest
 from enginix.cli import main
 from enginix.errors import ManifestError
 from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
 from enginix.kinds.tensorrt import runner
 from enginix.manifest import Manifest
 from enginix.runtime import child
-from enginix.serve import beside
 
 
 @pytest.fixture(autouse=True)

@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     flags = options.collect_given_options(args, "serve")
+    from enginix.beside import end_if_files_change
     from enginix.kinds.edgellm.serve import EdgellmServeOptions, prepare_server
-    from enginix.serve.beside import end_if_files_change
 
     serve_options = EdgellmServeOptions(
         args.state, args.host, args.port, args.api_key_file, args.python, args.driver, flags

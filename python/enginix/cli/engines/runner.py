@@ -125,9 +125,9 @@ def _choose_target(target_name: str | None, machine: Machine) -> Target:
 def _serve_engine(
     args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime, watch: SourceWatch
 ) -> int:
+    from enginix.beside import end_if_files_change
     from enginix.runtime.child import run_in_foreground
     from enginix.runtime.sandbox import Sandbox, check_namespaces, make_read_binds
-    from enginix.serve.beside import end_if_files_change
 
     engine_manifest = manifest.read_manifest(engine, "engine")
     if (note := manifest.explain_ungated(engine_manifest)) is not None:

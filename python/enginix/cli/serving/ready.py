@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _become_server(command: list[str], wait: Callable[[], float]) -> int:
+    from enginix.beside import run_beside
     from enginix.notify import notify_systemd
-    from enginix.serve.beside import run_beside
 
     if shutil.which(command[0]) is None:
         raise MachineError("cannot start: no such program", where=command[0])

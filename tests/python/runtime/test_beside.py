@@ -18,7 +18,7 @@ SERVER = """
 import http.server, os, sys, time
 from pathlib import Path
 from enginix.digests import SourceWatch
-from enginix.serve.beside import end_if_files_change
+from enginix.beside import end_if_files_change
 watched, port = Path(sys.argv[1]), sys.argv[2]
 if len(sys.argv) == 3:
     watch = SourceWatch(watched)
