@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import re
 import shlex
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,6 +109,18 @@ def missing_extra(extra: str, what: str, command: str, python: str | Path | None
         where=python,
         fix=format_install_command(extra, command, python),
     )
+
+
+@contextlib.contextmanager
+def pause_garbage_collector() -> Iterator[None]:
+    """Import in this block a library that makes many objects and little garbage."""
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 def require_extra(extra: str, command: str) -> None:

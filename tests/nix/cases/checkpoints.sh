@@ -58,9 +58,10 @@ test_checkpoint_by_modelopt() {
     says '"converter": "modelopt"' && [ "$(echo "$path"/rank*.safetensors | wc -w)" = 2 ]
 }
 
+# The checkpoint of the case before, built once more.
 test_checkpoint_by_modelopt_is_reproducible() {
-  with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link &&
-    with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link --rebuild
+  with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" --no-link &&
+    with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" --no-link --rebuild
 }
 
 # The environment that quantizes and converts is one part of the scope.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -429,6 +430,10 @@ def test_an_application_that_fails_is_a_plain_500(middleware: MiddlewareClient) 
     middleware.auth_middleware._app = broken
     status, body, _ = middleware.run(CHAT)
     assert status == 500 and "secret" not in json.dumps(body) + "".join(middleware.log)
+    middleware.run(b"", "/v1/models", "GET")
+    page = (Path(__file__).parents[3] / "docs/how-to/logs-and-metrics.md").read_text("utf-8")
+    pattern = page.partition("-g '")[2].partition("'")[0]
+    assert [bool(re.search(pattern, line)) for line in middleware.log] == [True, False]
 
 
 EVENTS = [
