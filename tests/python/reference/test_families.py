@@ -45,6 +45,7 @@ MODELS: list[tuple[str, dict[str, Any], float]] = [
     ("GPTNeoXForCausalLM", {"intermediate_size": 128}, BY_TANH),
     ("GPTJForCausalLM", {"rotary_dim": 4}, EXACT),
     ("OPTForCausalLM", {"ffn_dim": 128, "word_embed_proj_dim": 32}, EXACT),
+    ("OPTForCausalLM", {"ffn_dim": 128, "word_embed_proj_dim": 16}, EXACT),
     ("PhiForCausalLM", {"num_key_value_heads": 4}, EXACT),
     ("FalconForCausalLM", {}, BY_TANH),
     ("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}, BY_TANH),
