@@ -15,7 +15,7 @@ from typing import Any, Literal
 from enginix import manifest
 from enginix.errors import CheckpointError
 from enginix.model.context_length import scale_context
-from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
 from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
@@ -312,11 +312,12 @@ def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
         keys = ["qk_layernorm", "residual_mlp", "fc_after_embed", "clip_qkv"]
         for key in keys + ["inter_layernorms"] * (reader.raw["architecture"] != "Gemma2ForCausalLM"):
             if reader.raw.get(key, False) not in (False, None):
-                raise CheckpointError(
-                    f"{key} is {reader.raw[key]!r}, which the reference executor does not compute",
-                    where=reader.where,
-                    fix=limit_llmapi_advice(_OTHER_KINDS, reader.raw["architecture"]),
-                )
+                with limited_llmapi_advice(reader.raw["architecture"]):
+                    raise CheckpointError(
+                        f"{key} is {reader.raw[key]!r}, which the reference executor does not compute",
+                        where=reader.where,
+                        fix=_OTHER_KINDS,
+                    )
         return
     activation = reader.raw.get("hidden_act", "gelu")
     if activation not in ("silu", "swiglu"):
@@ -411,11 +412,10 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     try:
         form = find_form(architecture, raw, hidden, head_size) if family == "form" else DecoderForm()
     except ValueError as e:
-        raise CheckpointError(
-            f"the reference executor does not compute {e}",
-            where=where,
-            fix=limit_llmapi_advice(_OTHER_KINDS, architecture),
-        ) from e
+        with limited_llmapi_advice(architecture):
+            raise CheckpointError(
+                f"the reference executor does not compute {e}", where=where, fix=_OTHER_KINDS
+            ) from e
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return ExecutorConfig(
         architecture=architecture,

@@ -366,7 +366,7 @@ def test_quantized_models_for_gpus(tmp_path: Path) -> None:
     gpus = ["t4", "rtx-3090", "l4", "h200", "b200", "rtx-5090", "vr200", "jetson-t5000", "igx-orin", "gb10"]
     cases = list(itertools.product(formats, gpus))
     data = [{"algorithm": formats[name], "gpu": gpu} for name, gpu in cases]
-    words = '{ format = f: "format ${f}"; artefacts = "Models"; }'
+    words = '{ architecture = null; format = f: "format ${f}"; artefacts = "Models"; }'
     checked = f'check.target.quantizationBy {words} "e" c.algorithm (check.gpus.find "e" c.gpu)'
     nix = evaluate(f"map (c: accepts ({checked})) data", data, tmp_path)
     python = [said(lambda n=n, g=g: bool(resolve_format(name=n, target_name=g))) is True for n, g in cases]
@@ -514,8 +514,8 @@ def test_support(tmp_path: Path) -> None:
         """map (c: let
           gpu = gpus.${builtins.elemAt c 3} // { name = builtins.elemAt c 3; };
         in accepts [
-          (check.target.quantization "e" (builtins.elemAt c 0) gpu)
-          (check.target.kvCache "e" (builtins.elemAt c 1) gpu)
+          (check.target.quantization "e" null (builtins.elemAt c 0) gpu)
+          (check.target.kvCache "e" null (builtins.elemAt c 1) gpu)
           (check.target.architecture "e" (builtins.elemAt c 2))
         ]) data""",
         cells,
@@ -675,8 +675,8 @@ def test_every_golden_request(tmp_path: Path) -> None:
         """map (c: value (let
           gpu = { name = "g"; inherit (c) sm; };
           facts = {
-            quantization = check.target.quantization "e" c.said.quant_algo gpu;
-            kvCache = check.target.kvCache "e" c.said.kv_cache_quant_algo gpu;
+            quantization = check.target.quantization "e" null c.said.quant_algo gpu;
+            kvCache = check.target.kvCache "e" null c.said.kv_cache_quant_algo gpu;
             architecture = check.target.architecture "e" c.said.architecture;
             tensorParallel = c.said.tp_size;
             eagleLayers = c.said.num_eagle_layers or null;

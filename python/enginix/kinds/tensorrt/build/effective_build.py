@@ -15,7 +15,7 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.model.context_length import find_rotary_factor
-from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.tables import load_table
 
 # Other names of two options; and options that replace the whole request by a file.
@@ -291,12 +291,13 @@ def _check_command_line(given: Mapping[str, Any], plugins: Mapping[str, Any], su
 def _check_architecture(subject: BuildSubject) -> None:
     engine_classes = load_table("engine_support")["architectures"]["engine"]
     if subject.architecture not in engine_classes:
-        raise RequestRefused(
-            "AssertionError",
-            "other",
-            f"TensorRT-LLM has no engine class for architecture {subject.architecture}",
-            fix=limit_llmapi_advice("serve the model with the llmapi kind", subject.architecture),
-        )
+        with limited_llmapi_advice(subject.architecture):
+            raise RequestRefused(
+                "AssertionError",
+                "other",
+                f"TensorRT-LLM has no engine class for architecture {subject.architecture}",
+                fix="serve the model with the llmapi kind",
+            )
 
 
 def _settle_kv_cache(
