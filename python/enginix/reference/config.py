@@ -359,11 +359,13 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     reader = _ExecutorConfigReader(raw, where)
     architecture = reader.text("architecture") or ""
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"architecture {architecture!r} is unknown",
-            where=where,
-            fix=f"known are: {', '.join(sorted(ARCHITECTURES))}",
-        )
+        with limited_llmapi_advice(architecture):
+            raise CheckpointError(
+                f"architecture {architecture!r} is unknown to the reference executor; known: "
+                f"{', '.join(sorted(ARCHITECTURES))}",
+                where=where,
+                fix=_OTHER_KINDS,
+            )
     family, is_moe = ARCHITECTURES[architecture]
     dtype = reader.text("dtype") or ""
     if dtype not in DTYPES:

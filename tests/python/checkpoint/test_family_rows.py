@@ -137,7 +137,7 @@ def test_expressions() -> None:
 def change_config(name: str, tmp_path: Path, **keys: Any) -> Path:
     """Return a copy of a family's golden model, its weights linked, with other keys."""
     model = tmp_path / "model"
-    model.mkdir()
+    model.mkdir(parents=True)
     for path in MODELS[name].iterdir():
         if path.name != "config.json":
             (model / path.name).symlink_to(path)
@@ -300,6 +300,24 @@ def test_plan_and_compare_refuse_what_conversion_and_build_refuse(
         convert_model(model, tmp_path / "out", ConvertOptions())
         with pytest.raises(EnginixError, match="which the reference executor does not compute"):
             build_reference_engine(tmp_path / "out", model, tmp_path / "engine")
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored", "taken"),
+    [
+        ("DeepseekV2ForCausalLM", {"norm_topk_prob": True}, {"norm_topk_prob": False}),
+        ("MPTForCausalLM", {"attn_config": {"alibi_bias_max": 16}}, {"attn_config": {"alibi_bias_max": 8}}),
+    ],
+)
+def test_a_value_that_transformers_ignores_is_noted(
+    name: str, ignored: dict[str, Any], taken: dict[str, Any], tmp_path: Path
+) -> None:
+    (key,) = ignored
+    raw = json.loads((MODELS[name] / "config.json").read_text())
+    for number, (keys, count) in enumerate(((ignored, 1), (taken, 0))):
+        value = raw[key] | keys[key] if isinstance(keys[key], dict) else keys[key]
+        notes = read_model_config(change_config(name, tmp_path / str(number), **{key: value})).notes
+        assert len([note for note in notes if "transformers' class" in note]) == count
 
 
 def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:

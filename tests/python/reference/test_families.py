@@ -166,6 +166,9 @@ def test_a_refusal_proposes_llmapi_where_that_has_the_class(
         parse_executor_config(raw | keys, "config.json")
     assert ("llmapi kind" in str(e.value.fix)) == has_class
     assert ("with transformers" in str(e.value.fix)) != has_class
+    with pytest.raises(CheckpointError, match="'X' is unknown to the reference executor; known: Bloom") as e:
+        parse_executor_config(raw | {"architecture": "X"}, "config.json")
+    assert "kind tensorrt, or serve the model with transformers" in str(e.value.fix)
 
 
 def test_every_form_is_tested() -> None:
