@@ -29,8 +29,24 @@ def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
     folded: dict[str, str] = {}
     for candidate in known:
         folded.setdefault(candidate.casefold(), candidate)
-    matches = difflib.get_close_matches(name.casefold(), list(folded), 1, cutoff)
-    return folded[matches[0]] if matches else None
+    word = name.casefold()
+    # An abbreviation: trt of tensorrt.
+    short = [c for c in folded if word[:1] == c[:1] and 2 < len(word) <= len(c) // 2 and _is_spread(word, c)]
+    matches = short[:1] or difflib.get_close_matches(word, list(folded), 5, cutoff)
+    # A mistyped letter keeps first letter and length: h201 is h200 rather than h20.
+    matches.sort(
+        key=lambda c: (
+            difflib.SequenceMatcher(None, c, word).ratio()
+            + 0.15 * (len(c) == len(word) and c[:1] == word[:1])
+        )
+    )
+    return folded[matches[-1]] if matches else None
+
+
+def _is_spread(letters: str, word: str) -> bool:
+    """Tell whether a word has these letters in this order."""
+    rest = iter(word)
+    return all(letter in rest for letter in letters)
 
 
 def suggest_name(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:

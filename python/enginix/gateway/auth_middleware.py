@@ -32,6 +32,8 @@ from enginix.ports import is_loopback_host
 
 __all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
+HEALTH = ("/health/live", "/health/ready")
+_READING = ("GET", "HEAD")
 METRICS = "/metrics"
 # Deeper than any message; parsers of the servers behind crash at far deeper nesting
 # (docs/reference/triton.md, Faults).
@@ -109,8 +111,8 @@ class AuthMiddleware:
         except RequestRejected as e:
             await _send_json(send, e.status, e.as_json())
             return
-        if scope["method"] not in ("GET", "HEAD"):
-            await _send_json(send, 405, _unknown_route(scope, 405).as_json())
+        if scope["method"] not in _READING and scope["path"] in HEALTH:
+            await _send_json(send, 405, _unknown_route(scope).as_json(), [(b"allow", b"GET, HEAD")])
         elif scope["path"] == "/health/live":
             await _send_json(send, 200, {"live": True})
         elif scope["path"] == "/health/ready":
@@ -123,6 +125,9 @@ class AuthMiddleware:
         request = _ClientRequest(scope, receive, send)
         begin = time.monotonic()
         try:
+            if scope["method"] == "OPTIONS" and _list_methods(scope["path"]):
+                # A browser asks so before its request, without a key.
+                raise _unknown_route(scope)
             caller = self._caller(scope)
             request.caller = caller.name
             if not self._keys.asked:
@@ -172,7 +177,7 @@ class AuthMiddleware:
     async def _serve(self, request: _ClientRequest, caller: Caller) -> None:
         scope = request.scope
         path, method = scope["path"], scope["method"]
-        if path == METRICS and method == "GET":
+        if path == METRICS and method in _READING:
             await self._send_metrics(request, caller)
         elif caller.is_monitor:
             raise RequestRejected(f"this key reads {METRICS} alone", None, 403)
@@ -189,9 +194,7 @@ class AuthMiddleware:
                 self._rates.take(caller, question.prompts)
                 with self._metrics.measure(model, caller.name) as meter:
                     await request.while_connected(self._answer(request, question, caller, meter))
-        elif path in ROUTES or method != "GET":
-            raise _unknown_route(scope, 405 if path in ROUTES else 404)
-        elif path == MODELS or path.startswith(f"{MODELS}/"):
+        elif path != METRICS and method in _READING and method in _list_methods(path):
             await request.answer(200, self._models(caller, path.removeprefix(MODELS).removeprefix("/")))
         else:
             raise _unknown_route(scope)
@@ -349,6 +352,8 @@ class _ClientRequest:
         more: list[tuple[bytes, bytes]] = []
         if error.retry_after is not None:
             more.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+        if error.methods:
+            more.append((b"allow", ", ".join(error.methods).encode()))
         if error.closes_connection:
             more.append((b"connection", b"close"))
         await self.answer(error.status, error.as_json(), more)
@@ -459,9 +464,18 @@ def _refuse_query(scope: Scope) -> None:
         raise RequestRejected("the address has a query string (?…); parameters belong in the body, as JSON")
 
 
-def _unknown_route(scope: Scope, status: int = 404) -> RequestRejected:
-    path, method = _replace_unprintable(scope["path"]), scope["method"]
-    return RequestRejected(f"{path}: no such route for {method}", None, status)
+def _list_methods(path: str) -> tuple[str, ...]:
+    """Return the methods of a route; none where there is no such route."""
+    if path in ROUTES:
+        return ("POST",)
+    return _READING if path in (MODELS, METRICS, *HEALTH) or path.startswith(f"{MODELS}/") else ()
+
+
+def _unknown_route(scope: Scope) -> RequestRejected:
+    """Return the refusal of a method or path (RFC 9110, 15.5.5 and 15.5.6)."""
+    path, methods = _replace_unprintable(scope["path"]), _list_methods(scope["path"])
+    what = f"{path}: no such route for {scope['method']}"
+    return RequestRejected(what, None, 405 if methods else 404, methods=methods)
 
 
 def _reject_constant(name: str) -> Any:

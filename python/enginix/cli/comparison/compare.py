@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return _compare_kinds(args)
     if args.target is not None:
         raise UsageError("--target is for the kinds of one model", fix="leave it out, or pass one model")
-    from enginix.files import require_absent_file, write_text
+    from enginix.files import require_absent_file, write_new_text
     from enginix.report import comparison, gate_figures
     from enginix.report.artefacts import read_artefact
 
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         [read_artefact(path) for path in args.artefacts], speeds
     )
     if args.output is not None:
-        write_text(args.output, comparison.render_comparison_page(artefact_comparison))
-        console.print_message(f"page: {args.output}")
+        page = write_new_text(args.output, comparison.render_comparison_page(artefact_comparison))
+        console.print_message(f"page: {page}")
     console.print_result(
         artefact_comparison.as_json(),
         comparison.render_comparison_text(artefact_comparison, console.find_table_width()),
