@@ -91,9 +91,14 @@ def find_table_width() -> int | None:
     return _measure_width(sys.stdout) if sys.stdout.isatty() else int(os.environ["COLUMNS"])
 
 
-def wrap_line(line: str, indent: int) -> str:
-    """Break a line at the terminal's width, its further lines indented; unchanged in a file or pipe."""
-    width = find_table_width()
+def find_help_width() -> int:
+    """Return the columns of help: the terminal's, or $COLUMNS; 80 in a file or pipe."""
+    return find_table_width() or 80
+
+
+def wrap_line(line: str, indent: int, width: int | None = None) -> str:
+    """Break a line, its further lines indented, at a width: the terminal's, none in a file or pipe."""
+    width = width or find_table_width()
     if width is None or len(line) <= width:
         return line
     import textwrap

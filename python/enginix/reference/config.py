@@ -225,7 +225,7 @@ def _read_checkpoint_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as e:
         raise CheckpointError(
-            f"no {path.name}",
+            f"no {path.name}" if path.parent.is_dir() else "no such directory",
             where=str(path.parent),
             fix="pass a checkpoint directory: the output of enginix convert",
         ) from e

@@ -101,7 +101,7 @@ def test_gate_judges_engines_and_checkpoints(
     words = ("gate", fp8, "--reference", answers, "--gates")
     assert enginix(*words, '{"files": {}}') == 0
     assert enginix(*words, '{"weights": {}}') == 1
-    assert "pass --model" in capsys.readouterr().err
+    assert "fix: pass --model" in capsys.readouterr().err
 
 
 def test_gate_writes_its_evidence_where_it_fails(

@@ -290,7 +290,7 @@ def test_refusals_come_before_torch(enginix: Any, model: Path, tmp_path: Path, c
         (("--format", "nvfp4", "--target", "h200"), "NVFP4 needs SM 100"),
         (("--format", "fp8"), "needs calibration data"),
         (("--format", "fp8", "--calibration", tmp_path / "none"), "no such calibration file"),
-        (("--format", "fp8", "--calibration", calibration, "--batch-size", "0"), "--batch-size 0"),
+        (("--format", "fp8", "--calibration", calibration, "--batch-size", "0"), "--batch-size: 0"),
     ):
         done = enginix("quantize", model, "-o", out, *words, **trap)
         assert message in done.stderr and "torch was imported" not in done.stderr
