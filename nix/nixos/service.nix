@@ -109,7 +109,8 @@ let
     "api-key"
   ]
   ++ [ "--run" ]
-  ++ (if image != null then runner else [ (lib.getExe served.serve) ])
+  # In an image mkServe's command is not used; it refuses unknown settings all the same.
+  ++ (if image != null then builtins.seq served.serve runner else [ (lib.getExe served.serve) ])
   ++ [
     "--host"
     server.host

@@ -79,6 +79,8 @@ let
       # One that the example imports by itself is the same module.
       modules = [
         flake.nixosModules.default
+        # An example of servers alone is of a host that has them on.
+        { services.enginix.enable = lib.mkDefault (value ? services.enginix.servers); }
         value
       ];
     };

@@ -35,6 +35,16 @@ test_docs_example_with_a_typo_does_not() {
     refuses "$nix" eval --impure --expr "import $tmp/typo/a-2.nix { root = $root; }" && says maxBatchSise
 }
 
+test_docs_setting_with_a_typo_is_refused() {
+  need_lib || return
+  local example expression
+  rm -rf "$tmp/settings" && python3 tests/nix/docs.py "$root" "$tmp/settings" || return 1
+  example=$(grep -l 'settings.kvCacheFraction' "$tmp"/settings/how-to-two-models-*.nix)
+  sed -i 's/settings.kvCacheFraction/settings.kvCacheFractio/' "$example"
+  expression="import $example { root = $root; nixpkgsLib = $NIXPKGS_LIB; }"
+  refuses "$nix" eval --impure --expr "$expression" && says 'unknown argument "kvCacheFractio"'
+}
+
 test_docs_error_of_the_tutorial_is_evaluations() {
   refuses with_lib eval 'e.check.gpus.find "mkEngine { kind = \"tensorrt\"; }" "h2000"' &&
     says "$(grep 'unknown target' docs/tutorial/first-model.md)"
