@@ -16,14 +16,12 @@ CODES |= {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8", np.dtype(ml_dtypes.
 
 
 def safetensors_bytes(tensors: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    header, data = {}, b""
+    header, end = {}, 0
     for name, array in tensors.items():
-        raw = array.tobytes()
-        offsets = [len(data), len(data) + len(raw)]
+        offsets = [end, end := end + array.nbytes]
         header[name] = {"dtype": CODES[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
-        data += raw
     text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
+    return b"".join([len(text).to_bytes(8, "little"), text, *(a.tobytes() for a in tensors.values())])
 
 
 def config(architecture: str, **changes: Any) -> dict[str, Any]:

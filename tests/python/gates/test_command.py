@@ -113,7 +113,7 @@ def test_gate_writes_its_evidence_where_it_fails(
     tensors["transformer.layers.1.mlp.fc.per_channel_scale"] *= 8
     save_file(tensors, path)
     words = ("gate", broken, "--reference", answers, "--model", model, "-o", tmp_path / "out")
-    assert enginix(*words) == 1
+    assert enginix(*words, "--gates", '{"weights": {}, "agreement": {}, "perplexity": {}}') == 1
     said = capsys.readouterr()
     assert "FAILED" in said.err + said.out and "fix: convert the model again" in said.err
     told = json.loads((tmp_path / "out/gates.json").read_text())
