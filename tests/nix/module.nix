@@ -111,7 +111,10 @@ in
 {
   inherit (evaluated) failing warnings units preSwitch;
   ports = config.networking.firewall.allowedTCPPorts;
-  services = config.systemd.services;
+  # NixOS gives the limits of starts no default.
+  services = lib.mapAttrs (
+    _: lib.filterAttrs (name: value: !lib.hasPrefix "startLimit" name || (builtins.tryEval value).success)
+  ) config.systemd.services;
   # What a server serves, with what it was given.
   served = name: {
     exec = config.systemd.services."enginix-${name}".serviceConfig.ExecStart;

@@ -196,6 +196,34 @@ def test_plan_and_compare_refuse_what_conversion_and_build_refuse(
             build_reference_engine(tmp_path / "out", model, tmp_path / "engine")
 
 
+HEAD_DIM = ["Dbrx", "Falcon", "GPTNeoX", "Phi", "PhiMoE", "Starcoder2"]
+
+
+@pytest.mark.parametrize("stem", HEAD_DIM)
+def test_a_head_size_that_the_weights_do_not_have_is_refused(stem: str, tmp_path: Path) -> None:
+    """GPT-NeoX rotates by it: the shapes are the same, and the logits are others."""
+    name = f"{stem}ForCausalLM"
+    size = read_model_config(MODELS[name]).head_dim
+    assert read_model_config(change_config(name, tmp_path / "same", head_dim=size)).head_dim == size
+    with pytest.raises(ModelError, match="head_dim is"):
+        read_model_config(change_config(name, tmp_path / "other", head_dim=2 * size))
+
+
+@pytest.mark.slow
+def test_a_head_size_is_read_or_refused_where_transformers_reads_it() -> None:
+    import inspect
+
+    import transformers
+
+    for name, row in list_family_rows().items():
+        module = inspect.getmodule(getattr(transformers, name, None))
+        if module is None or "modeling_" not in module.__name__ or "headSize" in row:
+            continue
+        if "head_dim" in row["defaults"] or '"head_dim"' not in (source := inspect.getsource(module)):
+            continue
+        assert "config" in source and "head_dim" in {rule["key"] for rule in row.get("refuse", ())}, name
+
+
 @pytest.mark.parametrize("name", ["GPTJForCausalLM", "PhiForCausalLM"])
 def test_a_tied_head_keeps_its_own_bias(name: str, tmp_path: Path) -> None:
     """The weights of the head are those of the embedding, the bias is stored as the head's."""
