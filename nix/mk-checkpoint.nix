@@ -131,6 +131,7 @@ let
           builtins.seq
             (check.engine.runtime function (check.runtime.rows runtime) "tensorrt" {
               inherit target;
+              architecture = facts.architecture or null;
               limits = { };
             } id)
             {

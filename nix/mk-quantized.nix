@@ -122,6 +122,7 @@ let
           checked = check.target.quantizationBy {
             format = sayFormat;
             artefacts = "Models";
+            architecture = facts.architecture or null;
           } function algorithm gpu;
         in
         gpu == null || builtins.seq checked true;
@@ -277,7 +278,12 @@ let
 
       checked = builtins.deepSeq [
         (map fits rows)
-        (if gpu == null then null else check.target.kvCache function kvAlgorithm gpu)
+        (
+          if gpu == null then
+            null
+          else
+            check.target.kvCache function (facts.architecture or null) kvAlgorithm gpu
+        )
         (check.arguments.oneOf function "isolation" [
           "features"
           "relaxed"

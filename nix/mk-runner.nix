@@ -33,9 +33,13 @@ let
       stack = check.runtime.packageOf function mkRuntime runtime;
       profileSettings = check.options.profile function profile;
       facts = model.model or { };
+      named = facts.architecture or null;
       targetName = if target == null then null else (check.engine.target function target).gpu;
       rows = check.runtime.rows runtime;
-      row = check.engine.runtime function rows "tensorrt" { inherit limits target; } id;
+      row = check.engine.runtime function rows "tensorrt" {
+        inherit limits target;
+        architecture = named;
+      } id;
       # Without a target the GPU is unknown: the profile is resolved for it on the machine, before
       # the build.
       resolved =
@@ -50,9 +54,9 @@ let
           in
           {
             options = check.options.resolve function id {
-              quantization = check.target.quantization name (model.quantization or null) gpu;
-              kvCache = check.target.kvCache name (facts.kvCacheQuantization or null) gpu;
-              architecture = facts.architecture or null;
+              quantization = check.target.quantization name named (model.quantization or null) gpu;
+              kvCache = check.target.kvCache name named (facts.kvCacheQuantization or null) gpu;
+              architecture = named;
               eagleLayers = facts.eagleLayers or null;
               inherit (gpu) sm;
               inherit (checkpoint.parallel) tensorParallel;

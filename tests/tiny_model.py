@@ -66,8 +66,8 @@ def make_llama(model: Path, out: Path) -> Path:
     return out
 
 
-def quantize(model: Path, name: str, out: Path) -> Path:
-    """ModelOpt's export of a model in a number format, calibrated on a licence text, converted."""
+def quantize(model: Path, name: str, out: Path, texts: int = 12) -> Path:
+    """ModelOpt's export of a model in a number format, calibrated on pieces of a licence text, converted."""
     import modelopt.torch.quantization as mtq
     import transformers
     from modelopt.torch.export import export_hf_checkpoint
@@ -81,7 +81,7 @@ def quantize(model: Path, name: str, out: Path) -> Path:
         "NVFP4": mtq.NVFP4_DEFAULT_CFG,
     }
     text = Path("/usr/share/common-licenses/GPL-3").read_text("utf-8")
-    ids = torch.tensor(hf.TransformersTokenizer(model).encode(text)[: 12 * 256]).view(12, 256)
+    ids = torch.tensor(hf.TransformersTokenizer(model).encode(text)[: texts * 256]).view(texts, 256)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()

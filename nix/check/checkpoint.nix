@@ -2,14 +2,13 @@
   lib,
   names,
   arguments,
+  llmapiAdvice,
   ...
 }:
 let
   divisors = n: builtins.filter (d: lib.mod n d == 0) [ 1 2 4 8 16 32 64 ];
   divides = d: n: n == null || lib.mod n d == 0;
-  pytorchBackend =
-    (lib.importJSON ../../python/enginix/data/models/pytorch_backend.json).architectures;
-  llmapi = "serve the model with the llmapi kind (TensorRT-LLM's PyTorch backend)";
+  llmapi = "serve this one with the llmapi kind (TensorRT-LLM's PyTorch backend)";
   listSizes = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
 in
 {
@@ -126,8 +125,9 @@ in
         what: why: instead:
         throw (
           "${function}: ${what} cannot become a TensorRT-LLM checkpoint: "
-          + "${why}. Instead: ${instead}."
+          + "${why}. Instead: ${advise instead}."
         );
+      advise = llmapiAdvice.limit (m.model.architecture or null);
       usable = builtins.filter (n: algorithms.${n}.convert) (builtins.attrNames algorithms);
       cache = m.model.kvCacheQuantization or null;
     in
@@ -143,7 +143,7 @@ in
     else if matches == [ ] then
       throw (
         "${function}: quantization ${declared} is unknown; quantize with ModelOpt to one of: "
-        + "${lib.concatStringsSep ", " usable}; or serve the model with the llmapi kind."
+        + advise "${lib.concatStringsSep ", " usable}; or ${llmapi}."
       )
     else if !row.convert then
       refuse "quantization ${algorithm}" row.why (
@@ -191,11 +191,8 @@ in
         "${function}: converter = \"enginix\" converts ${name} "
         + lib.concatStringsSep "" (map (format: "in ${format}, ") (row.formats or [ ]))
         + "unquantized only; this model is "
-        + "${m.quantization}. Pass the unquantized model"
-        + lib.optionalString (
-          builtins.elem name pytorchBackend
-        ) ", or serve it with the llmapi kind"
-        + "."
+        + "${m.quantization}. "
+        + llmapiAdvice.limit name "Pass the unquantized model, or ${llmapi}."
       )
     else if m.parallel.pipelineParallel > 1 && row ? pipeline then
       reject "pipelineParallel = ${toString m.parallel.pipelineParallel}" "pipeline"

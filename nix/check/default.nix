@@ -10,6 +10,7 @@ let
     lock = import ./lock.nix ({ inherit lib; } // self);
     checkpoint = import ./checkpoint.nix ({ inherit lib; } // self);
     gpus = import ./gpus.nix ({ inherit lib; } // self);
+    llmapiAdvice = import ./llmapi-advice.nix { inherit lib; };
     kindSupport = import ./kind-support.nix { inherit lib; };
     target = import ./target.nix ({ inherit lib; } // self);
     engine = import ./engine.nix ({ inherit lib; } // self);

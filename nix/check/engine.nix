@@ -4,6 +4,7 @@
   names,
   arguments,
   gpus,
+  llmapiAdvice,
   ...
 }:
 let
@@ -42,6 +43,11 @@ in
           "\"${id}\""
         else
           "mkRuntime { like = …; image = …; versions = { … }; }";
+      onPytorch =
+        if llmapiAdvice.has (asked.architecture or null) then
+          "serve the same model by the PyTorch backend:\n              ${sameModel}"
+        else
+          llmapiAdvice.limit asked.architecture "serve the model with the llmapi kind";
       guide = "https://nvidia.github.io/TensorRT-LLM/legacy/tensorrt-backend-removal.html";
     in
     if builtins.elem kind row.kinds then
@@ -51,8 +57,7 @@ in
         ${function}: ${removed}
         Do one of these:
           - build on a runtime of the engine era: runtime = "${engineRuntimes}"
-          - serve the same model by the PyTorch backend:
-              ${sameModel}
+          - ${onPytorch}
         Migration guide: ${guide}''
     else
       throw (

@@ -4,6 +4,7 @@
   lib,
   names,
   kindSupport,
+  llmapiAdvice,
   ...
 }:
 let
@@ -111,18 +112,20 @@ let
   engineArchitectures = builtins.attrNames support.architectures.engine;
 in
 rec {
-  # A quantization of an engine of kind tensorrt, against a GPU.
-  # quantization :: string -> string|null -> { name; sm; … } -> string|null
+  # A quantization of an engine of kind tensorrt, against a GPU. The model's architecture is for the
+  # error (null for unknown).
+  # quantization :: string -> string|null -> string|null -> { name; sm; … } -> string|null
   quantization =
-    function: algorithm: gpu:
+    function: architecture: algorithm: gpu:
     quantizationBy {
+      inherit architecture;
       format = format: ''quantization = "${format}"'';
       artefacts = "Engines";
     } function algorithm (kindSupport.require function "tensorrt" gpu null);
 
   # A quantization against a GPU's formats, for a caller with words of its own, which may not know
   # the kind: format says one as its argument; artefacts are what it makes.
-  # quantizationBy :: { format; artefacts; } -> string -> string|null -> { … } -> string|null
+  # quantizationBy :: { architecture; format; artefacts; } -> string -> string|null -> { … } -> string|null
   quantizationBy =
     words: function: algorithm: gpu:
     let
@@ -137,10 +140,10 @@ rec {
     in
     if !row.engine then
       throw (
-        "${function}: ${name} cannot become an engine: ${row.why}. Do one of these: ${row.instead}"
-        + lib.optionalString (
-          row.llmapi == true
-        ) "; or serve the model as it is with kind = \"llmapi\""
+        "${function}: ${name} cannot become an engine: ${row.why}. Instead: ${row.instead}"
+        + lib.optionalString (row.llmapi == true) (
+          llmapiAdvice.limit words.architecture ", or serve this one with the llmapi kind"
+        )
         + "."
       )
     else if kinds == [ ] then
@@ -236,9 +239,9 @@ rec {
       );
 
   # A KV cache format against a GPU's SM.
-  # kvCache :: string -> string|null -> { name; sm; … } -> string|null
+  # kvCache :: string -> string|null -> string|null -> { name; sm; … } -> string|null
   kvCache =
-    function: format: gpu:
+    function: architecture: format: gpu:
     let
       row =
         formats.kvCache.${format}
@@ -252,7 +255,8 @@ rec {
     else if !row.engine then
       throw (
         "${function}: an ${format} KV cache cannot be built into an engine: ${row.note}. Use a "
-        + "model with an FP8 KV cache or none, or kind = \"llmapi\"."
+        + "model with an FP8 KV cache or none"
+        + "${llmapiAdvice.limit architecture ", or serve this one with the llmapi kind"}."
       )
     else if !takes row gpu.sm then
       throw (
@@ -284,7 +288,7 @@ rec {
     else
       throw (
         "${function}: ${names.unknown "architecture" architecture engineArchitectures} "
-        + "Others may be served with kind = \"llmapi\"."
+        + "Instead: ${llmapiAdvice.limit architecture "serve the model with the llmapi kind"}."
       );
 
   # The engine class that TensorRT-LLM maps an architecture to.

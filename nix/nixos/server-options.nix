@@ -191,7 +191,8 @@ in
       description = ''
         MiB of each GPU that this server takes, key-value cache included. With it, servers that
         share a GPU are refused when they do not fit together. The option itself limits nothing;
-        `settings.parameters.kv_cache_free_gpu_mem_fraction` does.
+        `settings.parameters.kv_cache_free_gpu_mem_fraction` does, and `settings.kvCacheFraction` of
+        trtllm-serve (`ownServer`).
       '';
     };
 

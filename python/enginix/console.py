@@ -91,9 +91,14 @@ def find_table_width() -> int | None:
     return _measure_width(sys.stdout) if sys.stdout.isatty() else int(os.environ["COLUMNS"])
 
 
-def wrap_line(line: str, indent: int) -> str:
-    """Break a line at the terminal's width, its further lines indented; unchanged in a file or pipe."""
-    width = find_table_width()
+def find_help_width() -> int:
+    """Return the columns of help: the terminal's, or $COLUMNS; 80 in a file or pipe."""
+    return find_table_width() or 80
+
+
+def wrap_line(line: str, indent: int, width: int | None = None) -> str:
+    """Break a line, its further lines indented, at a width: the terminal's, none in a file or pipe."""
+    width = width or find_table_width()
     if width is None or len(line) <= width:
         return line
     import textwrap
@@ -120,12 +125,17 @@ def _colour_prefix(text: str, stream: TextIO) -> str:
     colour = COLOURS.get(prefix)
     if colour is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
-    return f"\x1b[{colour}m{prefix}\x1b[0m{text[len(prefix) :]}" if stream.isatty() else text
+    return f"\x1b[{colour}m{prefix}\x1b[0m{text[len(prefix) :]}" if is_terminal(stream) else text
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Tell whether a person may watch a stream. A Nix build has a terminal, of which its log keeps all."""
+    return stream.isatty() and "NIX_LOG_FD" not in os.environ
 
 
 def is_watched() -> bool:
     """Tell whether a person reads the messages: on a terminal, and not quiet."""
-    return not _output.is_quiet and (_output.messages or sys.stderr).isatty()
+    return not _output.is_quiet and is_terminal(_output.messages or sys.stderr)
 
 
 def _print_line(text: str, stream: TextIO) -> None:

@@ -284,6 +284,11 @@ class SourceWatch:
             if source is not None and source.exists() and not is_in_store(source)
         ]
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether a source can change."""
+        return bool(self._before)
+
     def require_unchanged(self) -> None:
         """Refuse what was made of the sources, if one changed.
 

@@ -24,7 +24,7 @@ EXIT_CODES = {
     EXIT_CHECK_FAILED: "a gate, a check or a comparison failed",
     EXIT_USAGE: "wrong usage",
     EXIT_INPUT: "an input was refused: lock, model, checkpoint, engine, repository",
-    EXIT_HUB: "the hub or the network failed",
+    EXIT_HUB: "the hub, an endpoint or the network failed",
     EXIT_MACHINE: "this machine lacks something: port, disk, memory, GPU, tool, Python library",
     EXIT_BUG: "a bug in enginix",
     EXIT_HUNG_UP: "ended by SIGHUP, as when a terminal is closed",
@@ -78,6 +78,22 @@ class HubError(EnginixError):
 
     exit_code = EXIT_HUB
     kind = "hub"
+
+
+class EndpointError(HubError):
+    """An endpoint is not reached, or refuses a request.
+
+    Args:
+        status: of its answer; None where it gave none.
+    """
+
+    kind = "endpoint"
+
+    def __init__(
+        self, what: str, *, where: str | None = None, fix: str | None = None, status: int | None = None
+    ) -> None:
+        self.status = status
+        super().__init__(what, where=where, fix=fix)
 
 
 class HashMismatch(HubError):

@@ -59,6 +59,23 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def write_new_text(path: Path, text: str) -> Path:
+    """Write a file that replaces none: NAME-2 where another run has made it meanwhile; return its path."""
+    candidate, number = path, 1
+    while True:
+        try:
+            # Reserves the name.
+            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+            continue
+        except OSError as e:
+            raise MachineError(f"cannot write: {e.strerror}", where=str(path)) from e
+        write_text(candidate, text)
+        return candidate
+
+
 def _read_umask() -> int:
     """Read the process's umask without changing it, which other threads would see."""
     with suppress(OSError, ValueError, IndexError):
@@ -152,14 +169,13 @@ def require_absent_file(out: Path) -> None:
     """Refuse an output file that exists, or whose directory does not, before anything is computed.
 
     Raises:
-        UsageError: it exists.
-        MachineError: it cannot be written there.
+        UsageError: it exists, or has no directory.
     """
     if out.is_dir():
-        raise MachineError("is a directory", where=str(out), fix="pass a file to -o")
+        raise UsageError("is a directory", where=str(out), fix="pass a file to -o")
     require_absent(out)
     if not out.absolute().parent.is_dir():
-        raise MachineError("its directory does not exist", where=str(out), fix=f"mkdir -p {out.parent}")
+        raise UsageError("its directory does not exist", where=str(out), fix=f"mkdir -p {out.parent}")
 
 
 def _is_mount_point(path: Path) -> bool:
@@ -270,6 +286,18 @@ def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDi
     finally:
         os.close(lock)
         os.close(folder)
+
+
+def is_being_written(out: Path) -> bool:
+    """Tell whether a process on this machine holds the work directory of an output; takes no lock itself."""
+    with suppress(OSError):
+        held = Path("/proc/locks").read_text("ascii").splitlines()
+        for name in (f".{out.name}.partial", f".{out.name}.{os.geteuid()}.partial"):
+            with suppress(FileNotFoundError):
+                inode = os.stat(out.with_name(name) / _LOCK).st_ino
+                if any(" FLOCK " in line and f":{inode} " in line for line in held):
+                    return True
+    return False
 
 
 def release_work_directory(work_directory: WorkDirectory) -> None:

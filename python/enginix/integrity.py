@@ -16,6 +16,7 @@ from enginix.digests import ContentDigest, digest_directory, is_in_store, list_f
 from enginix.errors import ManifestError
 from enginix.files import sha256_file
 from enginix.manifest import MANIFEST_FILE, UNLISTED_FILES, Manifest, read_manifest, require_whole_manifest
+from enginix.wording import count_noun
 
 OLD_MANIFEST = "its manifest has no digests (format 1, of an earlier enginix): changed files go unnoticed"
 _SHOWN = 5
@@ -42,7 +43,7 @@ class CheckedArtefact:
     def text(self) -> str:
         """Return one line for people."""
         if self.checked:
-            how = f"{self.checked} files ({format_bytes(self.size)}) as its manifest lists them"
+            how = f"{count_noun(self.checked, 'file')} ({format_bytes(self.size)}) as its manifest lists"
         elif not self.is_listed:
             how = OLD_MANIFEST
         else:

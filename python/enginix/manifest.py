@@ -39,6 +39,7 @@ Artefact = Literal[
     "calibration",
     "quantized-model",
     "checkpoint",
+    "answers",
     "export",
     "engine",
     "triton-repository",

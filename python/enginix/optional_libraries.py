@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import re
 import shlex
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +59,12 @@ EXTRAS = {
         "enginix-rtx",
     ),
 }
+# What another Python says of itself: its distribution alone installs into it, and it has pip.
+_INSTALLING = (
+    "import importlib.util as u, json, pathlib, sys, sysconfig\n"
+    "managed = pathlib.Path(sysconfig.get_path('stdlib'), 'EXTERNALLY-MANAGED').exists()\n"
+    "print(json.dumps([sys.prefix == sys.base_prefix and managed, u.find_spec('pip') is not None]))"
+)
 # The dependencies of enginix itself.
 CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
 
@@ -108,6 +117,18 @@ def missing_extra(extra: str, what: str, command: str, python: str | Path | None
     )
 
 
+@contextlib.contextmanager
+def pause_garbage_collector() -> Iterator[None]:
+    """Import in this block a library that makes many objects and little garbage."""
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_collecting:
+            gc.enable()
+
+
 def require_extra(extra: str, command: str) -> None:
     """Raise ``MachineError`` where a library of an extra is not installed, before any work."""
     missing = [module for module in EXTRAS[extra].modules if not has_module(module)]
@@ -154,16 +175,23 @@ def _missing_stage(error: ImportError, command: str) -> MachineError | None:
 
 def _format_pip_command(requirements: list[str], python: str = sys.executable) -> str:
     words = " ".join(map(shlex.quote, requirements))
-    if python != sys.executable:
-        return f"{shlex.quote(python)} -m pip install {words}"
+    if python == sys.executable:
+        managed = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+        is_managed = sys.prefix == sys.base_prefix and managed.exists()
+        has_pip = find_spec("pip") is not None
+        use = "run enginix-venv/bin/enginix"
+    else:
+        from enginix.process import query_python
+
+        is_managed, has_pip = query_python(Path(python), _INSTALLING, failure="does not run")
+        use = "pass enginix-venv/bin/python3 in its place"
     python = shlex.quote(python)
-    managed = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
-    if sys.prefix == sys.base_prefix and managed.exists():
+    if is_managed:
         return (
-            f"{python} -m venv enginix-venv && enginix-venv/bin/pip install {words}, then run "
-            "enginix-venv/bin/enginix (this Python lets its distribution alone install packages)"
+            f"{python} -m venv enginix-venv && enginix-venv/bin/pip install {words}, then {use} "
+            "(this Python lets its distribution alone install packages)"
         )
-    if find_spec("pip") is None:
+    if not has_pip:
         return f"uv pip install --python {python} {words}"
     return f"{python} -m pip install {words}"
 

@@ -70,8 +70,8 @@ def run_program(
                 kill_tree(child.pid)
                 raise
             completed = subprocess.CompletedProcess(words, child.returncode, *texts)
-    except FileNotFoundError as e:
-        raise MachineError("program not found", where=words[0], fix="install it, or put it on PATH") from e
+    except OSError as e:
+        raise _explain_start(words[0], e) from e
     except subprocess.TimeoutExpired as e:
         raise MachineError(f"still running after {timeout} s, killed", where=words[0]) from e
     if check and completed.returncode != 0:
@@ -109,10 +109,8 @@ def start_program(
                 stderr=err,
                 start_new_session=True,
             )
-        except FileNotFoundError as e:
-            raise MachineError(
-                "program not found", where=words[0], fix="install it, or put it on PATH"
-            ) from e
+        except OSError as e:
+            raise _explain_start(words[0], e) from e
 
         def wait() -> subprocess.CompletedProcess[str]:
             status = child.wait()
@@ -128,6 +126,12 @@ def start_program(
             if child.returncode is None:
                 kill_tree(child.pid)
             child.wait()
+
+
+def _explain_start(program: str, error: OSError) -> MachineError:
+    if isinstance(error, FileNotFoundError):
+        return MachineError("program not found", where=program, fix="install it, or put it on PATH")
+    return MachineError(f"cannot be started: {error.strerror}", where=program, fix="pass a program that runs")
 
 
 def query_python(python: Path, script: str, *words: str, failure: str, fix: str | None = None) -> Any:

@@ -127,7 +127,7 @@ class CommandProgress:
 
     def __init__(self, name: str, *, is_live: bool = True, interval: float = LOG_INTERVAL) -> None:
         self.name, self.interval = name, interval
-        self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.is_terminal = console.is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
         self.is_live = is_live
         self._begun = self._last_line = time.monotonic()
         self._records: dict[str, StepRecord] = {}

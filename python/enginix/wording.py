@@ -29,8 +29,30 @@ def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
     folded: dict[str, str] = {}
     for candidate in known:
         folded.setdefault(candidate.casefold(), candidate)
-    matches = difflib.get_close_matches(name.casefold(), list(folded), 1, cutoff)
+    word = name.casefold()
+    # An abbreviation: trt of tensorrt.
+    short = [c for c in folded if word[:1] == c[:1] and 2 < len(word) < 5 <= len(c) and _is_spread(word, c)]
+    matches = short[:1] or difflib.get_close_matches(word, list(folded), 5, cutoff)
+    # Of the same number of mistakes one in the first letter is rarest; a mistyped one keeps the length: h201 is
+    # h200 rather than h20.
+    matches.sort(key=lambda c: (_count_edits(word, c), c[:1] != word[:1], len(c) != len(word)))
     return folded[matches[0]] if matches else None
+
+
+def _count_edits(a: str, b: str) -> int:
+    """Return the letters to insert, remove or replace (Levenshtein's distance)."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]
+
+
+def _is_spread(letters: str, word: str) -> bool:
+    """Tell whether a word has these letters in this order."""
+    rest = iter(word)
+    return all(letter in rest for letter in letters)
 
 
 def suggest_name(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:

@@ -5,6 +5,7 @@ file that it names gets their failures.
 """
 
 import fcntl
+import gc
 import json
 import os
 import random
@@ -58,6 +59,17 @@ def order_files(items: list[pytest.Item]) -> None:
     names = (HERE / "longest_files.txt").read_text().splitlines()
     order = {HERE / name: number for number, name in enumerate(names)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects tests without a collector of garbage, which later passes over what was collected."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

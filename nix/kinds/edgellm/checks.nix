@@ -80,8 +80,9 @@ rec {
       throw (
         "${function}: "
         + "${check.names.unknown "architecture" name (builtins.attrNames data.architectures)} "
-        + "NVIDIA's exporter itself accepts any name and reports success. Use kind = \"tensorrt\" "
-        + "or \"llmapi\" for this model."
+        + "NVIDIA's exporter itself accepts any name and reports success. "
+        + "Instead: build an engine of kind tensorrt, or "
+        + "${check.llmapiAdvice.limit name "serve the model with the llmapi kind"}."
       );
 
   # A model's format: known to the export's checks, and executed by the GPU.

@@ -4,8 +4,6 @@
 let
   data = lib.importJSON ../../../python/enginix/data/rtx/rtx.json;
   formats = data.formats.taken;
-  pytorchBackend =
-    (lib.importJSON ../../../python/enginix/data/models/pytorch_backend.json).architectures;
   among = lib.concatMapStringsSep ", " toString;
   gib = bytes: toString ((bytes + 1073741823) / 1073741824);
 in
@@ -21,12 +19,7 @@ rec {
       throw (
         "${function}: ${name} is not taken by kind rtx; taken are "
         + "${among data.architectures.taken}. "
-        + (
-          if builtins.elem name pytorchBackend then
-            "Use kind = \"llmapi\"."
-          else
-            "Serve it with transformers: TensorRT-LLM's PyTorch backend has no class for it."
-        )
+        + "Instead: ${check.llmapiAdvice.limit name "serve the model with the llmapi kind"}."
       );
 
   # A number format of weights. Its matrices' own formats are the build's to check.

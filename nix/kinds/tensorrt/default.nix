@@ -63,12 +63,14 @@ in
 let
   engine = "${name}-engine";
   facts = model.model or { };
+  named = facts.architecture or null;
   targetSpec = check.engine.target function target;
   gpu = check.gpus.find function targetSpec.gpu;
 
   id = check.runtime.idOf function runtime;
   row = check.engine.runtime function (check.runtime.rows runtime) "tensorrt" {
     target = targetSpec.gpu;
+    architecture = named;
     inherit limits;
   } id;
   stack = check.runtime.packageOf function mkRuntime runtime;
@@ -84,9 +86,9 @@ let
       };
   ranks = check.engine.parallel engine facts parallel targetSpec.count;
 
-  quantization = check.target.quantization engine (model.quantization or null) gpu;
-  kvCache = check.target.kvCache engine (facts.kvCacheQuantization or null) gpu;
-  architecture = check.target.architecture engine (facts.architecture or null);
+  quantization = check.target.quantization engine named (model.quantization or null) gpu;
+  kvCache = check.target.kvCache engine named (facts.kvCacheQuantization or null) gpu;
+  architecture = check.target.architecture engine named;
 
   ready = check.options.profile function profile;
   sizes = check.limits.resolve engine facts ready.limits limits;

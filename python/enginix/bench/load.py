@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from enginix.errors import UsageError
-from enginix.up.chat import EndpointError, list_models, open_stream
+from enginix.errors import EndpointError, UsageError
+from enginix.up.chat import list_models, open_stream
 
 # Common words, of one token in most vocabularies.
 WORDS = (
@@ -98,7 +98,7 @@ def explain_refusal(url: str, model: str, mix: RequestMix, key: str | None, stat
         )
     if status == 429:
         return f"ask less often: --concurrency (now {mix.concurrency}), --rate; or raise the key's limits"
-    return "see that the endpoint answers: enginix chat --url " + url
+    return "see that the endpoint answers: enginix chat " + url
 
 
 def make_prompt(mix: RequestMix, number: int) -> str:

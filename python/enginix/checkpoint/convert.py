@@ -18,6 +18,7 @@ from enginix.checkpoint.byte_sources import (
     MatrixRows,
     OutputTensor,
     SourceFileReader,
+    ZeroBytes,
 )
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.formats import format_of
@@ -33,6 +34,7 @@ from enginix.checkpoint.mapping import (
     check_parallelism,
     check_pipeline_support,
 )
+from enginix.checkpoint.products import project_rows
 from enginix.checkpoint.rank_modules import (
     AbsorbedQueries,
     KvCacheModule,
@@ -43,6 +45,7 @@ from enginix.checkpoint.rank_modules import (
 from enginix.checkpoint.resolve import ResolvedQuantization, resolve_quantization
 from enginix.checkpoint.source_tensors import (
     FLOATS,
+    EmbeddingProjection,
     SourceNames,
     SourceTensors,
     cut_vector,
@@ -176,7 +179,22 @@ class _OutputBuilder:
         parts = tuple(MatrixRows(info, stride, rows, (0, stride), cast) for rows in module.ranges)
         return OutputTensor(module.name, self.dtype, module.shape, parts)
 
+    def projected(self, module: LinearModule, projection: EmbeddingProjection) -> OutputTensor:
+        """Return the product of an embedding or a head with the projection beside it."""
+        piece, is_embedding = module.groups[0][0], module.groups[0][0].module == self.source.names.embedding
+        info = self.source.tensor(piece.module, piece.leaf, FLOATS, (piece.out, projection.width))
+        shape = (piece.inp, projection.width) if is_embedding else (projection.width, piece.inp)
+        matrix = projection.embedding if is_embedding else projection.head
+        factor = self.source.tensor(matrix, "weight", FLOATS, shape)
+        row, rows = piece.width * SAFETENSORS_DTYPES[self.dtype], piece.rows[1] - piece.rows[0]
+        make = partial(project_rows, info, factor, piece, is_embedding, self.dtype)
+        parts = (GeneratedBytes(rows * row, make), ZeroBytes(piece.pad * row))
+        return OutputTensor(f"{module.name}.weight", self.dtype, (module.out, module.inp), parts)
+
     def linear(self, module: LinearModule) -> list[OutputTensor]:
+        names = self.source.names
+        if names.projection and module.groups[0][0].module in (names.embedding, names.head):
+            return [self.projected(module, names.projection)]
         number_format = format_of(self.resolved.algorithms.get(module.name), self.form)
         spec = number_format.spec(module, self.config)
         parts = number_format.parts(module, self.config, self.source)

@@ -20,7 +20,7 @@ from enginix.files import dump_json, new_directory, require_absent, write_text
 from enginix.model import open_weights, read_header
 from enginix.model.identity import identify_model
 from enginix.model.jsonfile import read_object
-from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.optional_libraries import missing_library
 from enginix.tables import load_table
 
@@ -46,15 +46,15 @@ def require_architecture(directory: Path, converter: str) -> tuple[str, dict[str
             for k, v in load_table("converters")["converters"].items()
             if model_architecture in v["architectures"]
         ]
-        raise ModelError(
-            f"converter {converter!r} does not support architecture {model_architecture!r}; "
-            f"it supports: {', '.join(sorted(rows))}",
-            where=where,
-            fix=f"--converter {' or '.join(other_converters)}"
-            if other_converters
-            else limit_llmapi_advice("serve the model with the llmapi kind", model_architecture)
-            + (f": {reason}" if reason else ""),
-        )
+        with limited_llmapi_advice(model_architecture):
+            raise ModelError(
+                f"converter {converter!r} does not support architecture {model_architecture!r}; "
+                f"it supports: {', '.join(sorted(rows))}",
+                where=where,
+                fix=f"--converter {' or '.join(other_converters)}"
+                if other_converters
+                else "serve the model with the llmapi kind" + (f": {reason}" if reason else ""),
+            )
     return model_architecture, rows[model_architecture]
 
 

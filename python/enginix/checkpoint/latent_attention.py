@@ -6,10 +6,10 @@ It is code and not a row: one of its tensors is a matrix product of two of the m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from enginix.checkpoint.byte_sources import SourceFileReader
 from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.products import multiply_in_order, read_rows
 from enginix.checkpoint.rank_modules import (
     AbsorbedQueries,
     LinearModule,
@@ -21,13 +21,6 @@ from enginix.checkpoint.rank_modules import (
 )
 from enginix.errors import ModelError
 from enginix.model import TensorInfo
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-
-ROWS = 32  # rows of a product that are summed at once: they stay in the processor's cache
 
 
 def list_latent_attention(
@@ -70,26 +63,6 @@ def list_latent_attention(
     yield LinearModule(f"{trt_name}.dense", ((dense,),), "row", quantizable=False)
 
 
-def multiply_keys(queries: Array, keys: Array, code: str) -> Iterator[bytes]:
-    """Yield keys^T x queries, rounded once to a dtype, in blocks of rows.
-
-    Sums are float64 and in one order, element by element, so that every machine writes the same bytes; a
-    library's product would depend on its blocks.
-    """
-    import numpy as np
-
-    from enginix.checkpoint.numbers import cast_floats, to_float32
-
-    wide, factors = (to_float32(x, code).astype(np.float64) for x in (queries, keys))
-    for begin in range(0, factors.shape[1], ROWS):
-        part = factors[:, begin : begin + ROWS]
-        total, product = np.zeros((2, part.shape[1], wide.shape[1]))
-        for query, key in zip(wide, part, strict=True):
-            np.multiply(key[:, None], query[None, :], out=product)
-            np.add(total, product, out=total)
-        yield cast_floats(total.astype(np.float32), "F32", code).tobytes()
-
-
 def absorb_keys(
     module: AbsorbedQueries, queries: TensorInfo, keys: TensorInfo, code: str, reader: SourceFileReader
 ) -> Iterator[bytes]:
@@ -99,31 +72,13 @@ def absorb_keys(
         ModelError: a weight or a sum does not fit the dtype, or is not finite.
     """
     for rows, key_rows in zip(module.ranges, module.key_ranges, strict=True):
-        query = _read_rows(queries, rows, code, reader)
+        query = read_rows(queries, rows, code, reader)
         nope = key_rows[1] - key_rows[0]
         try:
-            yield from multiply_keys(query[:nope], _read_rows(keys, key_rows, code, reader), code)
+            key = read_rows(keys, key_rows, code, reader)
+            yield from multiply_in_order(key, query[:nope], code)
         except OverflowError as e:
             raise ModelError(
                 f"{module.name}: {e}", where=str(queries.path), fix="--dtype bfloat16 (or float32)"
             ) from e
         yield query[nope:].tobytes()
-
-
-def _read_rows(info: TensorInfo, rows: tuple[int, int], code: str, reader: SourceFileReader) -> Array:
-    """Return rows of a matrix in a dtype."""
-    import numpy as np
-
-    from enginix.checkpoint.byte_sources import require_finite
-    from enginix.checkpoint.numbers import cast_floats, numpy_dtype
-
-    stride = info.itemsize * info.shape[1]
-    data = reader.read(info.path, info.begin + rows[0] * stride, info.begin + rows[1] * stride)
-    require_finite(info, data)
-    values = np.frombuffer(bytes(data), numpy_dtype(info.dtype)).reshape(-1, info.shape[1])
-    try:
-        return values if info.dtype == code else cast_floats(values, info.dtype, code)
-    except OverflowError as e:
-        raise ModelError(
-            f"tensor {info.name!r}: {e}", where=str(info.path), fix="--dtype bfloat16 (or float32)"
-        ) from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ def map_tensor(info: TensorInfo) -> Array:
     """Return a tensor mapped read-only, with its NumPy dtype and shape."""
     if info.nbytes == 0:
         return np.zeros(info.shape, numpy_dtype(info.dtype))
-    raw = np.memmap(info.path, np.uint8, "r", info.begin, (info.nbytes,))
-    return np.asarray(raw).view(numpy_dtype(info.dtype)).reshape(info.shape)
+    # np.memmap also resolves the path, for every tensor: twice as much work as mapping it.
+    before = info.begin % mmap.ALLOCATIONGRANULARITY
+    with open(info.path, "rb") as file:
+        mapped = mmap.mmap(
+            file.fileno(), info.nbytes + before, access=mmap.ACCESS_READ, offset=info.begin - before
+        )
+    return np.frombuffer(mapped, numpy_dtype(info.dtype), offset=before).reshape(info.shape)
 
 
 class RankFile:

@@ -12,10 +12,25 @@ from enginix.checkpoint.rank_modules import MatrixSlice
 from enginix.checkpoint.tensor_errors import explain_mismatch, explain_missing
 from enginix.errors import ModelError
 from enginix.model import ModelConfig, ModelWeights, TensorInfo
+from enginix.model.family_rows import evaluate_expression, read_model_values
 
 FLOATS = ("F32", "F16", "BF16")
 # Buffers that old exporters stored; every model recomputes them.
 _IGNORED = ("*.rotary_emb.inv_freq", "*.self_attn.masked_bias", "*.self_attn.bias")
+
+
+@dataclass(frozen=True)
+class EmbeddingProjection:
+    """Matrices between an embedding of another width and the layers.
+
+    Attributes:
+        width: columns of the embedding.
+        embedding, head: modules; their weights are [hidden, width] and [width, hidden].
+    """
+
+    width: int
+    embedding: str
+    head: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,7 @@ class SourceNames:
         tied: a head that is not stored is the embedding.
         prefix: what early exporters left out at the beginning of all names; None where none does.
         ignored: patterns of buffers that the model recomputes.
+        projection: None where the embedding is as wide as the layers.
     """
 
     embedding: str = "model.embed_tokens"
@@ -34,6 +50,7 @@ class SourceNames:
     tied: bool = False
     prefix: str | None = None
     ignored: tuple[str, ...] = ()
+    projection: EmbeddingProjection | None = None
 
     def locate(self, tensors: Container[str], module: str, leaf: str) -> str:
         """Return the name of a tensor as these weights have it."""
@@ -48,10 +65,13 @@ def name_source_tensors(model: ModelConfig) -> SourceNames:
     row, tied = model.description, model.tie_word_embeddings
     if "layout" not in row:
         return SourceNames(tied=tied)
-    layout = row["layout"]
-    return SourceNames(
-        layout["embedding"], layout["head"], tied, row.get("prefix"), tuple(row.get("ignored", ()))
-    )
+    layout, projection = row["layout"], None
+    if names := layout.get("projections"):
+        values = read_model_values(model.raw, row) | {"hidden_size": model.hidden_size}
+        width = evaluate_expression(row["sizes"]["embedding_width"], values, str(model.directory))
+        projection = EmbeddingProjection(width, **names) if width != model.hidden_size else None
+    ignored = tuple(row.get("ignored", ()))
+    return SourceNames(layout["embedding"], layout["head"], tied, row.get("prefix"), ignored, projection)
 
 
 class SourceTensors:

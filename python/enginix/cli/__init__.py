@@ -148,16 +148,24 @@ _INPUTS = (
 )  # fmt: skip
 
 DESCRIPTION_COLUMNS = 112  # from which on a terminal shows descriptions as they are written
+# Numbers that may be 0; every other one of an option is above 0.
+_ZERO_ALLOWED = (
+    "port", "http_port", "grpc_port", "metrics_port", "seed", "warmup", "tolerance", "keep", "size", "needs",
+    "exit_timeout", "max_queue_size", "max_queue_delay_microseconds", "maxQueuedRequests",
+)  # fmt: skip
 
 # Commands of earlier versions → what replaces them.
 REMOVED = {
     "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own",
 }
 
+_TOO_LARGE = 1e9  # seconds that no timer of Python takes
+
 
 def _format_exit_codes() -> str:
     return "exit codes:\n" + "\n".join(
-        console.wrap_line(f"  {code:<3} {meaning}", 6) for code, meaning in EXIT_CODES.items()
+        console.wrap_line(f"  {code:<3} {meaning}", 6, console.find_help_width())
+        for code, meaning in EXIT_CODES.items()
     )
 
 
@@ -166,6 +174,25 @@ class _Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        self._words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Keep the words for the message of an error, then parse them."""
+        self._words = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Raise ``UsageError`` for a number that is negative or not finite, or 0 where that says nothing."""
+        value = super()._get_value(action, arg_string)
+        if action.type in (int, float):
+            allows_zero = action.dest in _ZERO_ALLOWED
+            is_above = value > 0 or (value == 0 and allows_zero)
+            if not is_above or (isinstance(value, float) and value >= _TOO_LARGE):
+                least = "of at least 0" if allows_zero else "above 0"
+                raise UsageError(
+                    f"{arg_string} is not a number {least}", where=action.option_strings[0], fix="pass one"
+                )
+        return value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Raise ``UsageError``, with the nearest choice for an unknown one."""
@@ -179,9 +206,11 @@ class _Parser(argparse.ArgumentParser):
         """Raise ``UsageError``, with the nearest known option for an unknown one."""
         unknown = message.removeprefix("unrecognized arguments: ")
         fixes = [f"{self.prog} --help"]
-        if unknown != message:
+        # argparse misses a required option before it tells the unknown one that was meant for it.
+        given = unknown.split() if unknown != message else self._words
+        if unknown != message or "required" in message:
             options = _list_options(self)
-            words = [w.split("=")[0] for w in unknown.split() if w.startswith("-")]
+            words = [w.split("=")[0] for w in given if w.startswith("--") and w.split("=")[0] not in options]
             nearest_options = {w: near for w in words if (near := find_nearest(w, options))}
             fixes = [f"{near} in place of {word}" for word, near in nearest_options.items()] or fixes
         raise UsageError(message, where=self.prog, fix="\n       ".join(fixes))
@@ -206,8 +235,8 @@ def _make_parser(name: str, module: ModuleType) -> _Parser:
 
 def _fit_description(text: str) -> str:
     """Return a description as it is written; fitted to a narrow terminal, or $COLUMNS."""
-    width = console.find_table_width()
-    if width is None or width >= DESCRIPTION_COLUMNS:
+    width = console.find_help_width()
+    if width >= DESCRIPTION_COLUMNS:
         return text
     from enginix.help_text import fit_description
 
@@ -237,7 +266,8 @@ def _format_command_list(names: Sequence[str]) -> str:
     listed = {name: COMMANDS[name][1] for name in names}
     width = max(map(len, listed))
     lines = (
-        console.wrap_line(f"  {name:<{width}}  {summary}", width + 4) for name, summary in listed.items()
+        console.wrap_line(f"  {name:<{width}}  {summary}", width + 4, console.find_help_width())
+        for name, summary in listed.items()
     )
     return "\n".join(lines)
 

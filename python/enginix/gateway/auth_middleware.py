@@ -31,10 +31,9 @@ from enginix.gateway.request_refusals import (
     refuse_web_page,
     replace_unprintable,
 )
+from enginix.gateway.routes import HEALTH, METRICS, MODELS, READING, list_methods
 from enginix.gateway.spec import BackendServer, GatewaySpec
 
-MODELS = "/v1/models"
-METRICS = "/metrics"
 # Texts of one request that are answered at the same time.
 _PARALLEL_PROMPTS = 8
 
@@ -106,8 +105,8 @@ class AuthMiddleware:
         except RequestRejected as e:
             await send_json(send, e.status, e.as_json())
             return
-        if scope["method"] not in ("GET", "HEAD"):
-            await send_json(send, 405, make_route_error(scope, 405).as_json())
+        if scope["method"] not in READING and scope["path"] in HEALTH:
+            await send_json(send, 405, make_route_error(scope).as_json(), [(b"allow", b"GET, HEAD")])
         elif scope["path"] == "/health/live":
             await send_json(send, 200, {"live": True})
         elif scope["path"] == "/health/ready":
@@ -120,6 +119,9 @@ class AuthMiddleware:
         request = ClientRequest(scope, receive, send)
         begin = time.monotonic()
         try:
+            if scope["method"] == "OPTIONS" and list_methods(scope["path"]):
+                # A browser asks so before its request, without a key.
+                raise make_route_error(scope)
             caller = self._keys.authenticate(scope["headers"])
             request.caller = caller.name
             if not self._keys.asked:
@@ -160,7 +162,7 @@ class AuthMiddleware:
     async def _serve(self, request: ClientRequest, caller: Caller) -> None:
         scope = request.scope
         path, method = scope["path"], scope["method"]
-        if path == METRICS and method == "GET":
+        if path == METRICS and method in READING:
             await self._send_metrics(request, caller)
         elif caller.is_monitor:
             raise RequestRejected(f"this key reads {METRICS} alone", None, 403)
@@ -177,9 +179,7 @@ class AuthMiddleware:
                 self._rates.take(caller, question.prompts)
                 with self._metrics.measure(model, caller.name) as meter:
                     await request.while_connected(self._answer(request, question, caller, meter))
-        elif path in ROUTES or method != "GET":
-            raise make_route_error(scope, 405 if path in ROUTES else 404)
-        elif path == MODELS or path.startswith(f"{MODELS}/"):
+        elif path != METRICS and method in READING and method in list_methods(path):
             await request.answer(
                 200, list_models(self._spec, caller, path.removeprefix(MODELS).removeprefix("/"))
             )

@@ -57,6 +57,8 @@ class ClientRequest:
         more: list[tuple[bytes, bytes]] = []
         if error.retry_after is not None:
             more.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+        if error.methods:
+            more.append((b"allow", ", ".join(error.methods).encode()))
         if error.closes_connection:
             more.append((b"connection", b"close"))
         await self.answer(error.status, error.as_json(), more)

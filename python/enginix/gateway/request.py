@@ -32,6 +32,8 @@ MAX_STOP_WORDS = 128
 MAX_STOP_CHARACTERS = 1024
 # LiteLLM reads whole numbers of 64 bits; others become inexact, or infinite.
 _WHOLE_NUMBERS = range(-(2**63), 2**64)
+# Roles whose messages have a content, as OpenAI's reference has it; of an assistant it may be null.
+_WITH_CONTENT = ("developer", "system", "user", "tool")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
@@ -45,6 +47,7 @@ class RequestRejected(Exception):
         code: OpenAI's code for the error, if there is one.
         retry_after: seconds after which the same request may be let through.
         closes_connection: what follows on the connection is not read as a request.
+        methods: that the route has, where it has not that of the request.
     """
 
     def __init__(
@@ -56,10 +59,12 @@ class RequestRejected(Exception):
         *,
         retry_after: int | None = None,
         closes_connection: bool = False,
+        methods: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.status, self.code = message, param, status, code
         self.retry_after, self.closes_connection = retry_after, closes_connection
+        self.methods = methods
 
     def as_json(self) -> dict[str, Any]:
         """Return the error's body, in OpenAI's form."""
@@ -248,6 +253,8 @@ def _check_contents(messages: Any) -> None:
     for number, message in enumerate(messages):
         content = _require_role(number, message).get("content")
         where = f"messages[{number}].content"
+        if content is None and message["role"] in _WITH_CONTENT:
+            raise RequestRejected(f"{where}: missing, or null", where)
         if isinstance(content, list):
             for i, part in enumerate(content):
                 _check_part(part, f"{where}[{i}]")
@@ -266,16 +273,19 @@ def _check_part(part: Any, where: str) -> None:
         if isinstance(image, dict) and image.keys() <= {"url", "detail"}:
             if not str(image.get("url")).startswith("data:image/"):
                 raise RequestRejected(
-                    f"{where}: send the image itself (data:image/…), not its address", where
+                    f"{where}: send the image itself (data:image/…), not its address",
+                    f"{where}.image_url.url",
                 )
             return
     if kind == "input_audio" and part.keys() == {"type", kind} and isinstance(inner, dict):
         data = inner.get("data")
         if inner.keys() <= {"data", "format"} and isinstance(data, str) and _BASE64.fullmatch(data):
             return
-        raise RequestRejected(f"{where}: send the audio itself (base64), not its address", where)
+        raise RequestRejected(
+            f"{where}: send the audio itself (base64), not its address", f"{where}.input_audio.data"
+        )
     raise RequestRejected(
-        f"{where}: only texts, images and audio that are sent with the request are passed on", where
+        f"{where}: only texts, images and audio that are sent with the request are passed on", f"{where}.type"
     )
 
 
@@ -292,7 +302,9 @@ def _check_tools(tools: Sequence[Any]) -> None:
         kind = tool.get("type", "function") if isinstance(tool, dict) else None
         if kind not in ("function", "custom"):
             where = f"tools[{number}]"
-            raise RequestRejected(f"{where}: only tools of type function or custom are passed on", where)
+            raise RequestRejected(
+                f"{where}: only tools of type function or custom are passed on", f"{where}.type"
+            )
 
 
 def _check_numbers(name: str, value: Any) -> None:
@@ -342,14 +354,15 @@ def _check_stream(body: Mapping[str, Any]) -> None:
     if not body.get("stream"):
         raise RequestRejected("stream_options: allowed only with stream", "stream_options")
     for name, value in options.items():
+        field = f"stream_options.{name[:64]}"
         if name not in ("include_usage", "include_obfuscation"):
-            raise RequestRejected(f"stream_options: {name} is unknown", "stream_options")
+            raise RequestRejected(f"{field}: no such parameter", field)
         if value is not None and not isinstance(value, bool):
-            raise RequestRejected(f"stream_options: {name} is not true or false", "stream_options")
+            raise RequestRejected(f"{field}: not true or false", field)
     if options.get("include_obfuscation"):
         raise RequestRejected(
-            "stream_options: include_obfuscation is not supported, except with the value false",
-            "stream_options",
+            "stream_options.include_obfuscation: not supported, except with the value false",
+            "stream_options.include_obfuscation",
         )
 
 

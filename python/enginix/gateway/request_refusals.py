@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from enginix.gateway.exchange import Scope
 from enginix.gateway.request import RequestRejected
+from enginix.gateway.routes import list_methods
 from enginix.ports import is_loopback_host
 
 
@@ -57,9 +58,11 @@ def refuse_query(scope: Scope) -> None:
         raise RequestRejected("the address has a query string (?…); parameters belong in the body, as JSON")
 
 
-def make_route_error(scope: Scope, status: int = 404) -> RequestRejected:
-    path, method = replace_unprintable(scope["path"]), scope["method"]
-    return RequestRejected(f"{path}: no such route for {method}", None, status)
+def make_route_error(scope: Scope) -> RequestRejected:
+    """Return the refusal of a method or path (RFC 9110, 15.5.5 and 15.5.6)."""
+    path, methods = replace_unprintable(scope["path"]), list_methods(scope["path"])
+    what = f"{path}: no such route for {scope['method']}"
+    return RequestRejected(what, None, 405 if methods else 404, methods=methods)
 
 
 def replace_unprintable(text: str) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from enginix.errors import EnginixError
 from enginix.letter_case import to_camel_case
+from enginix.wording import list_known
 
 VERSION = 1
 KINDS = ("triton", "openai")
@@ -134,9 +135,9 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
         GatewaySpecError: invalid; names the key.
     """
     top = _copy_object(description, where)
-    if top.pop("version", None) != VERSION:
+    if (version := top.pop("version", None)) != VERSION:
         fix = f'write "version": {VERSION}; enginix gateway --help shows a whole description'
-        raise GatewaySpecError(f"version is not {VERSION}", where=where, fix=fix)
+        raise GatewaySpecError(f"version is {version!r}, not {VERSION}", where=where, fix=fix)
     models = {}
     for name, rows in _copy_object(top.pop("models", None), f"{where}: models").items():
         model_where = f"{where}: models.{name}"
@@ -190,8 +191,9 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
         )
     if spec.strategy not in STRATEGIES:
         raise GatewaySpecError(
-            f"{spec.strategy!r} is not supported; use one of {', '.join(STRATEGIES)}",
+            f"{spec.strategy!r} is not supported",
             where=f"{where}: strategy",
+            fix=list_known(spec.strategy, STRATEGIES),
         )
     return spec
 
@@ -200,7 +202,7 @@ def _parse_server(row: Any, where: str) -> BackendServer:
     server = _fill_dataclass(BackendServer, _copy_object(row, where), where)
     if server.kind not in KINDS:
         raise GatewaySpecError(
-            f"{server.kind!r} is not supported; use one of {', '.join(KINDS)}", where=f"{where}.kind"
+            f"{server.kind!r} is not supported", where=f"{where}.kind", fix=list_known(server.kind, KINDS)
         )
     _check_name(server.model, f"{where}.model")
     try:
@@ -231,7 +233,7 @@ def _fill_dataclass(dataclass_type: type[_T], settings: dict[str, Any], where: s
     known = {to_camel_case(f.name): f for f in fields(dataclass_type)}  # type: ignore[arg-type]
     for key, value in settings.items():
         if key not in known:
-            raise GatewaySpecError(f"{key}: no such key; known: {', '.join(known)}", where=where)
+            raise GatewaySpecError(f"{key}: no such key", where=where, fix=list_known(key, known))
         type_name = str(known[key].type)
         checks = {"str": str, "int": int, "str | None": str | None, "int | None": int | None}
         if type_name in checks and (not isinstance(value, checks[type_name]) or isinstance(value, bool)):
@@ -260,7 +262,7 @@ def _parse_model_names(names: Any, models: Mapping[str, Any], where: str) -> tup
 
 def _check_model(name: Any, models: Mapping[str, Any], where: str) -> None:
     if not isinstance(name, str) or name not in models:
-        raise GatewaySpecError(f"{name!r} is not a model; known: {', '.join(models)}", where=where)
+        raise GatewaySpecError(f"{name!r} is not a model", where=where, fix=list_known(str(name), models))
 
 
 def _check_name(name: str, where: str) -> None:

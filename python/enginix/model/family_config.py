@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,22 @@ class _FamilyReader:
         self.values[name] = value
         return float(value)
 
-    def refuse_inexpressible(self) -> None:
-        """Refuse what a checkpoint of the architecture cannot express."""
-        for rule in self.row.get("refuse", ()):
+    def _list_unaccepted(self, rules: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield what a key is and why that matters, with its rule, for each value that a rule rejects."""
+        for rule in self.row.get(rules, ()):
             value = self.values.get(f"hf.{rule['key']}")
             accepted = [self.evaluate(entry) for entry in rule["accepts"]]
             if not any(type(value) is type(entry) and value == entry for entry in accepted):
-                raise ModelError(
-                    f"{rule['key']} is {value!r}: {rule['why']}", where=self.where, fix=rule["fix"]
-                )
+                yield f"{rule['key']} is {value!r}: {rule['why']}", rule
+
+    def notes(self) -> list[str]:
+        """Return where a checkpoint does not compute what transformers' class does."""
+        return [what for what, _ in self._list_unaccepted("notes")]
+
+    def refuse_inexpressible(self) -> None:
+        """Refuse what a checkpoint of the architecture cannot express."""
+        for what, rule in self._list_unaccepted("refuse"):
+            raise ModelError(what, where=self.where, fix=rule["fix"])
         for name, expression in self.row.get("fixed", {}).items():
             expected, value = self.evaluate(expression), self.values[name]
             if value != expected:
@@ -309,6 +316,7 @@ def parse_family_config(
         quantization=quantization,
         notes=(
             *rope.notes,
+            *reader.notes(),
             *([f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []),
         ),
         raw=raw,

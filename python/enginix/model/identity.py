@@ -12,15 +12,17 @@ from enginix.errors import ManifestError, ModelError
 from enginix.files import sha256_json
 from enginix.integrity import list_content
 from enginix.model.safetensors import ModelWeights, open_weights
+from enginix.model.tokenizer_files import VOCABULARY_FILES, is_tokenizer_file, list_tokenizer_files
 
 _CONFIG_FILES = ("config.json", "hf_quant_config.json", "model.safetensors.index.json")
+_SHOWN = 3
 
 
 def identify_model(directory: Path, weights: ModelWeights | None = None) -> dict[str, Any]:
     """Return a model's identity as ``{"model": …}``: its manifest's inputs, and the SHA-256 of its files.
 
-    Without a manifest that lists them, the files are configuration and weights. Weights are read, if nothing
-    has their digest: a store of Nix with a manifest, or the cache.
+    Without a manifest that lists them, the files are configuration, tokenizer and weights. Weights are read,
+    if nothing has their digest: a store of Nix with a manifest, or the cache.
 
     Raises:
         ManifestError: the model's files are not those of its manifest, or change while they are read.
@@ -40,11 +42,15 @@ def identify_model(directory: Path, weights: ModelWeights | None = None) -> dict
 
 
 def _digest_model_files(directory: Path, weights: ModelWeights | None) -> dict[str, str]:
-    paths = [directory / name for name in _CONFIG_FILES]
+    paths = [*(directory / name for name in _CONFIG_FILES), *list_tokenizer_files(directory)]
     # An engine of a checkpoint takes its tokenizer from a model that may lack weights.
     with suppress(ModelError):
         paths += [header.path for header in (weights or open_weights(directory)).headers]
-    return {path.name: digest_file(path).sha256 for path in sorted(paths) if path.exists()}
+    return {
+        path.relative_to(directory).as_posix(): digest_file(path).sha256
+        for path in sorted(paths)
+        if path.exists()
+    }
 
 
 def _require_pinned_files(directory: Path, pinned: dict[str, Any], files: dict[str, str]) -> None:
@@ -55,19 +61,30 @@ def _require_pinned_files(directory: Path, pinned: dict[str, Any], files: dict[s
             )
 
 
-def is_same_model(first: Any, second: Any) -> bool:
-    """Return whether two identities are of one content: equal files, as far as both list them.
+def list_differences(files: dict[str, Any], other_files: dict[str, Any]) -> list[str]:
+    """Return the names of files that differ between two models: of those that both list, and of those that
+    both must list.
 
-    Configuration and weights must be listed by both.
+    That is configuration and weights, and tokenizer files where both have a vocabulary.
     """
+    listed = (*files, *other_files)
+    needed = {n for n in listed if n in _CONFIG_FILES or n.endswith(".safetensors")}
+    if not needed:
+        return sorted(listed)
+    if all(any(name in each for name in VOCABULARY_FILES) for each in (files, other_files)):
+        needed |= {n for n in listed if is_tokenizer_file(n)}
+    names = (files.keys() & other_files.keys()) | needed
+    return sorted(n for n in names if files.get(n, 0) != other_files.get(n, 1))
+
+
+def is_same_model(first: Any, second: Any) -> bool:
+    """Return whether two identities are of one content (:func:`list_differences`)."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return False
     files, other_files = first.get("files"), second.get("files")
     if not isinstance(files, dict) or not isinstance(other_files, dict):
         return first == second
-    needed = {n for n in (*files, *other_files) if n in _CONFIG_FILES or n.endswith(".safetensors")}
-    names = (files.keys() & other_files.keys()) | needed
-    return bool(needed) and all(files.get(n, 0) == other_files.get(n, 1) for n in names)
+    return bool(files or other_files) and not list_differences(files, other_files)
 
 
 def require_same_model(recorded: Any, identity: dict[str, Any], where: Path, artefact: str) -> None:
@@ -89,9 +106,10 @@ def require_same_model(recorded: Any, identity: dict[str, Any], where: Path, art
             where=str(where),
             fix=f"make the {artefact} again from this model",
         )
+    different = list_differences(files, identity.get("files", {}))[:_SHOWN] if isinstance(files, dict) else []
     raise ManifestError(
         f"the {artefact} was made from {format_identity(recorded)}, but the model is "
-        f"{format_identity(identity)}",
+        f"{format_identity(identity)}" + (f"; different: {', '.join(different)}" if different else ""),
         where=str(where),
         fix=f"pass the model that the {artefact} was made from, or make it from this one",
     )

@@ -9,10 +9,6 @@ from collections.abc import Iterator
 from enginix.errors import EnginixError
 from enginix.tables import load_table
 
-# A quantized model: transformers reads its codes as if they were weights.
-_QUANTIZED_PROPOSAL = re.compile(r"[,;] or serve this one with the llmapi kind(?: \([^)]*\))?")
-_PROPOSAL = re.compile(r"serve (?P<what>the model|it) with the llmapi kind(?: \([^)]*\))?")
-
 
 def explain_no_pytorch_class(architecture: str | None) -> str | None:
     """Return that TensorRT-LLM's PyTorch backend has no class for an architecture; None where it has."""
@@ -21,24 +17,25 @@ def explain_no_pytorch_class(architecture: str | None) -> str | None:
     return f"TensorRT-LLM's PyTorch backend has no class for {architecture}, by its source of release 1.2"
 
 
-def limit_llmapi_advice(fix: str, architecture: str | None) -> str:
-    """Return a fix that proposes transformers in place of the llmapi kind where that lacks the class.
-
-    Nothing takes the place of the llmapi kind for ``this one``, a quantized model.
-    """
-    if architecture in load_table("pytorch_backend")["architectures"]:
+def _limit_advice(fix: str, architecture: str | None) -> str:
+    table = load_table("pytorch_backend")
+    if architecture in table["architectures"]:
         return fix
-    replacement = r"serve \g<what> with transformers: TensorRT-LLM's PyTorch backend has no class for it"
-    return _PROPOSAL.sub(replacement, _QUANTIZED_PROPOSAL.sub("", fix))
+    replacements = dict(table["proposals"])
+    pattern = "|".join(map(re.escape, replacements))
+    return re.sub(pattern, lambda match: replacements[match[0]], fix)
 
 
 @contextlib.contextmanager
 def limited_llmapi_advice(architecture: str | None) -> Iterator[None]:
-    """Apply :func:`limit_llmapi_advice` to the error that the body raises."""
+    """Change the fix of an error that the body raises, where it proposes the llmapi kind without a class.
+
+    Texts and architectures are those of pytorch_backend.json; nix/check/llmapi-advice.nix does the same.
+    """
     try:
         yield
     except EnginixError as e:
         if e.fix is not None:
-            e.fix = limit_llmapi_advice(e.fix, architecture)
+            e.fix = _limit_advice(e.fix, architecture)
             e.args = (str(e),)
         raise

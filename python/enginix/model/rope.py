@@ -157,22 +157,27 @@ def _read_scaling_type(
     raise ModelError(f"rope scaling {kind!r} is unknown", where=where, fix=f"known: {', '.join(known)}")
 
 
+def _find_value(key: str, parameters: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Any:
+    """Return a value that stands in the rope parameters, or beside them; refuse two that differ."""
+    inside, top = parameters.get(key), raw.get(key)
+    if inside is not None and top is not None and inside != top:
+        raise ModelError(
+            f"{key} is {inside} in the rope parameters and {top} beside them",
+            where=where,
+            fix="correct config.json: keep one of the two",
+        )
+    return top if inside is None else inside
+
+
 def _read_fraction(
     parameters: Mapping[str, Any], raw: Mapping[str, Any], kind: str, partial: bool, where: str
 ) -> tuple[float, list[str]]:
     """Return the rotated part of a head, and notes about it."""
-    inside, top = parameters.get("partial_rotary_factor"), raw.get("partial_rotary_factor")
-    value = top if inside is None else inside
+    value = _find_value("partial_rotary_factor", parameters, raw, where)
     if value is None:
         return 1.0, []
     if _require_number(value, "partial_rotary_factor", where) > 1:
         raise ModelError(f"partial_rotary_factor {value} is above 1", where=where, fix="correct config.json")
-    if inside is not None and top is not None and inside != top:
-        raise ModelError(
-            f"partial_rotary_factor is {inside} in the rope parameters and {top} beside them",
-            where=where,
-            fix="correct config.json: keep one of the two",
-        )
     if partial or value == 1:
         return float(value), []
     if kind != "default":
@@ -220,8 +225,8 @@ def read_rope(
             TensorRT-LLM cannot express, or one set per kind of layer (which no architecture here has).
     """
     parameters = _find_parameters(raw, where)
-    base = parameters.get("rope_theta", raw.get("rope_theta", row["defaults"]["rope_theta"]))
-    base = _require_number(base, "rope_theta", where)
+    base = _find_value("rope_theta", parameters, raw, where)
+    base = _require_number(row["defaults"]["rope_theta"] if base is None else base, "rope_theta", where)
     every_type = ["default", *load_table("architectures")["rope"]["types"]]
     kind = _read_scaling_type(parameters, raw, row["rope"]["types"] if checkpoint else every_type, where)
     fraction, notes = _read_fraction(parameters, raw, kind, row["rope"]["partial"], where)

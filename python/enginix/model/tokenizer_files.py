@@ -6,7 +6,7 @@ Locks include them; quantization and engines copy them.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from enginix.errors import ModelError
 
@@ -34,20 +34,31 @@ SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", 
 VOCABULARY_FILES = (FAST_TOKENIZER, "tokenizer.model", "vocab.json")
 
 
+def list_tokenizer_files(model: Path) -> list[Path]:
+    """Return the tokenizer files of a model directory, sorted; none of one without."""
+    return sorted({path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()})
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Return whether a model's file of this relative name is one of its tokenizer files."""
+    path = PurePath("/", name)
+    return any(path.match(f"/{pattern}") for pattern in TOKENIZER_FILES)
+
+
 def find_tokenizer_files(model: Path) -> list[Path]:
     """Return the tokenizer files of a model directory, sorted.
 
     Raises:
         ModelError: there is no tokenizer, without which an engine cannot be served.
     """
-    paths = {path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()}
+    paths = list_tokenizer_files(model)
     if not any(path.name in VOCABULARY_FILES for path in paths):
         raise ModelError(
             "no tokenizer",
             where=str(model),
             fix="pass the directory that has the model's tokenizer with --model",
         )
-    return sorted(paths)
+    return paths
 
 
 def require_fast_tokenizer(model: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginix.errors import UsageError
 from enginix.model.family_rows import describe_formats, list_family_rows
+from enginix.model.llmapi_advice import explain_no_pytorch_class
 from enginix.model.number_formats import read_algorithms, runs_on_gpu
 from enginix.tables import load_table
 from enginix.wording import list_known
@@ -179,7 +180,12 @@ def _list_unconverted(formats: Sequence[QuantizationFormat], architecture: str |
     """Return a warning for each format in which ``enginix convert`` refuses models of an architecture."""
     row = list_family_rows().get(architecture or "")
     if row is None:
-        return []
+        taken = load_table("converters")["converters"]["enginix"]["architectures"]
+        if architecture is None or architecture in taken:
+            return []
+        no_class = explain_no_pytorch_class(architecture)
+        served = f"no kind will take it: {no_class}" if no_class else "kind llmapi alone may take it"
+        return [f"enginix convert does not take {architecture} in any format, and {served}"]
     return [
         f"enginix convert takes {architecture} {describe_formats(row)} only, and will refuse this model in "
         f"{f.algorithm}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from enginix.console import fold_output
 from enginix.errors import EnginixError, MachineError, ModelError
-from enginix.optional_libraries import missing_library
+from enginix.optional_libraries import missing_library, pause_garbage_collector
 
 
 def import_library(name: str) -> Any:
@@ -19,7 +19,8 @@ def import_library(name: str) -> Any:
         MachineError: it is not installed.
     """
     try:
-        return importlib.import_module(name)
+        with pause_garbage_collector():
+            return importlib.import_module(name)
     except ImportError as e:
         raise missing_library(e, "quantize") or e from e
 

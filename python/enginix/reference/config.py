@@ -13,7 +13,7 @@ from typing import Any
 
 from enginix import manifest
 from enginix.errors import CheckpointError
-from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
 from enginix.reference.config_reader import ExecutorConfigReader
@@ -79,11 +79,12 @@ def _refuse_unsupported_keys(reader: ExecutorConfigReader) -> None:
         keys = ["qk_layernorm", "residual_mlp", "fc_after_embed", "clip_qkv"]
         for key in keys + ["inter_layernorms"] * (reader.raw["architecture"] != "Gemma2ForCausalLM"):
             if reader.raw.get(key, False) not in (False, None):
-                raise CheckpointError(
-                    f"{key} is {reader.raw[key]!r}, which the reference executor does not compute",
-                    where=reader.where,
-                    fix=limit_llmapi_advice(_OTHER_KINDS, reader.raw["architecture"]),
-                )
+                with limited_llmapi_advice(reader.raw["architecture"]):
+                    raise CheckpointError(
+                        f"{key} is {reader.raw[key]!r}, which the reference executor does not compute",
+                        where=reader.where,
+                        fix=_OTHER_KINDS,
+                    )
         return
     activation = reader.raw.get("hidden_act", "gelu")
     if activation not in ("silu", "swiglu"):
@@ -125,11 +126,13 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     reader = ExecutorConfigReader(raw, where)
     architecture = reader.text("architecture") or ""
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"architecture {architecture!r} is unknown",
-            where=where,
-            fix=f"known are: {', '.join(sorted(ARCHITECTURES))}",
-        )
+        with limited_llmapi_advice(architecture):
+            raise CheckpointError(
+                f"architecture {architecture!r} is unknown to the reference executor; known: "
+                f"{', '.join(sorted(ARCHITECTURES))}",
+                where=where,
+                fix=_OTHER_KINDS,
+            )
     family, is_moe = ARCHITECTURES[architecture]
     dtype = reader.text("dtype") or ""
     if dtype not in DTYPES:
@@ -178,11 +181,10 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     try:
         form = find_form(architecture, raw, hidden, head_size) if family == "form" else DecoderForm()
     except ValueError as e:
-        raise CheckpointError(
-            f"the reference executor does not compute {e}",
-            where=where,
-            fix=limit_llmapi_advice(_OTHER_KINDS, architecture),
-        ) from e
+        with limited_llmapi_advice(architecture):
+            raise CheckpointError(
+                f"the reference executor does not compute {e}", where=where, fix=_OTHER_KINDS
+            ) from e
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return ExecutorConfig(
         architecture=architecture,
@@ -223,7 +225,7 @@ def _read_checkpoint_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as e:
         raise CheckpointError(
-            f"no {path.name}",
+            f"no {path.name}" if path.parent.is_dir() else "no such directory",
             where=str(path.parent),
             fix="pass a checkpoint directory: the output of enginix convert",
         ) from e

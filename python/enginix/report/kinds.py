@@ -30,6 +30,7 @@ class ComparedModel:
         method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
         directory: of the model; None for a lock, which has no config.json.
         rotation: type of the rotary scaling; None where it is not known, as of a lock.
+        model_type: ``model_type`` of config.json.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ComparedModel:
     method: str | None = None
     directory: Path | None = None
     rotation: str | None = None
+    model_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def read_compared_model(where: Path) -> ComparedModel:
         method=accept_short_text(facts.get("quantizationMethod")),
         directory=where if where.is_dir() else None,
         rotation=rotation,
+        model_type=accept_short_text(facts.get("modelType")),
     )
 
 
@@ -126,11 +129,15 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
     for kind in list_kinds():
         verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
-        if takes and model.directory is not None and is_converted and kind.built_from == "checkpoint":
+        if takes and is_converted and kind.built_from == "checkpoint":
             # A comparison of engines in Nix has no planning, and asks about no model.
-            from enginix.kinds.planning.checkpoint_refusal import explain_config_refusal
+            from enginix.kinds.planning import checkpoint_refusal
 
-            refusal = explain_config_refusal(kind, model.directory)
+            if model.directory is None:
+                refusal = checkpoint_refusal.explain_lock_refusal(kind, model.architecture, model.model_type)
+                why = (*why, checkpoint_refusal.LOCK_LACKS_VALUES)
+            else:
+                refusal = checkpoint_refusal.explain_config_refusal(kind, model.directory)
             takes, why = (takes, why) if refusal is None else (False, (refusal,))
         refused = kind.explain_rotation(model.rotation) if model.rotation is not None else None
         if takes is not False and refused is not None:

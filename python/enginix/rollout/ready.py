@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from enginix.console import Heartbeat
-from enginix.errors import MachineError, UsageError
+from enginix.errors import EndpointError, MachineError, UsageError
 
 # A server that is loading answers with one of these, or does not listen yet.
 _LOADING = (404, 429, 500, 502, 503, 504)
@@ -29,7 +29,7 @@ def await_answer(url: str, timeout: float, model: str | None = None, key: str | 
         model: name of the model to ask; None for the first that the server lists.
 
     Raises:
-        MachineError: no answer in time, with the last reason, or refused for good (a wrong key).
+        EndpointError: no answer in time, with the last reason, or refused for good (a wrong key).
     """
     host, port = _parse_http_address(url)
     return _wait_until_answered(url, timeout, lambda left: _ask_once(host, port, model, key, left))
@@ -76,7 +76,9 @@ def _wait_until_answered(url: str, timeout: float, ask: Callable[[float], None])
         except _NotReady as e:
             waited = time.monotonic() - started
             if waited > timeout:
-                raise MachineError(f"no answer after {waited:.0f} s: {e}", where=url) from e
+                raise EndpointError(
+                    f"no answer after {waited:.0f} s: {e}", where=url, fix="start it, or raise --timeout"
+                ) from e
             heartbeat.beat(f"{url}: no answer since {waited:.0f} s")
             time.sleep(min(0.2, max(left, 0.01)))
 
@@ -98,7 +100,7 @@ def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout:
         if response.status in _LOADING:
             raise _NotReady(f"{path}: {response.status} {text[:200]!r}")
         if response.status != 200:
-            raise MachineError(
+            raise EndpointError(
                 f"refused ({response.status}): {text[:200]!r}",
                 where=path,
                 fix="pass the server's key" if response.status in (401, 403) else None,
@@ -106,7 +108,7 @@ def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout:
         try:
             return json.loads(text)
         except ValueError as e:
-            raise MachineError(f"not JSON: {text[:200]!r}", where=path) from e
+            raise EndpointError(f"not JSON: {text[:200]!r}", where=path) from e
 
     if model is None:
         try:
@@ -116,4 +118,4 @@ def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout:
     question = {"model": model, "messages": [{"role": "user", "content": "A"}], "max_tokens": 1}
     answer = call("POST", "/v1/chat/completions", question)
     if not (isinstance(answer, dict) and answer.get("choices")):
-        raise MachineError(f"an answer without choices: {str(answer)[:200]}", where="/v1/chat/completions")
+        raise EndpointError(f"an answer without choices: {str(answer)[:200]}", where="/v1/chat/completions")

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from enginix.errors import MachineError
@@ -126,10 +127,15 @@ class Child:
             return None
 
 
-def run_in_foreground(sandbox: Sandbox, words: list[str]) -> int:
+def run_in_foreground(
+    sandbox: Sandbox, words: list[str], when_started: Callable[[], None] = lambda: None
+) -> int:
     """Run a command to its end, with this process's input and output.
 
     Signals to this process are passed on. Returns the exit status; 128 + n for death by signal n.
+
+    Args:
+        when_started: called while the command runs and its signals are passed on.
     """
     with Child(sandbox, words, capture=False) as child:
 
@@ -138,6 +144,7 @@ def run_in_foreground(sandbox: Sandbox, words: list[str]) -> int:
 
         previous_handlers = {s: signal.signal(s, forward) for s in FORWARDED_SIGNALS}
         try:
+            when_started()
             status = child.process.wait()
         finally:
             for number, handler in previous_handlers.items():

@@ -15,7 +15,7 @@ from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
 from enginix.model.family_rows import find_written_name
-from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
 from enginix.runtime.table import Runtime
@@ -190,6 +190,17 @@ def check_support(
     Raises:
         UsageError: TensorRT-LLM would refuse the combination.
     """
+    with limited_llmapi_advice(architecture):
+        return _check_support(algorithm, kv_cache, architecture, target, say_format)
+
+
+def _check_support(
+    algorithm: str | None,
+    kv_cache: str | None,
+    architecture: str | None,
+    target: Target,
+    say_format: Callable[[str], str],
+) -> list[str]:
     support, algorithms = load_table("engine_support"), read_algorithms()
     name = algorithm or "NO_QUANT"
     row = algorithms.get(name)
@@ -198,7 +209,7 @@ def check_support(
     if not row["engine"]:
         raise UsageError(
             f"{name} cannot become an engine: {row['why']}",
-            fix=row["instead"] + (", or serve it with --kind llmapi" if row["llmapi"] else ""),
+            fix=row["instead"] + (", or serve this one with the llmapi kind" if row["llmapi"] else ""),
         )
     _refuse_unsupported_format(name, row, target, support, say_format)
     if kv_cache is not None:
@@ -212,7 +223,9 @@ def check_support(
     if written is not None and written not in support["architectures"]["engine"]:
         raise UsageError(
             f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
-            fix=limit_llmapi_advice("serve the model with the llmapi kind", architecture),
+            fix="serve the model with the llmapi kind"
+            if name == "NO_QUANT"
+            else "serve this one with the llmapi kind",
         )
     if why := support["architectures"]["unbuildable"].get(written):
         raise UsageError(

@@ -100,7 +100,8 @@ def find_runtime(name: str | Mapping[str, Any], kind: str | None = None, pin: Pa
         )
         raise UsageError(
             f"runtime {name} has no kind {kind}{why}",
-            fix=f"use one of {', '.join(capable_runtimes)}" + (", or --kind llmapi" if why else ""),
+            fix=f"use one of {', '.join(capable_runtimes)}"
+            + (", or kind llmapi if its PyTorch backend has the model's class" if why else ""),
         )
     paths = row.get("paths", {})
     return Runtime(

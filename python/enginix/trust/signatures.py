@@ -6,6 +6,7 @@ A manifest has the digests of all files and of its inputs' manifests, so that it
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -19,14 +20,21 @@ NAMESPACE = "enginix"
 _LARGEST_SIGNATURE = 1 << 16
 
 
-def sign_manifest(directory: Path, key: Path, out: Path) -> Path:
-    """Sign a manifest, and write the signature into ``out``.
+# One signature of a file that has several, one after another.
+_BLOCK = re.compile(r"-----BEGIN SSH SIGNATURE-----\n.*?-----END SSH SIGNATURE-----\n?", re.DOTALL)
+# Verifying takes a process or two a signature.
+_MOST_SIGNATURES = 16
+
+
+def sign_manifest(directory: Path, key: Path, out: Path, *, force: bool = False) -> Path:
+    """Sign a manifest, and write the signature into ``out``, behind those of other keys.
 
     Args:
         key: a private key; or a public one whose private key is in the SSH agent.
+        force: replace all signatures that are there.
 
     Raises:
-        UsageError: no such key, or one that cannot sign.
+        UsageError: no such key, one that cannot sign, or a signature of another manifest is there.
         MachineError: ssh-keygen is missing.
     """
     if not key.is_file():
@@ -42,8 +50,35 @@ def sign_manifest(directory: Path, key: Path, out: Path) -> Path:
             fix="pass a private key, or a public one whose private key is in the agent (ssh-add)",
         )
     signature = out / SIGNATURE_FILE
-    write_text(signature, done.stdout)
+    others = [] if force else _list_other_signatures(directory / MANIFEST_FILE, signature, done.stdout)
+    write_text(signature, "".join([*others, done.stdout]))
     return signature
+
+
+def _list_other_signatures(manifest: Path, signature: Path, new: str) -> list[str]:
+    """Return the signatures of other keys that are there already.
+
+    Raises:
+        UsageError: one is not of this manifest.
+    """
+    if not signature.exists():
+        return []
+    keys = {}
+    content = signature.read_text("utf-8", "replace")
+    for block in (*_BLOCK.findall(content), new):
+        with tempfile.NamedTemporaryFile("w", prefix="enginix-sign-", encoding="utf-8") as copy:
+            copy.write(block)
+            copy.flush()
+            words = ["ssh-keygen", "-Y", "check-novalidate", "-n", NAMESPACE, "-s", copy.name]
+            done = run_program(words, stdin=manifest, check=False)
+            keys[block] = "" if done.returncode else done.stdout.strip()
+    if "" in keys.values() or _BLOCK.sub("", content).strip() or len(keys) > _MOST_SIGNATURES:
+        raise UsageError(
+            "holds a signature that is not of this manifest, or too many",
+            where=str(signature),
+            fix="--force replaces what is there, or pass -o DIR",
+        )
+    return [block for block, key in keys.items() if key != keys[new]]
 
 
 def require_signature(
@@ -85,16 +120,17 @@ def require_signature(
         # Copies: what is verified is what was read.
         manifest_copy, signature_copy = Path(work) / MANIFEST_FILE, Path(work) / SIGNATURE_FILE
         manifest_copy.write_bytes(content)
-        signature_copy.write_bytes(signed)
         allowed = os.path.abspath(signers)
-        found = run_program(
-            [ssh_keygen, "-Y", "find-principals", "-s", signature_copy, "-f", allowed], check=False
-        )
-        for principal in found.stdout.splitlines() if found.returncode == 0 else ():
-            words = [ssh_keygen, "-Y", "verify", "-f", allowed, "-I", principal.strip()]
-            words += ["-n", NAMESPACE, "-s", str(signature_copy)]
-            if run_program(words, stdin=manifest_copy, check=False).returncode == 0:
-                return principal.strip()
+        for block in _BLOCK.findall(signed.decode("utf-8", "replace"))[:_MOST_SIGNATURES]:
+            signature_copy.write_text(block, "utf-8")
+            found = run_program(
+                [ssh_keygen, "-Y", "find-principals", "-s", signature_copy, "-f", allowed], check=False
+            )
+            for principal in found.stdout.splitlines() if found.returncode == 0 else ():
+                words = [ssh_keygen, "-Y", "verify", "-f", allowed, "-I", principal.strip()]
+                words += ["-n", NAMESPACE, "-s", str(signature_copy)]
+                if run_program(words, stdin=manifest_copy, check=False).returncode == 0:
+                    return principal.strip()
     raise ManifestError(
         "its signature is not one of an allowed signer over this manifest",
         where=str(path),

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
-from enginix.errors import MachineError, UsageError
+from enginix.errors import EndpointError, UsageError
 
 TIMEOUT = 600.0  # seconds without a byte
+_START = "start it (enginix up MODEL serves http://127.0.0.1:4000/v1), or pass the address of one that runs"
 # Status → what mends it, where the status alone tells.
 _FIXES = {
     401: "pass the endpoint's key: --key-file FILE",
     403: "pass a key that may use this model: --key-file FILE",
-    404: "pass the address up to its /v1, such as http://127.0.0.1:4000/v1, and a model that it serves",
+    404: "pass the address up to its /v1, such as http://127.0.0.1:4000/v1, and a model that it serves; "
+    "tritonserver itself has no such interface, enginix gateway puts it in front",
 }
 
 
-class EndpointError(MachineError):
-    """The endpoint cannot be reached, or refused the request.
+def parse_endpoint(address: str) -> str:
+    """Return the address up to its /v1: ``127.0.0.1:8000`` is ``http://127.0.0.1:8000/v1``.
 
-    Attributes:
-        status: of its answer; None where it gave none.
+    Raises:
+        UsageError: no address of a server.
     """
-
-    kind = "endpoint"
-
-    def __init__(
-        self, what: str, *, where: str | None = None, fix: str | None = None, status: int | None = None
-    ) -> None:
-        self.status = status
-        super().__init__(what, where=where, fix=fix)
+    url = f"http://{address}" if re.fullmatch(r"[\w.-]+:\d+(/.*)?", address) else address
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise UsageError(f"{address!r} is no address", fix="pass http://127.0.0.1:4000/v1")
+    return f"{url.rstrip('/')}/v1" if parts.path in ("", "/") else url.rstrip("/")
 
 
 def list_models(url: str, key: str | None = None) -> list[str]:
@@ -116,16 +122,20 @@ def _open(url: str, body: Mapping[str, Any] | None, key: str | None) -> Any:
         raise EndpointError(
             f"status {e.code}: {message}", where=url, fix=_FIXES.get(e.code), status=e.code
         ) from e
-    except (urllib.error.URLError, OSError) as e:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
         reason = getattr(e, "reason", e)
-        raise EndpointError(f"not reached: {reason}", where=url, fix="start it: enginix up MODEL") from e
+        raise EndpointError(f"not reached: {reason}", where=url, fix=_START) from e
 
 
 def _read_json(response: Any) -> dict[str, Any]:
     with response:
-        answer = json.loads(response.read())
+        text = response.read()
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = None
     if not isinstance(answer, dict):
-        raise EndpointError("the answer is no JSON object")
+        raise EndpointError("the answer is no JSON object", where=response.url, fix=_FIXES[404])
     return answer
 
 

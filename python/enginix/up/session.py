@@ -20,7 +20,8 @@ import enginix
 from enginix import console
 from enginix.console import format_bytes
 from enginix.ending import SignalReceived
-from enginix.errors import EXIT_OK, EnginixError, InterruptedWork, MachineError
+from enginix.errors import EXIT_OK, EXIT_USAGE, EnginixError, InterruptedWork, MachineError
+from enginix.files import is_being_written
 from enginix.process_group import end_with_parent, signal_group
 from enginix.up.stages import Stage
 
@@ -105,20 +106,38 @@ def run_stages(
     records = []
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.output.exists():
+        record = None
+        while record is None and not stage.output.exists():
+            if is_being_written(stage.output):
+                _await_other_run(stage.output, label)
+                continue
+            expected = log.estimate_seconds(stage)
+            about = "" if expected is None else f", about {expected:.0f} s by its last speed here"
+            console.print_message(f"{label}{about}")
+            try:
+                record = _run_stage(stage, as_json=as_json, quiet=quiet)
+            except StageFailed as e:
+                # Another run of enginix up began the same stage at the same moment.
+                if e.exit_code != EXIT_USAGE or not (stage.output.exists() or is_being_written(stage.output)):
+                    raise
+        if record is None:
             console.print_message(f"{label}: here already")
             records.append(StageRecord(stage.name, str(stage.output), cached=True))
             continue
-        expected = log.estimate_seconds(stage)
-        about = "" if expected is None else f", about {expected:.0f} s by its last speed here"
-        console.print_message(f"{label}{about}")
-        record = _run_stage(stage, as_json=as_json, quiet=quiet)
         log.append(record)
         console.print_message(
             f"{label}: {record.seconds:.1f} s, at most {format_bytes(record.peak_bytes)} of memory"
         )
         records.append(record)
     return records
+
+
+def _await_other_run(output: Path, label: str) -> None:
+    console.print_message(f"{label}: another enginix makes it; waiting for it")
+    begun, heartbeat = time.monotonic(), console.Heartbeat(TICK)
+    while is_being_written(output):
+        heartbeat.beat(f"{label}: waiting for another enginix since {time.monotonic() - begun:.0f} s")
+        time.sleep(0.5)
 
 
 def _run_stage(stage: Stage, *, as_json: bool, quiet: bool) -> StageRecord:

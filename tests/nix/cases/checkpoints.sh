@@ -58,9 +58,10 @@ test_checkpoint_by_modelopt() {
     says '"converter": "modelopt"' && [ "$(echo "$path"/rank*.safetensors | wc -w)" = 2 ]
 }
 
+# The checkpoint of the case before, built once more.
 test_checkpoint_by_modelopt_is_reproducible() {
-  with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link &&
-    with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link --rebuild
+  with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" --no-link &&
+    with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" --no-link --rebuild
 }
 
 # The environment that quantizes and converts is one part of the scope.
@@ -90,6 +91,9 @@ test_checkpoint_converter_must_take_the_architecture() {
 test_checkpoint_of_a_family_is_refused_at_evaluation() {
   refused "model = $(named BloomForCausalLM); tensorParallel = 2; pipelineParallel = 2;" 'pipelineParallel = 2: BloomForCausalLM does not take it' &&
     refused "model = $(named BloomForCausalLM) // { quantization = \"FP8\"; };" 'converts BloomForCausalLM unquantized only' &&
+    refused "model = $(named BloomForCausalLM) // { quantization = \"FP8\"; };" 'Pass the unquantized model.' &&
+    refused "model = $(named BloomForCausalLM) // { quantization = \"FP9\"; };" 'quantize with ModelOpt to one of' W8A8_SQ_PER_CHANNEL. &&
+    refused "model = $(named Qwen3ForCausalLM) // { quantization = \"FP9\"; };" '; or serve this one with the llmapi kind' &&
     refused "model = $(named GemmaForCausalLM) // { quantization = \"NVFP4\"; };" 'converts GemmaForCausalLM in FP8, ' &&
     refused "model = $(named Gemma2ForCausalLM) // { model = { architecture = \"Gemma2ForCausalLM\"; kvHeads = 4; }; }; tensorParallel = 8;" 'with 4 KV heads' &&
     refused "model = $(named OPTForCausalLM) // { model = { architecture = \"OPTForCausalLM\"; vocabulary = 50265; }; }; tensorParallel = 2;" 'with a vocabulary of 50265' &&

@@ -35,6 +35,11 @@ test_docs_example_with_a_typo_does_not() {
     refuses "$nix" eval --impure --expr "import $tmp/typo/a-2.nix { root = $root; }" && says maxBatchSise
 }
 
+test_docs_error_of_the_tutorial_is_evaluations() {
+  refuses with_lib eval 'e.check.gpus.find "mkEngine { kind = \"tensorrt\"; }" "h2000"' &&
+    says "$(grep 'unknown target' docs/tutorial/first-model.md)"
+}
+
 test_docs_options_page_is_fresh() {
   quietly "$nix" eval --impure --raw --expr "import $root/tests/nix/options.nix" || return 1
   grep -av '^warning' "$out" >"$tmp/options.md"

@@ -41,3 +41,27 @@ test_launcher_imports_nothing_from_the_callers_directory() {
   (cd "$tmp/caller" && quietly "$enginix" convert "$root/tests/models/tiny-qwen3" -o "$tmp/converted") &&
     [ -s "$tmp/converted/rank0.safetensors" ] && ! grep -q 'imported from' "$out"
 }
+
+# The commands of a page as they stand, on the tiny engine; its places of the machine are in the test's directory.
+page_commands() { # page, pattern of its commands
+  local commands
+  commands=$(sed -n '/^```sh$/,/^```$/p' "docs/how-to/$1.md" | grep -E "^($2)" | sed "s,/etc/nix/,$tmp/pages/,; s,/srv/,$tmp/pages/,; s,\.#,$root#,")
+  [ -n "$commands" ] && (cd "$tmp/pages" && quietly eval "set -e; ${commands//nix /$nix }")
+}
+
+test_pages_on_disk_logs_and_caches() {
+  slow || return
+  # A cache that is asked in vain takes seconds.
+  local pages=$tmp/pages path ENGINIX_NIX_CONFIG='substituters ='
+  export ENGINIX_NIX_CONFIG
+  mkdir -p "$pages" && quietly "$nix" build -o "$pages/result" .#tiny-qwen3-engine && path=$(readlink -f "$pages/result") || return 1
+  page_commands disk 'nix path-info|nix build -o model|nix-store --gc --print-roots' && says 'does not depend on' && says "$pages/result -> " || return 1
+  page_commands logs-and-metrics 'nix ' && says 'gate weights: passed' || return 1
+  # Its signature stays out of the machine's store.
+  quietly "$nix" copy --no-check-sigs --to "$pages/store" "$path" || return 1
+  NIX_REMOTE="local?root=$pages/store" page_commands binary-cache 'install|nix ' && says 'cache.example.org-1:' &&
+    [ "$(stat -c %a "$pages/cache-key")" = 600 ] || return 1
+  taken() { quietly "$nix" copy --from "file://$pages/cache" --to "$pages/empty" "$path" "$@"; }
+  refuses taken && says 'lacks a valid signature' &&
+    taken --option trusted-public-keys "$("$nix" key convert-secret-to-public <"$pages/cache-key")"
+}

@@ -36,8 +36,8 @@ rtx_refuses() { # arguments, what the error says
 
 test_rtx_refusals_name_the_reason_and_another_kind() {
   rtx_refuses 'said { kvCacheQuantization = "FP8"; }' 'refuses a KV cache in FP8' && says 'kind = "tensorrt" or "llmapi"' &&
-    rtx_refuses 'said { architecture = "Qwen3MoeForCausalLM"; }' 'Qwen3MoeForCausalLM is not taken by kind rtx' && says 'kind = "llmapi"' &&
-    rtx_refuses 'said { architecture = "OPTForCausalLM"; }' 'OPTForCausalLM is not taken by kind rtx' && says 'Serve it with transformers' &&
+    rtx_refuses 'said { architecture = "Qwen3MoeForCausalLM"; }' 'Qwen3MoeForCausalLM is not taken by kind rtx' && says 'serve the model with the llmapi kind' &&
+    rtx_refuses 'said { architecture = "OPTForCausalLM"; }' 'OPTForCausalLM is not taken by kind rtx' && says 'serve the model with transformers' &&
     rtx_refuses 'said { quantization = "W4A8_AWQ"; }' 'W4A8_AWQ is not taken by kind rtx' &&
     rtx_refuses 'said { headSize = 512; }' 'heads of 512 have no fused attention' &&
     rtx_refuses '{ targets = [ "h200" ]; }' 'h200 is SM 90' && says 'that GPU: tensorrt or llmapi or reference' &&

@@ -11,7 +11,7 @@ let
   inherit (read "runtime/runtimes") runtimes;
   inherit (read "machine/gpus") gpus;
   gpu = name: gpus.${name} // { inherit name; };
-  accepted = algorithm: name: !fails (check.target.quantization "e" algorithm (gpu name));
+  accepted = algorithm: name: !fails (check.target.quantization "e" null algorithm (gpu name));
 
   facts = {
     quantization = null;
@@ -129,7 +129,7 @@ in
   };
   # A format that a part lacks is refused, whatever its SM says.
   testFormatThatTheGpuLacks = {
-    expr = map (formats: fails (check.target.quantization "e" "FP8" { name = "x"; sm = 90; inherit formats; })) [
+    expr = map (formats: fails (check.target.quantization "e" null "FP8" { name = "x"; sm = 90; inherit formats; })) [
       [ "BF16" "FP8" ]
       [ "BF16" "INT8" ]
     ];
@@ -187,23 +187,23 @@ in
     expected = [ false false false ];
   };
   testUnknownQuantization = {
-    expr = fails (check.target.quantizationBy { format = f: f; artefacts = "Models"; } "e" "FP9" (gpu "h200"));
+    expr = fails (check.target.quantizationBy { architecture = null; format = f: f; artefacts = "Models"; } "e" "FP9" (gpu "h200"));
     expected = true;
   };
   testEnginesNeedAmpere = {
-    expr = fails (check.target.quantization "e" null { name = "t4"; sm = 75; });
+    expr = fails (check.target.quantization "e" null null { name = "t4"; sm = 75; });
     expected = true;
   };
   testKvCacheAccepts = {
-    expr = map (f: check.target.kvCache "e" f (gpu "h200")) [ null "FP8" "INT8" ];
+    expr = map (f: check.target.kvCache "e" null f (gpu "h200")) [ null "FP8" "INT8" ];
     expected = [ null "FP8" "INT8" ];
   };
   testInt8KvCacheRefusedOnBlackwell = {
-    expr = fails (check.target.kvCache "e" "INT8" (gpu "b200"));
+    expr = fails (check.target.kvCache "e" null "INT8" (gpu "b200"));
     expected = true;
   };
   testNvfp4KvCacheRefused = {
-    expr = fails (check.target.kvCache "e" "NVFP4" (gpu "b200"));
+    expr = fails (check.target.kvCache "e" null "NVFP4" (gpu "b200"));
     expected = true;
   };
   testArchitectureOfTheEnginePath = {

@@ -253,19 +253,19 @@ in
     ];
   };
   testNvfp4OnBlackwell = {
-    expr = check.target.quantization "e" "NVFP4" blackwell;
+    expr = check.target.quantization "e" null "NVFP4" blackwell;
     expected = "NVFP4";
   };
   testNvfp4RefusedOnHopper = {
-    expr = fails (check.target.quantization "e" "NVFP4" hopper);
+    expr = fails (check.target.quantization "e" null "NVFP4" hopper);
     expected = true;
   };
   testFp8OnAda = {
-    expr = check.target.quantization "e" "FP8" ada;
+    expr = check.target.quantization "e" null "FP8" ada;
     expected = "FP8";
   };
   testUnquantizedAnywhere = {
-    expr = check.target.quantization "e" null ada;
+    expr = check.target.quantization "e" null null ada;
     expected = null;
   };
 }

@@ -23,7 +23,7 @@ for _case in list_family_conversions():
 def change_config(name: str, tmp_path: Path, **keys: Any) -> Path:
     """Return a copy of a family's golden model, its weights linked, with other keys."""
     model = tmp_path / "model"
-    model.mkdir()
+    model.mkdir(parents=True)
     for path in MODELS[name].iterdir():
         if path.name != "config.json":
             (model / path.name).symlink_to(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ ROPE_CONSTANTS = (
 )
 
 
+@functools.cache
 def unpack_archive(name: str) -> Path:
     """Return the directory of an archive of tests/golden, unpacked once a user and digest.
 
@@ -85,6 +87,7 @@ class Conversion:
         return root() / self.case / self.label
 
 
+@functools.cache
 def conversions() -> list[Conversion]:
     """Every conversion of the archive (not the ``load-*`` cases, which start from ModelOpt's output)."""
     found = []

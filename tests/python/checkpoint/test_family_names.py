@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from family_golden import list_family_conversions
@@ -16,6 +17,24 @@ from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.hub.model_metadata import extract_model_metadata
 from enginix.model.config import parse_config, read_model_config
 from enginix.model.family_rows import list_family_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored", "taken"),
+    [
+        ("DeepseekV2ForCausalLM", {"norm_topk_prob": True}, {"norm_topk_prob": False}),
+        ("MPTForCausalLM", {"attn_config": {"alibi_bias_max": 16}}, {"attn_config": {"alibi_bias_max": 8}}),
+    ],
+)
+def test_a_value_that_transformers_ignores_is_noted(
+    name: str, ignored: dict[str, Any], taken: dict[str, Any], tmp_path: Path
+) -> None:
+    (key,) = ignored
+    raw = json.loads((MODELS[name] / "config.json").read_text())
+    for number, (keys, count) in enumerate(((ignored, 1), (taken, 0))):
+        value = raw[key] | keys[key] if isinstance(keys[key], dict) else keys[key]
+        notes = read_model_config(change_config(name, tmp_path / str(number), **{key: value})).notes
+        assert len([note for note in notes if "transformers' class" in note]) == count
 
 
 def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:

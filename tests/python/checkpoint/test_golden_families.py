@@ -23,11 +23,9 @@ from enginix.tables import load_table
 
 PATTERNS = [pattern for row in list_family_rows().values() for pattern in row["golden"]] + ["llama-017"]
 CASES = [c for c in list_family_conversions() if any(fnmatchcase(c.case, p) for p in PATTERNS)]
-# Sound conversions of NVIDIA's that ours refuses.
-REFUSED = {"opt-embed-proj": "the rounding of a matrix product depends on the machine"}
 # Defects of release 0.17 alone: the class map of the supported releases has the architecture.
 RIGHT_LATER = {"mpt-transformers-arch": "MptForCausalLM"}
-SOUND = [c for c in CASES if c.error is None and c.defect is None and c.case not in REFUSED]
+SOUND = [c for c in CASES if c.error is None and c.defect is None]
 OTHERS = [c for c in CASES if c not in SOUND]
 # Tables that the loader computes itself and does not take from the file.
 BUFFERS = (

@@ -170,7 +170,7 @@ def test_help_finds_a_word(words: list[str], first: str | None, capsys: pytest.C
         (["bench", "localhost"], "neither the directory of an engine nor an address", "http://host:port/v1"),
         (["chat", "--url", "localhost"], "is no address", "pass http://127.0.0.1:4000/v1"),
         (["reference", "tests", "--questions", "none", "-o", "x"], "none: no such file", "check the path"),
-        (["gateway", "tests/models/tiny-qwen3/config.json"], "version is not 1", '"version": 1'),
+        (["gateway", "tests/models/tiny-qwen3/config.json"], "version is None, not 1", '"version": 1'),
         (["gateway", "none.json"], "unreadable", "enginix gateway --help"),
     ],
 )
@@ -219,7 +219,24 @@ def test_an_artefact_of_another_stage(capsys: pytest.CaptureFixture[str], tmp_pa
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_help_fits_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are broken as a shell takes them: joined again, they are the words that were written."""
-    monkeypatch.setenv("COLUMNS", "80")
+    for columns in ("80", None):
+        # In a pipe there is neither a terminal nor $COLUMNS.
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", columns)
+        _check_width(command)
+
+
+def test_the_overview_fits_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def _check_width(command: str) -> None:
     module = importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}")
     text = cli._make_parser(command, module).format_help()
     assert [line for line in text.splitlines() if len(line) > 80] == []

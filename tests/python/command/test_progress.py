@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -113,6 +114,22 @@ def test_a_wait_is_drawn_again_on_a_terminal_and_seldom_told_in_a_log() -> None:
     done = subprocess.run(words, capture_output=True, env=environment, check=True, text=True)
     # show_waiting is for terminals alone; a log has the heartbeat's lines.
     assert "server:" not in done.stderr and done.stderr.endswith("ready\n")
+
+
+def test_the_log_of_a_nix_build_is_calm_though_it_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nix shows and keeps whole lines: a drawn one would only be in `nix log`, with its escapes."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    for is_build in (False, True):
+        if is_build:
+            monkeypatch.setenv("NIX_LOG_FD", "2")
+        assert progress.CommandProgress("a").is_terminal != is_build
+        assert console.is_watched() != is_build
+        terminal.truncate(0)
+        console.print_message("note: a")
+        assert ("\x1b[36m" in terminal.getvalue()) != is_build
 
 
 def test_a_log_is_calm_and_quiet_is_silent(capfd: pytest.CaptureFixture[str]) -> None:

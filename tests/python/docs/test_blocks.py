@@ -19,6 +19,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ from pathlib import Path
 import pytest
 
 from enginix import cli
+from enginix.gateway.keys import Keys
+from enginix.gateway.spec import parse_gateway_spec
 
-from .test_pages import PAGES, ROOT
+from .test_pages import PAGES, ROOT, read_prose
 
 # tests/python/openai/test_reverse_proxy.py runs nginx and caddyfile.
 TAGS = {"nix", "sh", "console", "text", "json", "python", "nginx", "caddyfile"}
@@ -220,8 +223,12 @@ def test_commands_over_the_repository_are_run(
         assert code in (0, 1) and printed
         return
     output = [" ".join(line.split()) for line in printed.splitlines()]
-    for line in shown:
-        assert line == "…" or " ".join(line.split()) in output, line
+    position = 0
+    for number, line in enumerate(" ".join(line.split()) for line in shown):
+        # Lines are left out only where the page says so.
+        assert line == "…" or line in output[position:], line
+        assert number == 0 or "…" in (line, shown[number - 1]) or line == output[position], line
+        position = position if line == "…" else output.index(line, position) + 1
 
 
 def test_something_is_run() -> None:
@@ -350,18 +357,57 @@ def test_options_of_nix_are_known_to_the_oldest_supported_one() -> None:
     assert unknown == []
 
 
-def test_commands_of_nix_are_listed_with_the_reason() -> None:
-    """README and how-to pages; each row of the list is of a command that one of them has."""
+def test_commands_of_other_programs_are_listed() -> None:
+    """README and how-to pages: who runs a command, or why no test does; each row is of a command there."""
     text = (ROOT / "docs/explanation/verification.md").read_text("utf-8")
-    section = text.partition("that no test runs\n")[2].partition("\n## ")[0]
+    section = text.partition("\n## Commands of README and how-to pages\n")[2].partition("\n## ")[0]
+    run, not_run = section.split("And these none:")
+    for line in run.splitlines():
+        for place in re.findall(r"`(tests/[^`]+)`", line.rpartition("|")[0].rpartition("|")[2]):
+            assert (ROOT / place).exists(), place
     rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
     listed = [command for cell, reason in rows for command in re.findall(r"`(.+?)`", cell) if reason.strip()]
+    assert len(listed) == len(set(listed)) and "`" in run and "`" in not_run
     commands = [
         " ".join(words)
         for block in of("sh", "console")
-        if str(block.page.relative_to(ROOT)).startswith(("README.md", "docs/how-to/"))
+        if str(block.page.relative_to(ROOT)).startswith(("README.md", "docs/how-to/", "docs/tutorial/"))
         for words in list_commands(block)
-        if re.match(r"nix(-|$)|nixos-", words[0])
+        if words[0] != "enginix"
     ]
     assert [c for c in commands if not any(c.startswith(beginning) for beginning in listed)] == []
     assert [b for b in listed if not any(c.startswith(b) for c in commands)] == []
+
+
+def test_the_key_of_the_page_on_secrets_is_taken(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/secrets.md").read_text("utf-8")
+    block = page.partition("## Write a key")[2].partition("```sh\n")[2].partition("```")[0]
+    subprocess.run(["bash", "-ec", block.replace("/run/", f"{tmp_path}/")], check=True)
+    models = {"tiny": [{"kind": "triton", "url": "http://127.0.0.1:8000", "model": "ensemble"}]}
+    key_file = str(tmp_path / "secrets" / "gateway")
+    spec = {"version": 1, "name": "gateway", "models": models, "keyFile": key_file}
+    assert [caller.name for caller in Keys(parse_gateway_spec(spec, "test")).callers] == ["operator"]
+
+
+def test_the_completion_of_the_page_is_installed(tmp_path: Path) -> None:
+    """Into a home that has no folder of completions yet."""
+    page = (ROOT / "docs/how-to/install.md").read_text("utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("enginix completion bash"))
+    program = f'enginix() {{ {shlex.quote(sys.executable)} -m enginix "$@"; }}; '
+    variables = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "python")}
+    subprocess.run(["bash", "-o", "pipefail", "-ec", program + line], env=variables, check=True)
+    assert "complete " in (tmp_path / ".local/share/bash-completion/completions/enginix").read_text()
+
+
+def test_options_in_sentences_are_those_of_their_command() -> None:
+    wrong = []
+    for page in PAGES:
+        for text in re.findall(r"`(enginix [^`]+)`", read_prose(page)):
+            _, command, *words = text.split()
+            options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words)))
+            if command in cli.COMMANDS:
+                parser = cli._make_parser(
+                    command, importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}")
+                )
+                wrong += [(page.name, text) for option in options if option not in cli._list_options(parser)]
+    assert wrong == []

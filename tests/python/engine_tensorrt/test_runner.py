@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginix import manifest
+from enginix import beside, manifest
 from enginix.cli import main
 from enginix.errors import ManifestError
 from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
@@ -204,7 +204,7 @@ def test_a_merged_file_is_read_inside_the_runtime(model, rootfs, driver, tmp_pat
     assert main(line) == 0
     seen = []
 
-    def look(sandbox, words):
+    def look(sandbox, words, _):
         path = words[words.index("--extra_llm_api_options") + 1]
         seen.append(json.loads((sandbox.work / Path(path).relative_to(sandbox.inside)).read_text()))
         return 0
@@ -312,10 +312,27 @@ def test_ranks_of_an_engine_without_a_target_have_workers_of_their_own(
     assert main([*line, "--tensor-parallel", str(ranks), "-o", str(tmp_path / "e")]) == 0
     seen = []
     monkeypatch.setattr(
-        child, "run_in_foreground", lambda sandbox, words: seen.append(sandbox.environment()) or 0
+        child, "run_in_foreground", lambda sandbox, words, _: seen.append(sandbox.environment()) or 0
     )
     assert main(["runner", str(tmp_path / "e")]) == 0
     assert [e["TLLM_WORKER_USE_SINGLE_PROCESS"] for e in seen] == [single]
+
+
+def test_the_runner_watches_an_engine_until_its_server_answers(model, tmp_path, monkeypatch):
+    line = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
+    assert main([*line, "-o", str(tmp_path / "e")]) == 0
+    seen = []
+
+    def look(watch, *address):
+        seen.extend(address)
+        (tmp_path / "e" / "tokenizer" / "tokenizer.json").write_text("{}")
+        with pytest.raises(ManifestError, match="changed while it was read"):
+            watch.require_unchanged()
+
+    monkeypatch.setattr(beside, "end_if_files_change", look)
+    monkeypatch.setattr(child, "run_in_foreground", lambda sandbox, words, started: started() or 0)
+    assert main(["runner", str(tmp_path / "e"), "--port", "8123"]) == 0
+    assert seen == ["127.0.0.1", 8123]
 
 
 def test_runner_says_what_it_needs(capsys):

@@ -170,8 +170,8 @@ def test_every_golden_request(tmp_path: Path) -> None:
         """map (c: value (let
           gpu = { name = "g"; inherit (c) sm; };
           facts = {
-            quantization = check.target.quantization "e" c.said.quant_algo gpu;
-            kvCache = check.target.kvCache "e" c.said.kv_cache_quant_algo gpu;
+            quantization = check.target.quantization "e" null c.said.quant_algo gpu;
+            kvCache = check.target.kvCache "e" null c.said.kv_cache_quant_algo gpu;
             architecture = check.target.architecture "e" c.said.architecture;
             tensorParallel = c.said.tp_size;
             eagleLayers = c.said.num_eagle_layers or null;

@@ -327,7 +327,7 @@ def test_quantized_models_for_gpus(tmp_path: Path) -> None:
     gpus = ["t4", "rtx-3090", "l4", "h200", "b200", "rtx-5090", "vr200", "jetson-t5000", "igx-orin", "gb10"]
     cases = list(itertools.product(formats, gpus))
     data = [{"algorithm": formats[name], "gpu": gpu} for name, gpu in cases]
-    words = '{ format = f: "format ${f}"; artefacts = "Models"; }'
+    words = '{ architecture = null; format = f: "format ${f}"; artefacts = "Models"; }'
     checked = f'check.target.quantizationBy {words} "e" c.algorithm (check.gpus.find "e" c.gpu)'
     nix = evaluate(f"map (c: accepts ({checked})) data", data, tmp_path)
     python = [said(lambda n=n, g=g: bool(resolve_format(name=n, target_name=g))) is True for n, g in cases]

@@ -99,8 +99,8 @@ def test_support(tmp_path: Path) -> None:
         """map (c: let
           gpu = gpus.${builtins.elemAt c 3} // { name = builtins.elemAt c 3; };
         in accepts [
-          (check.target.quantization "e" (builtins.elemAt c 0) gpu)
-          (check.target.kvCache "e" (builtins.elemAt c 1) gpu)
+          (check.target.quantization "e" null (builtins.elemAt c 0) gpu)
+          (check.target.kvCache "e" null (builtins.elemAt c 1) gpu)
           (check.target.architecture "e" (builtins.elemAt c 2))
         ]) data""",
         cells,

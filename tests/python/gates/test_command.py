@@ -101,7 +101,7 @@ def test_gate_judges_engines_and_checkpoints(
     words = ("gate", fp8, "--reference", answers, "--gates")
     assert enginix(*words, '{"files": {}}') == 0
     assert enginix(*words, '{"weights": {}}') == 1
-    assert "pass --model" in capsys.readouterr().err
+    assert "fix: pass --model" in capsys.readouterr().err
 
 
 def test_gate_writes_its_evidence_where_it_fails(
@@ -225,7 +225,7 @@ def test_kept_answers_judge_an_unquantized_engine_as_the_model_does(
 def test_kept_logits_that_are_not_the_models_fail(
     checkpoint: Path, model: Path, answers: Path, tmp_path: Path, damage: str
 ) -> None:
-    bad = shutil.copytree(answers, tmp_path / "bad")
+    bad = shutil.copytree(answers, tmp_path / "bad", ignore=shutil.ignore_patterns("enginix.json"))
     path, described = bad / "logits.safetensors", json.loads((bad / "answers.json").read_text())
     if damage == "missing":
         path.unlink()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.errors import GateError
@@ -25,6 +26,7 @@ from enginix.evaluation.reference_answers.material import Material, load_materia
 from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
 from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.reference.executor import Executor
+from enginix.triton.models.detokenizer import load_tokenizer
 from tiny_model import Tensors, damaged
 
 Change = Callable[[Path], object]
@@ -100,6 +102,10 @@ FILES: dict[str, tuple[Change, str]] = {
         "chat template",
     ),
     "no template": (lambda d: (d / "chat_template.jinja").unlink(), "chat template"),
+    "configuration beside the tokenizer": (
+        lambda d: (d / "config.json").write_text('{"model_type": "llama"}'),
+        "config.json is no file of a tokenizer",
+    ),
     "another file of a tokenizer": (lambda d: (d / "vocab.json").write_text("{}"), "vocab.json"),
 }  # fmt: skip
 
@@ -164,6 +170,23 @@ PASSED_OVER: dict[str, tuple[Change, str]] = {
 }
 
 
+# What the model's files have, and the engine's lack; the first three are passed over by transformers.
+LACKING: dict[str, tuple[Change, str]] = {
+    "a template of processors": (
+        PASSED_OVER["a template of processors"][0],
+        "the model's another chat template",
+    ),
+    "added tokens": (PASSED_OVER["a file of added tokens"][0], "the model's added_tokens.json: 'zebra'"),
+    "special tokens": (
+        PASSED_OVER["another map of special tokens"][0],
+        "the model's special_tokens_map.json: eos_token",
+    ),
+    "a token before each text": (PASSED_OVER["a token before each text"][0], "add_bos_token is None"),
+    "a template for tools": (PASSED_OVER["a template for tools in a list"][0], "chat template"),
+    "another file of a tokenizer": (lambda d: (d / "tekken.json").write_text("{}"), "tekken.json"),
+}
+
+
 @pytest.fixture
 def own_files(model: Path, tmp_path: Path) -> Path:
     copy_tokenizer_files(model, tmp_path / "files")
@@ -201,6 +224,33 @@ def test_changed_files_fail(own_files: Path, model: Path, name: str) -> None:
     change(own_files)
     outcome = model_files.judge_files(own_files, model, (2, 0), {})
     assert not outcome.passed and says in "\n".join(outcome.detail["faults"]), outcome.detail["faults"]
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_files_that_lack_what_the_model_has_fail(
+    own_files: Path, model: Path, tmp_path: Path, name: str
+) -> None:
+    change, says = LACKING[name]
+    change(copied := shutil.copytree(model, tmp_path / "model"))
+    outcome = model_files.judge_files(own_files, copied, (2, 0), {})
+    assert not outcome.passed and says in "\n".join(outcome.detail["faults"]), outcome.detail["faults"]
+
+
+def test_truncation_and_padding_change_no_text_that_is_read(own_files: Path, model: Path) -> None:
+    """A tool that cut its calibration text leaves them in tokenizer.json; each reader sets its own."""
+    pieces = Tokenizer.from_file(str(own_files / "tokenizer.json"))
+    pieces.enable_truncation(8)
+    pieces.enable_padding(length=4096)
+    pieces.save(str(own_files / "tokenizer.json"))
+    text = "The quick brown fox jumps over the lazy dog. " * 20
+    expected = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids
+    assert len(pieces.encode(text).ids) == 4096 and 8 < len(expected) < 4096
+    assert load_tokenizer(own_files).encode(text).ids == expected
+    read = hf.TransformersTokenizer(own_files)
+    assert read.encode(text) == expected
+    question = hf.TransformersTokenizer(model).encode_question(text)
+    assert len(question) > len(expected) and read.encode_question(text) == question
+    assert model_files.judge_files(own_files, model, None, {}).passed
 
 
 def test_end_tokens_of_the_manifest_are_compared(own_files: Path, model: Path) -> None:

@@ -66,6 +66,17 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
         yield run
 
 
+def test_one_file_is_no_files(
+    start: Start, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(texts)
+    out = tmp_path / "texts.lock.json"
+    assert enginix("lock", "--dataset", NAME, "--include", "data/train.jsonl", "-o", out) == 0
+    assert enginix("fetch", out, "-o", tmp_path / "texts") == 0
+    said = capsys.readouterr().out
+    assert said.count(": 1 file, ") == 2 and "0 files kept" in said, said
+
+
 @pytest.mark.parametrize("xet", [False, True])
 def test_pinned_fetched_and_named(start: Start, texts: Path, tmp_path: Path, xet: bool) -> None:
     hub = start(texts, xet=xet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,24 @@ def test_a_config_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["x\x1b]0;evil\x07"]}))
     assert main(["inspect", str(tmp_path)]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes", [{"partial_rotary_factor": 10**400}, {"rms_norm_eps": 10**400}, {"model_type": "\ud800"}]
+)
+def test_values_that_are_no_numbers_or_texts_are_no_bugs(tmp_path: Path, changes: dict[str, Any]) -> None:
+    copy = shutil.copytree(TINY, tmp_path / "model")
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    statuses = [
+        main(words)
+        for words in (
+            ["inspect", str(copy)],
+            ["plan", str(copy), "--target", "h200"],
+            ["convert", str(copy), "-o", str(tmp_path / "out")],
+        )
+    ]
+    assert statuses[0] == 0 and statuses[1] in (0, 1) and statuses[2] == 3
 
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -397,6 +398,33 @@ def test_health_is_read_alone(middleware: MiddlewareClient, path: str) -> None:
     assert middleware.run(b"", path, "HEAD")[0] in (200, 503)
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/models", "GET, HEAD"),
+        ("/v1/models/m", "GET, HEAD"),
+        ("/metrics", "GET, HEAD"),
+        ("/health/live", "GET, HEAD"),
+        ("/health/ready", "GET, HEAD"),
+        ("/v1/completions", "POST"),
+        ("/v1/chat/completions", "POST"),
+    ],
+)
+def test_other_methods_are_told_those_of_the_route(
+    middleware: MiddlewareClient, path: str, methods: str
+) -> None:
+    """A browser's question before its own, OPTIONS, has no key."""
+    for method, headers in (("OPTIONS", ((b"origin", b"https://chat.example"),)), ("DELETE", None)):
+        more = {} if headers is None else {"headers": headers}
+        status, body, sent = middleware.run(b"", path, method, **more)
+        assert status == 405 and sent[b"allow"].decode() == methods
+        assert body["error"].keys() == {"message", "type", "param", "code"}
+    if path != "/metrics":  # whose body is no JSON, which the client of the test reads
+        assert middleware.run(b"", path, "HEAD")[0] in ((405,) if methods == "POST" else (200, 503))
+    assert middleware.run(b"", "/v1/none", "OPTIONS", headers=())[0] == 401
+    assert middleware.app.scopes == []
+
+
 def test_errors_are_openais_and_the_log_has_no_words_of_a_client(middleware: MiddlewareClient) -> None:
     said = "litellm.BadRequestError: EnginixException - top_k: too much\n\nLiteLLM: model group 'm' failed."
     middleware.app.status = 400
@@ -429,6 +457,10 @@ def test_an_application_that_fails_is_a_plain_500(middleware: MiddlewareClient) 
     middleware.auth_middleware._app = broken
     status, body, _ = middleware.run(CHAT)
     assert status == 500 and "secret" not in json.dumps(body) + "".join(middleware.log)
+    middleware.run(b"", "/v1/models", "GET")
+    page = (Path(__file__).parents[3] / "docs/how-to/logs-and-metrics.md").read_text("utf-8")
+    pattern = page.partition("-g '")[2].partition("'")[0]
+    assert [bool(re.search(pattern, line)) for line in middleware.log] == [True, False]
 
 
 EVENTS = [

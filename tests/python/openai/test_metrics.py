@@ -252,6 +252,13 @@ def test_refusals_have_their_status_and_no_text_of_a_client(gateway: Gateway) ->
     assert "words" not in text and "stranger" not in text and "nonsense" not in text
 
 
+def test_metrics_that_pages_name_are_there(gateway: Gateway) -> None:
+    pages = [page.read_text("utf-8") for page in (Path(__file__).parents[3] / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"enginix_gateway_[a-z_]*[a-z]", page)}
+    text = gateway.run(key=MONITOR, path="/metrics")[1].decode()
+    assert len(named) > 4 and named <= set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+
+
 def test_who_may_read_metrics(gateway: Gateway) -> None:
     assert gateway.run(key=KEY, path="/metrics")[0] == 200
     assert gateway.run(key=MONITOR, path="/metrics")[0] == 200

@@ -189,6 +189,34 @@ def test_contents_that_are_sent_along_are_passed_on() -> None:
     check_openai_request("chat", {**CHAT, "messages": [{"role": "user", "content": parts}]}, is_triton=False)
 
 
+@pytest.mark.parametrize("is_triton", [True, False])
+@pytest.mark.parametrize("role", ["user", "system", "developer", "tool"])
+@pytest.mark.parametrize("message", [{"content": None}, {}])
+def test_a_message_without_content_is_refused(message: dict[str, Any], role: str, is_triton: bool) -> None:
+    with pytest.raises(RequestRejected) as refused:
+        check_openai_request("chat", {**CHAT, "messages": [{"role": role, **message}]}, is_triton=is_triton)
+    assert refused.value.param == "messages[0].content"
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "video"}, "messages[0].content[0].type"),
+        ({"type": "image_url", "image_url": {"url": "http://x"}}, "messages[0].content[0].image_url.url"),
+        (
+            {"type": "input_audio", "input_audio": {"data": "http:"}},
+            "messages[0].content[0].input_audio.data",
+        ),
+        ({"type": "text", "text": "x", "more": 1}, "messages[0].content[0].more"),
+    ],
+)
+def test_a_part_is_refused_by_its_own_field(part: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestRejected) as refused:
+        message = {"role": "user", "content": [part]}
+        check_openai_request("chat", {**CHAT, "messages": [message]}, is_triton=False)
+    assert refused.value.param == param
+
+
 def test_tools_that_would_be_connected_to_are_refused() -> None:
     for tool in ({"type": "mcp", "server_url": "http://x"}, {"type": "web_search"}, "x"):
         with pytest.raises(RequestRejected, match=r"tools\[0\]"):
@@ -223,7 +251,8 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
         ("max_tokens", {"max_tokens": 0}),
         ("max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}),
         ("stream_options", {"stream_options": {"include_usage": True}}),
-        ("stream_options", {"stream": True, "stream_options": {"include": True}}),
+        ("stream_options.include", {"stream": True, "stream_options": {"include": True}}),
+        ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": 1}}),
         ("logprobs", {"logprobs": 0}),
         ("n", {"n": True}),
         ("prompt", {"prompt": "x"}),

@@ -10,7 +10,9 @@ from nix_evaluation import ROOT, check, needs_nix
 
 
 @needs_nix
-@pytest.mark.parametrize(("kind", "function"), [("llmapi", "computes"), ("tensorrt", "quantization")])
+@pytest.mark.parametrize(
+    ("kind", "function"), [("llmapi", 'computes "f"'), ("tensorrt", 'quantization "f" null')]
+)
 def test_every_format_runs_on_the_same_gpus_in_both(kind: str, function: str) -> None:
     """What evaluation refuses for a GPU is what ``enginix compare`` and ``plan`` leave out."""
     algorithms = load_table("number_formats")["algorithms"]
@@ -22,7 +24,7 @@ def test_every_format_runs_on_the_same_gpus_in_both(kind: str, function: str) ->
           takes = format: name: let
             gpu = gpus.${{name}} // {{ inherit name; }};
             required = check.kindSupport.require "f" "{kind}" gpu null;
-          in (builtins.tryEval (builtins.seq required (check.target.{function} "f" format gpu))).success;
+          in (builtins.tryEval (builtins.seq required (check.target.{function} format gpu))).success;
           names = builtins.attrNames gpus;
         in builtins.mapAttrs (format: _: builtins.filter (takes format) names) algorithms"""
     )

@@ -286,7 +286,7 @@ def test_edgellm_by_hand() -> None:
         (("--kv-cache", "int8"), "has no INT8 KV cache"),
         (("--dtype", "bfloat16"), "computes in float16"),
         (("--max-input-len", "9000"), "beyond --max-seq-len 8192"),
-        (("--max-input-len", "0"), "not a number of at least 1"),
+        (("--max-input-len", "0"), "0 is not a number above 0"),
         (("--max-batch-size", "2147483647"), "tokens of a step are more than 2147483647"),
     ],
 )

@@ -111,7 +111,13 @@ def test_what_nobody_vouches_for_is_said() -> None:
     found = resolve_format("fp8", kv_cache="fp8", target_name="h200", architecture="Qwen3ForCausalLM")
     assert any("Qwen3 with FP8 weights and FP8 KV cache failed" in w for w in found.warnings)
     assert not resolve_format("fp8", target_name="h200", architecture="LlamaForCausalLM").warnings
-    assert not resolve_format("fp8", target_name="h200", architecture="NobodysForCausalLM").warnings
+    assert not resolve_format("fp8", target_name="h200").warnings
+    for name, says in (
+        ("Gemma3ForCausalLM", "llmapi alone may"),
+        ("Cohere2ForCausalLM", "no kind will"),
+    ):
+        (warning,) = resolve_format("fp8", target_name="h200", architecture=name).warnings
+        assert warning.startswith(f"enginix convert does not take {name}") and says in warning
 
 
 def test_what_conversion_refuses_later_is_told_before_quantizing() -> None:
@@ -284,7 +290,7 @@ def test_refusals_come_before_torch(enginix: Any, model: Path, tmp_path: Path, c
         (("--format", "nvfp4", "--target", "h200"), "NVFP4 needs SM 100"),
         (("--format", "fp8"), "needs calibration data"),
         (("--format", "fp8", "--calibration", tmp_path / "none"), "no such calibration file"),
-        (("--format", "fp8", "--calibration", calibration, "--batch-size", "0"), "--batch-size 0"),
+        (("--format", "fp8", "--calibration", calibration, "--batch-size", "0"), "--batch-size: 0"),
     ):
         done = enginix("quantize", model, "-o", out, *words, **trap)
         assert message in done.stderr and "torch was imported" not in done.stderr

@@ -45,6 +45,7 @@ MODELS: list[tuple[str, dict[str, Any], float]] = [
     ("GPTNeoXForCausalLM", {"intermediate_size": 128}, BY_TANH),
     ("GPTJForCausalLM", {"rotary_dim": 4}, EXACT),
     ("OPTForCausalLM", {"ffn_dim": 128, "word_embed_proj_dim": 32}, EXACT),
+    ("OPTForCausalLM", {"ffn_dim": 128, "word_embed_proj_dim": 16}, EXACT),
     ("PhiForCausalLM", {"num_key_value_heads": 4}, EXACT),
     ("FalconForCausalLM", {}, BY_TANH),
     ("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}, BY_TANH),
@@ -165,6 +166,9 @@ def test_a_refusal_proposes_llmapi_where_that_has_the_class(
         parse_executor_config(raw | keys, "config.json")
     assert ("llmapi kind" in str(e.value.fix)) == has_class
     assert ("with transformers" in str(e.value.fix)) != has_class
+    with pytest.raises(CheckpointError, match="'X' is unknown to the reference executor; known: Bloom") as e:
+        parse_executor_config(raw | {"architecture": "X"}, "config.json")
+    assert "kind tensorrt, or serve the model with transformers" in str(e.value.fix)
 
 
 def test_every_form_is_tested() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import enginix
-from enginix.errors import EnginixError, MachineError, UsageError
+from enginix.errors import EndpointError, EnginixError, UsageError
 from enginix.rollout.ready import await_answer, await_triton
 
 Answer = tuple[int, bytes]
@@ -74,7 +74,7 @@ def test_listing_models_is_no_answer() -> None:
     def mute(path: str, key: str | None, number: int) -> Answer:
         return MODELS if path == "/v1/models" else (500, b"no GPU")
 
-    with server(mute) as url, pytest.raises(MachineError, match=r"no answer after .*no GPU"):
+    with server(mute) as url, pytest.raises(EndpointError, match=r"no answer after .*no GPU"):
         await_answer(url, 0.5)
 
 
@@ -87,7 +87,7 @@ def test_the_key(key: str | None, fine: bool) -> None:
         if fine:
             await_answer(url, 30, key=key)
         else:
-            with pytest.raises(MachineError, match="refused \\(401\\)"):
+            with pytest.raises(EndpointError, match="refused \\(401\\)"):
                 await_answer(url, 30, key=key)
 
 
@@ -103,7 +103,7 @@ def test_triton_is_asked_to_generate(status: int, fine: bool) -> None:
         if fine:
             await_triton(url, 30, "reference")
         else:
-            with pytest.raises(MachineError, match="the GPU is gone"):
+            with pytest.raises(EndpointError, match="the GPU is gone"):
                 await_triton(url, 0.3, "reference")
 
 
@@ -111,7 +111,7 @@ def test_nobody_listens() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{s.getsockname()[1]}"
-        with pytest.raises(MachineError, match="no answer after"):
+        with pytest.raises(EndpointError, match="no answer after"):
             await_answer(url, 0.3)
 
 

@@ -108,6 +108,8 @@ def test_no_trial(
     shown = capsys.readouterr()
     assert shown.out == f"{outcome}\n"
     assert ("NO TRIAL" in shown.err) == (outcome == "no-room")
+    page = (Path(__file__).parents[3] / "docs/how-to/nixos.md").read_text("utf-8")
+    assert outcome == "none" or shown.err.partition("If the ")[2].strip() in " ".join(page.split())
     assert not host.started
 
 

@@ -18,8 +18,7 @@ import pytest
 from enginix.bench.load import RequestMix, RequestRecord, make_prompt, run_load
 from enginix.bench.measurement import collect_samples, compare_measurements, describe_measurement, summarize
 from enginix.cli import main
-from enginix.errors import UsageError
-from enginix.up.chat import EndpointError
+from enginix.errors import EndpointError, UsageError
 from retries import hold_once
 
 
@@ -260,7 +259,7 @@ def test_a_measurement_of_failures_alone() -> None:
         (413, "tiny", "--input-words"),
         (401, "tiny", "--key-file FILE"),
         (429, "tiny", "--concurrency (now 1), --rate"),
-        (500, "tiny", "enginix chat --url http://"),
+        (500, "tiny", "enginix chat http://"),
     ],
 )
 @pytest.mark.parametrize("warmup", ["0", "1"])
@@ -269,7 +268,7 @@ def test_a_refused_load_names_what_mends_it(
 ) -> None:
     with serve_recorded(refuse=(status, "no such thing")) as server:
         words = ["bench", server.url, "--model", model, "--requests", "2", "--warmup", warmup]
-        assert main(words) == (1 if warmup == "0" else 5)
+        assert main(words) == (1 if warmup == "0" else 4)
     told = capsys.readouterr()
     assert f"status {status}: no such thing" in told.out + told.err
     assert fix in (told.out + told.err).split("fix: ")[1]
@@ -286,7 +285,11 @@ def test_a_measurement_beside_its_engine_is_compared(
     words = ["--requests", "4", "--warmup", "0", "--output-tokens", "4", "--input-words", "3"]
     for name, step in (("fast", 0.005), ("slow", 0.05), ("rebuilt", 0.001)):
         with serve_recorded(step=step) as server:
-            assert main(["bench", server.url, *words, "--engine", str(tmp_path / name)]) == 0
+            more = ["--engine", str(tmp_path / name)]
+            # The model there is called tiny.
+            assert main(["bench", server.url, *words, *more]) == 2
+            assert not server.prompts
+            assert main(["bench", server.url, *words, *more, "--model", "tiny"]) == 0
     stored = json.loads((tmp_path / "fast.bench.json").read_text())
     assert stored["engine"]["name"] == "fast" and stored["mix"]["requests"] == 4 and stored["enginix"]
     Manifest("engine", "rebuilt", kind="tensorrt", options={"other": 1}).write(tmp_path / "rebuilt")
@@ -306,7 +309,7 @@ def test_a_measurement_beside_its_engine_is_compared(
     assert f"first {first:,.3g} ms" in page.read_text() and "4 requests" in page.read_text()
     # Another load is another question.
     with serve_recorded(step=0.001) as server:
-        more = [*words, "--concurrency", "2", "--engine", str(tmp_path / "unmeasured")]
+        more = [*words, "--concurrency", "2", "--model", "tiny", "--engine", str(tmp_path / "unmeasured")]
         assert main(["bench", server.url, *more]) == 0
     assert main(["compare", *engines, "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -334,7 +337,37 @@ def test_a_measurement_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureF
     words = ["bench", "http://127.0.0.1:9/v1", "--model", "tiny", "-o"]
     assert main([*words, str(kept)]) == 2 and kept.read_text() == "kept"
     assert "exists already" in capsys.readouterr().err
-    assert main([*words, str(tmp_path)]) == 5 and main([*words, str(tmp_path / "none/file")]) == 5
+    assert main([*words, str(tmp_path)]) == 2 and main([*words, str(tmp_path / "none/file")]) == 2
+
+
+def test_two_measurements_at_once_are_both_kept(tmp_path: Path) -> None:
+    """Both begin before either is kept; the later one takes a name of its own, and the engine's is named."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from enginix.manifest import Manifest
+
+    engine = tmp_path / "tiny"
+    engine.mkdir()
+    Manifest("engine", "tiny", kind="tensorrt").write(engine)
+    with serve_recorded(step=0.05) as server, ThreadPoolExecutor() as pool:
+        words = ["bench", server.url, "--requests", "2", "--output-tokens", "4", "--engine", str(engine)]
+        seeds = ("1", "2")
+        assert list(pool.map(lambda seed: main([*words, "--seed", seed]), seeds)) == [0, 0]
+    kept = [tmp_path / "tiny.bench.json", tmp_path / "tiny.bench-2.json"]
+    assert {json.loads(path.read_text())["mix"]["seed"] for path in kept} == {1, 2}
+
+
+def test_answers_longer_than_the_engine_are_refused_before_a_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from enginix.manifest import Manifest
+
+    for kind, limit in (("reference", "max_seq_len"), ("tensorrt", "maxSeqLen")):
+        engine = tmp_path / kind
+        engine.mkdir()
+        Manifest("engine", kind, kind=kind, options={"limits": {limit: 64}}).write(engine)
+        assert main(["bench", str(engine), "--output-tokens", "64"]) == 2
+        assert "at most 64 tokens" in capsys.readouterr().err
 
 
 def test_a_measurement_does_not_lie_in_an_artefact(

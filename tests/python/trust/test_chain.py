@@ -131,6 +131,25 @@ def test_an_engine_that_an_allowed_signer_signed(stages: Stages, keys: Path, cap
     assert done.returncode == 0
 
 
+def test_a_second_signature_keeps_the_first(stages: Stages, keys: Path, capsys: Told) -> None:
+    signature = stages.engine / "enginix.json.sig"
+    for name in ("alice", "mallory", "alice"):
+        assert sign(stages.engine, keys / name) == 0
+        assert verify(stages.engine, "--signers", keys / "signers") == 0
+    assert signature.read_text().count("BEGIN") == 2
+    assert sign(stages.engine, keys / "mallory", "--force") == 0
+    assert signature.read_text().count("BEGIN") == 1
+    assert verify(stages.engine, "--signers", keys / "signers") == 3
+    # Of another manifest, or none at all: what is there is not thrown away.
+    edit_manifest(stages.engine, lambda m: m["results"].update(gates={"logits": "passed"}))
+    for content in (signature.read_text(), "mine\n"):
+        signature.write_text(content)
+        assert sign(stages.engine, keys / "alice") == 2
+        assert signature.read_text() == content and "--force" in capsys.readouterr().err
+    assert sign(stages.engine, keys / "alice", "--force") == 0
+    assert verify(stages.engine, "--signers", keys / "signers") == 0
+
+
 @pytest.mark.parametrize("forgery", ["another key", "another manifest", "another namespace", "garbage"])
 def test_a_signature_that_does_not_count(stages: Stages, keys: Path, forgery: str, capsys: Told) -> None:
     assert sign(stages.engine, keys / ("mallory" if forgery == "another key" else "alice")) == 0

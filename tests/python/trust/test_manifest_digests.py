@@ -23,6 +23,7 @@ from enginix.errors import EnginixError, ManifestError
 from enginix.integrity import check_artefact, require_unchanged
 from enginix.manifest import Manifest, read_manifest, require_whole_manifest
 from enginix.model.identity import identify_model, is_same_model
+from enginix.model.tokenizer_files import is_tokenizer_file
 from manifests import age_manifest, edit_manifest
 
 from .conftest import MODEL, Stages
@@ -90,6 +91,33 @@ def test_other_weights_of_equal_shapes_are_another_model(
     assert main([*words, "-o", str(tmp_path / "out")]) == 3
     assert "the checkpoint was made from a model with digest" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "chat_template.jinja", "generation_config.json", "merges.txt"]
+)
+def test_a_tokenizer_changed_after_the_conversion_makes_no_engine(
+    stages: Stages, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Changed, or added: the checkpoint has digests of all tokenizer files."""
+    changed = shutil.copytree(MODEL, tmp_path / "changed")
+    with (changed / name).open("a") as f:
+        f.write(" ")
+    words = ["build", str(stages.checkpoint), "--kind", "reference", "--model", str(changed), "--no-gates"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 3
+    assert f"; different: {name}\n" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_tokenizers_may_differ(tmp_path: Path) -> None:
+    """A copy without the licence is the same model; so is one that was converted without its tokenizer."""
+    copy = shutil.copytree(MODEL, tmp_path / "copy")
+    (copy / "LICENSE").unlink()
+    (copy / "docs").mkdir()
+    (copy / "docs" / "tokenizer.json").write_text("{}")
+    whole, other = (identify_model(m)["model"] for m in (MODEL, copy))
+    bare = {"files": {n: d for n, d in whole["files"].items() if not is_tokenizer_file(n)}}
+    assert is_same_model(whole, other) and is_same_model(bare, whole)
+    assert "docs/tokenizer.json" not in other["files"] and not is_tokenizer_file("docs/tokenizer.json")
 
 
 def test_a_model_is_its_content_with_and_without_a_manifest(tmp_path: Path) -> None:

@@ -309,6 +309,26 @@ def test_a_missing_tritonserver_is_told_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_second_run_waits_for_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both begin the same stage; one makes it, and both go on."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from enginix.files import is_being_written, new_directory
+
+    output = tmp_path / "out"
+    stage = Stage("convert", ("convert", str(MODEL), "-o", str(output)), output)
+    with ThreadPoolExecutor() as pool:
+        with new_directory(output) as partial:
+            (partial / "file").write_text("")
+            assert is_being_written(output)
+            second = pool.submit(run_stages, [stage], RunLog(tmp_path / "log"), as_json=True)
+            time.sleep(0.3)
+            assert not second.done()
+        assert [record.cached for record in second.result(60)] == [True]
+    assert not is_being_written(output)
+    assert "another enginix makes it; waiting for it" in capsys.readouterr().err
+
+
 def test_a_server_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with session.run_server("server", ["serve", str(tmp_path / "none")], log) as server:

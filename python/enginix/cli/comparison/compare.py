@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return _compare_kinds(args)
     if args.target is not None:
         raise UsageError("--target is for the kinds of one model", fix="leave it out, or pass one model")
-    from enginix.files import require_absent_file, write_text
+    from enginix.files import require_absent_file, write_new_text
     from enginix.report import gate_figures
     from enginix.report.artefacts import read_artefact
     from enginix.report.comparison.artefact_comparison import compare_artefacts
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     speeds = None if args.speed is None else gate_figures.read_speeds(args.speed)
     artefact_comparison = compare_artefacts([read_artefact(path) for path in args.artefacts], speeds)
     if args.output is not None:
-        write_text(args.output, render_comparison_page(artefact_comparison))
-        console.print_message(f"page: {args.output}")
+        page = write_new_text(args.output, render_comparison_page(artefact_comparison))
+        console.print_message(f"page: {page}")
     console.print_result(
         artefact_comparison.as_json(),
         render_comparison_text(artefact_comparison, console.find_table_width()),

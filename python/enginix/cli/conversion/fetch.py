@@ -15,6 +15,7 @@ from pathlib import Path
 from enginix import console
 from enginix.hub import lock
 from enginix.hub.fetch import JOBS, fetch_locked_files
+from enginix.wording import count_noun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
             "moved": done.moved,
             "kept": done.kept,
         },
-        f"{pinned.repo} at {pinned.revision[:12]}: {done.files} files, {console.format_bytes(done.size)} in "
-        f"{done.directory} ({console.format_bytes(max(done.moved, 0))} fetched, "
-        f"{done.kept} files were there)",
+        f"{pinned.repo} at {pinned.revision[:12]}: {count_noun(done.files, 'file')}, "
+        f"{console.format_bytes(done.size)} in {done.directory} "
+        f"({console.format_bytes(max(done.moved, 0))} fetched, {count_noun(done.kept, 'file')} kept)",
         as_json=args.json,
     )
     return 0

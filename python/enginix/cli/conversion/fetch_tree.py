@@ -15,6 +15,7 @@ from pathlib import Path
 from enginix import console
 from enginix.hub.fetch import JOBS
 from enginix.hub.tree import fetch_tree
+from enginix.wording import count_noun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     done = fetch_tree(args.repo, args.revision, args.output, max(args.jobs, 1))
     console.print_result(
         {"directory": str(done.directory), "files": done.files, "size": done.size, "moved": done.moved},
-        f"{args.repo} at {args.revision[:12]}: {done.files} files, {console.format_bytes(done.size)} in "
-        f"{done.directory}, each with the Hub's hash",
+        f"{args.repo} at {args.revision[:12]}: {count_noun(done.files, 'file')}, "
+        f"{console.format_bytes(done.size)} in {done.directory}, each with the Hub's hash",
         as_json=args.json,
     )
     return 0

@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
+from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 from enginix.files import write_text
 from enginix.hub import lock as locks
 from enginix.hub.hub_urls import choose_revision, parse_hub_source
@@ -137,7 +137,7 @@ def _write_lock(path: Path, lock: Lock) -> None:
     # Parse the text before it is written: only a readable lock is written.
     Lock.parse(text, str(path))
     if path.is_dir():
-        raise MachineError("is a directory", where=str(path), fix="pass a file to -o")
+        raise UsageError("is a directory", where=str(path), fix="pass a file to -o")
     write_text(path, text)
 
 

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     flags = options.collect_given_options(args, "serve")
+    from enginix.beside import end_if_files_change
     from enginix.kinds.edgellm.serve import EdgellmServeOptions, prepare_server
 
     serve_options = EdgellmServeOptions(
@@ -56,4 +57,5 @@ def run(args: argparse.Namespace) -> int:
     if "graph" in engine_manifest.results:
         console.print_message(f"graph: {engine_manifest.results['graph']}")
     console.print_message(f"serving {args.engine} on http://{args.host}:{args.port}")
+    end_if_files_change(command.watch, args.host, args.port)
     os.execve(command.words[0], list(command.words), dict(command.environment))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,9 @@ from typing import Any
 from enginix import console
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.machine.system import detect_system
+from enginix.optional_libraries import PACKAGE, locate_flake
 from enginix.runtime.table import DEFAULT_RUNTIME
-from enginix.wording import suggest_name
+from enginix.wording import find_nearest, list_known
 
 KINDS = ("reference", "tensorrt", "llmapi")
 CATALOGUE_FOLDER = Path("nix") / "catalogue"
@@ -222,6 +224,13 @@ def _require_known_memory(target_name: str) -> None:
         )
 
 
+def _suggest_from_checkout(name: str) -> str:
+    """Return the command that pins a name of the catalogue, which this program does not bring."""
+    entries = PACKAGE.parents[1] / CATALOGUE_FOLDER / "entries.nix"
+    names = re.findall(r"^  (\S+) = ", entries.read_text("utf-8"), re.M) if entries.is_file() else []
+    return f"nix run {locate_flake()}#pin -- {find_nearest(name, names) or 'NAME'} knows the catalogue"
+
+
 def _choose_model(args: argparse.Namespace) -> PinnedModel:
     from enginix.hub.hub_urls import choose_revision, parse_hub_source
     from enginix.up.stages import name_model
@@ -242,10 +251,9 @@ def _choose_model(args: argparse.Namespace) -> PinnedModel:
             fix=f"leave the options out, or pass the repository: {catalogue[name]['repo']}",
         )
     if "/" not in source.name:
-        known = f"known: {', '.join(catalogue)}" if catalogue else "nix run .#pin knows the catalogue"
+        known = list_known(args.model, catalogue) if catalogue else _suggest_from_checkout(args.model)
         raise UsageError(
-            f"{args.model!r} is neither in the catalogue nor owner/name",
-            fix=f"{suggest_name(args.model, catalogue)} {known}; or pass owner/name".strip(),
+            f"{args.model!r} is neither in the catalogue nor owner/name", fix=f"{known}; or pass owner/name"
         )
     kind = args.kind or ("reference" if args.target is None else "tensorrt")
     if (kind == "reference") != (args.target is None):

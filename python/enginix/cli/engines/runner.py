@@ -17,6 +17,7 @@ from pathlib import Path
 
 from enginix import console, manifest
 from enginix.compatibility import check
+from enginix.digests import SourceWatch
 from enginix.errors import MachineError, UsageError
 from enginix.integrity import require_unchanged
 from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--port is {args.port}", fix="pass 0 to 65535")
     driver = drivers.find_driver(args.driver)
     engine = args.engine if args.engine is not None else _build_engine(args, driver)
+    watch = SourceWatch(engine)
     engine_manifest = manifest.read_manifest(engine, "engine")
     require_unchanged(engine)
     runtime = table.find_runtime(engine_manifest.runtime, engine_manifest.kind, args.pin)
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.build_only:
         console.print_result({"engine": str(engine)}, str(engine), as_json=args.json)
         return 0
-    return _serve_engine(args, engine.absolute(), driver, runtime)
+    return _serve_engine(args, engine.absolute(), driver, runtime, watch)
 
 
 def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
@@ -120,7 +122,10 @@ def _choose_target(target_name: str | None, machine: Machine) -> Target:
     return find_target(target_name if target_name is not None else name_target(machine.gpus[0]))
 
 
-def _serve_engine(args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime) -> int:
+def _serve_engine(
+    args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime, watch: SourceWatch
+) -> int:
+    from enginix.beside import end_if_files_change
     from enginix.runtime.child import run_in_foreground
     from enginix.runtime.sandbox import Sandbox, check_namespaces, make_read_binds
 
@@ -149,4 +154,4 @@ def _serve_engine(args: argparse.Namespace, engine: Path, driver: Driver, runtim
         if (warning := explain_open_address(args.host, "trtllm-serve")) is not None:
             console.print_message(f"warning: {warning}")
         console.print_message(" ".join(words))
-        return run_in_foreground(sandbox, words)
+        return run_in_foreground(sandbox, words, lambda: end_if_files_change(watch, args.host, args.port))

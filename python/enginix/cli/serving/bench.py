@@ -9,7 +9,9 @@
 
 For an engine the server is started on free ports of loopback, as enginix up does, and is stopped at the end
 or by Ctrl-C: Triton behind the gateway for kinds reference and rtx, trtllm-serve for tensorrt and llmapi. How
-long it took to load is measured, too. The measurement is kept beside the engine, as DIR.bench.json.
+long it took to load is measured, too. The measurement is kept beside the engine, as DIR.bench.json, or with
+-o FILE there alone. Of an endpoint --engine is believed where its model has the engine's name; --model NAME
+says that the engine has this one.
 
 Prompts are random words, all different, so that no cache of prefixes answers them. Latencies count from when
 a request was due. Intervals are of the mean, by bootstrap, with 95 % confidence. --compare tells a regression
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="engine that the endpoint serves: the measurement is kept beside it, where compare reads it",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the measurement there")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep it there alone")
     parser.add_argument(
         "--dataset",
         type=Path,
@@ -98,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
             fix="enginix bench ./engine, or enginix bench http://127.0.0.1:4000/v1",
         )
     _read_mix(args).check()
-    if "://" in args.subject:
+    is_address = "://" in args.subject or re.search(r":\d+(/|$)", args.subject)
+    if is_address and not os.path.exists(args.subject):
         return _measure_endpoint(args)
     return _measure_engine(args, Path(args.subject))
 
@@ -116,14 +120,29 @@ def _refuse_options(args: argparse.Namespace, names: tuple[str, ...], why: str) 
 
 def _measure_endpoint(args: argparse.Namespace) -> int:
     from enginix.gateway.keys import read_key
-    from enginix.up.chat import choose_model
+    from enginix.up.chat import choose_model, parse_endpoint
 
     _refuse_options(args, _SERVER_OPTIONS, "an option of a server that bench starts; this one runs already")
+    url = parse_endpoint(args.subject)
     output = _choose_output(args.output, args.engine)
     engine = None if args.engine is None else _describe_engine(args.engine)
     key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
-    url = args.subject.rstrip("/")
-    return _measure(args, url, choose_model(url, args.model, key), key, output, engine)
+    model = choose_model(url, args.model, key)
+    if engine is not None and args.model is None:
+        _require_served(url, model, engine["name"], args.engine)
+    return _measure(args, url, model, key, output, engine)
+
+
+def _require_served(url: str, model: str, name: str, engine: Path) -> None:
+    """Refuse an endpoint whose model is not called as the engine; an endpoint says no more of itself."""
+    from enginix.up.stages import name_model
+
+    if name_model(model) not in (name_model(name), name_model(engine.resolve().name)):
+        raise UsageError(
+            f"{url} serves {model}, and this engine is {name}",
+            where=f"--engine {engine}",
+            fix=f"serve this engine there; or, if it is served as {model}: --model {model}",
+        )
 
 
 def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
@@ -140,6 +159,7 @@ def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
         )
     _refuse_options(args, _ENDPOINT_OPTIONS, "an option of an endpoint; bench starts a server of this engine")
     setting = _describe_engine(engine)
+    _require_length(args, engine)
     output = _choose_output(args.output, engine)
     given = {name: getattr(args, name) for name in _SERVER_OPTIONS}
     options = EngineServerOptions(start_timeout=args.start_timeout, quiet=args.quiet, **given)
@@ -149,6 +169,21 @@ def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
         start = {"readySeconds": round(running.seconds, 3), "firstTokenSeconds": round(first, 3)}
         console.print_message(f"{model}: ready after {running.seconds:.1f} s, first token {first:.1f} s")
         return _measure(args, running.url, model, None, output, setting, start)
+
+
+def _require_length(args: argparse.Namespace, engine: Path) -> None:
+    """Refuse answers that are longer than the engine's sequences, before a server is started."""
+    from enginix.manifest import read_manifest
+
+    limits = read_manifest(engine, "engine").options.get("limits")
+    longest = limits.get("max_seq_len", limits.get("maxSeqLen")) if isinstance(limits, dict) else None
+    # A prompt has at least one token.
+    if isinstance(longest, int) and longest and args.output_tokens >= longest:
+        raise UsageError(
+            f"{args.output_tokens}, and prompt and answer have at most {longest} tokens in this engine",
+            where="--output-tokens",
+            fix=f"pass fewer: --input-words (now {args.input_words}) are tokens, too",
+        )
 
 
 def _measure(
@@ -162,15 +197,17 @@ def _measure(
 ) -> int:
     from enginix.bench.load import explain_refusal, run_load
     from enginix.bench.measurement import describe_measurement
-    from enginix.files import dump_json, write_text
+    from enginix.files import dump_json, write_new_text
 
     mix = _read_mix(args)
     with track_step(model, mix.requests, "requests") as progress:
         records = run_load(url, model, mix, key, progress.advance_to)
     measured = describe_measurement(records, mix, _describe_setting(url, model, engine) | {"start": start})
     if output is not None:
-        write_text(output, dump_json(measured))
-        console.print_message(f"measurement: {output}")
+        kept = write_new_text(output, dump_json(measured))
+        console.print_message(f"measurement: {kept}")
+        if kept != output:
+            console.print_message(f"note: another run made {output} meanwhile; both are kept")
     shown = {name: value for name, value in measured.items() if name != "samples"}
     text = _format_measurement(measured)
     failed = next((record for record in records if record.error is not None), None)
@@ -196,16 +233,16 @@ def _read_mix(args: argparse.Namespace) -> RequestMix:
 
 def _write_dataset(args: argparse.Namespace) -> int:
     from enginix.bench.load import format_dataset
-    from enginix.files import require_absent_file, write_text
+    from enginix.files import require_absent_file, write_new_text
 
     if args.subject is not None or args.output is not None or args.engine is not None:
         raise UsageError("--dataset runs no load", fix="leave ENDPOINT, -o and --engine out")
     text = format_dataset(_read_mix(args))
     require_absent_file(args.dataset)
-    write_text(args.dataset, text)
+    dataset = write_new_text(args.dataset, text)
     console.print_result(
-        {"dataset": str(args.dataset), "requests": args.requests},
-        f"{args.dataset}: {args.requests} requests for trtllm-bench --dataset",
+        {"dataset": str(dataset), "requests": args.requests},
+        f"{dataset}: {args.requests} requests for trtllm-bench --dataset",
         as_json=args.json,
     )
     return EXIT_OK

@@ -1,10 +1,11 @@
 """Talks to an OpenAI endpoint in the terminal, streamed: enginix up's, or any other.
 
   enginix chat                                      http://127.0.0.1:4000/v1
-  enginix chat --url http://host:8000/v1 --model qwen3 --key-file ./key
+  enginix chat http://host:8000 --model qwen3 --key-file ./key
   echo "What is a derivation?" | enginix chat       one question, one answer
 
-/new begins a new conversation, /exit or Ctrl-D ends. The model needs a chat template.
+An address without a path is that of its /v1. /new begins a new conversation, /exit or Ctrl-D ends. The model
+needs a chat template.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import sys
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import EXIT_OK
+from enginix.errors import EXIT_OK, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "--url", default="http://127.0.0.1:4000/v1", help="of the endpoint (default: enginix up's)"
-    )
+    parser.add_argument("endpoint", nargs="?", metavar="URL", help="of the endpoint (default: enginix up's)")
+    parser.add_argument("--url", help="the same")
     parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
     parser.add_argument("--system", metavar="TEXT", help="message of the system")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer (default: what fits)")
@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from enginix.up import chat
 
     key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
-    url = args.url.rstrip("/")
+    if args.url is not None and args.endpoint is not None:
+        raise UsageError("the endpoint is given twice", where="--url", fix="leave one out")
+    url = chat.parse_endpoint(args.endpoint or args.url or "http://127.0.0.1:4000/v1")
     model = chat.choose_model(url, args.model, key)
     options = {} if args.max_tokens is None else {"max_tokens": args.max_tokens}
     is_terminal = sys.stdin.isatty()

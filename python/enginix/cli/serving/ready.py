@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import EnginixError, MachineError, UsageError
+from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import list_triton_kinds
 
 
@@ -74,24 +73,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _become_server(command: list[str], wait: Callable[[], float]) -> int:
+    from enginix.beside import run_beside
     from enginix.notify import notify_systemd
 
     if shutil.which(command[0]) is None:
         raise MachineError("cannot start: no such program", where=command[0])
-    server = os.getpid()
-    child = os.fork()
-    if child == 0:
-        # A grandchild: the server does not expect a child process.
-        if os.fork() == 0:
-            try:
-                seconds = wait()
-                notify_systemd("READY=1")
-                console.print_message(f"answers after {seconds:.1f} s")
-            except EnginixError as e:
-                console.print_message(f"error: {e}")
-                os.kill(server, signal.SIGTERM)
-        os._exit(0)
-    os.waitpid(child, 0)
+
+    def report_ready() -> None:
+        seconds = wait()
+        notify_systemd("READY=1")
+        console.print_message(f"answers after {seconds:.1f} s")
+
+    run_beside(report_ready)
     try:
         os.execvp(command[0], command)
     except OSError as e:

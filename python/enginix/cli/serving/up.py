@@ -325,5 +325,5 @@ def _describe_endpoint(address: str, name: str) -> str:
         f"  import openai\n"
         f'  client = openai.OpenAI(base_url="{address}/v1", api_key="none")\n'
         f'  client.completions.create(model="{name}", prompt="Once upon a time", max_tokens=32)\n\n'
-        f"next: enginix chat --url {address}/v1"
+        f"next: enginix chat {address}/v1"
     )

@@ -1,8 +1,8 @@
 """Prints the completion script of a shell: commands, options, and what options take.
 
-  enginix completion bash > ~/.local/share/bash-completion/completions/enginix
-  enginix completion zsh > ~/.zfunc/_enginix          with fpath+=~/.zfunc before compinit
-  enginix completion fish > ~/.config/fish/completions/enginix.fish
+  enginix completion bash | install -D /dev/stdin ~/.local/share/bash-completion/completions/enginix
+  enginix completion zsh | install -D /dev/stdin ~/.zfunc/_enginix      with fpath+=~/.zfunc before compinit
+  enginix completion fish | install -D /dev/stdin ~/.config/fish/completions/enginix.fish
 
 The flake's package enginix brings all three.
 """

@@ -6,7 +6,7 @@
 The artefact and its inputs are checked first, as enginix verify --full does. The signature is written to
 enginix.json.sig, and the manifest as an in-toto statement (SLSA provenance) to enginix.intoto.json; the
 statement is not signed itself, but compared with the manifest. KEY can be a public key whose private key is
-in the SSH agent.
+in the SSH agent. Signatures of other keys stay: verify takes any of an allowed signer.
 
 Verify with `enginix verify DIR --signers FILE`.
 """
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory for the files (default: beside the manifest)",
     )
+    parser.add_argument("--force", action="store_true", help="replace the signatures that are there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise MachineError(f"cannot make: {e.strerror}", where=str(out), fix="choose another -o") from e
-    signature = sign_manifest(args.artefact, args.key, out)
+    signature = sign_manifest(args.artefact, args.key, out, force=args.force)
     write_text(out / STATEMENT_FILE, dump_statement(args.artefact))
     console.print_result(
         {"signature": str(signature), "statement": str(out / STATEMENT_FILE)},

@@ -25,6 +25,7 @@ from enginix.evaluation.reference_answers.question_builder import convert_materi
 from enginix.manifest import Manifest
 from enginix.model.end_tokens import read_manifest_end_tokens
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 GATES = list_gates("engine")
 OF_CHECKPOINTS = tuple(gate for gate in list_gates("checkpoint") if gate not in GATES)
@@ -100,7 +101,7 @@ def resolve_engine_bounds(
                 fix="gate its checkpoint: enginix gate CHECKPOINT, or an engine of kind reference",
             )
         if gate not in GATES:
-            raise UsageError(f"no gate {gate!r} for this kind", fix=f"there are: {', '.join(GATES)}")
+            raise UsageError(f"no gate {gate!r} for this kind", fix=list_known(str(gate), GATES))
         known = {"top1": rows["agreement"]["top1"]} if gate == "greedy" else dict(rows.get(gate, {}))
         known |= {"tie": find_kind_row(engine_manifest.kind)["tie"]} if gate == "invariance" else {}
         if not isinstance(overrides, Mapping):

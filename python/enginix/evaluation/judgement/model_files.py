@@ -40,6 +40,7 @@ _INTERPRETED = frozenset(
 _SETTINGS = ("auto_map", "add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens")
 # Other spellings of tokenizer.json, which transformers prefers where it exists.
 _SUPERSEDED = ("vocab*.json", "vocab.txt", "merges.txt", "tokenizer.model")
+_STRANGERS = ("config.json", "*.py", "*processor_config.json")
 
 
 def judge_files(
@@ -61,6 +62,7 @@ def judge_files(
     if different:
         faults += _compare_files(engine_files, model_files, different)
     faults += _compare_end_tokens(engine_files, model_files, end_tokens)
+    faults += [f"{name} is no file of a tokenizer" for name in _list_strangers(engine_files, model_files)]
     summary = (
         f"{len(faults)} differ from the model's: {'; '.join(faults[:3])}"
         if faults
@@ -76,6 +78,14 @@ def _list_names(directory: Path) -> set[str]:
         return {path.relative_to(directory).as_posix() for path in find_tokenizer_files(directory)}
     except ModelError as e:
         raise GateError(e.what, where=e.where, fix=e.fix) from e
+
+
+def _list_strangers(engine_files: Path, model_files: Path) -> list[str]:
+    """Return files that are no tokenizer's, and that decide which class reads it; a model has its own."""
+    if any(engine_files.glob("*.safetensors")):
+        return []
+    names = sorted(path.name for pattern in _STRANGERS for path in engine_files.glob(pattern))
+    return [name for name in names if not _bytes_match(engine_files / name, model_files / name)]
 
 
 def _bytes_match(one: Path, other: Path) -> bool:
@@ -108,38 +118,49 @@ def _compare_other_readings(
 ) -> Iterator[str]:
     """Compare what transformers passes over, and servers or earlier releases of transformers read.
 
-    Each entry of the engine's files must be the model's, as it is written there or as transformers reads it.
+    Each entry of one's files must be the other's, as it is written there or as transformers reads it.
 
     Args:
         described: what transformers reads of the model's files.
     """
-    rows = [
-        _read_optional(path / "tokenizer.json").get("added_tokens") for path in (engine_files, model_files)
-    ]
-    tokens = {row.get("content"): row.get("id") for row in described.get("added_tokens", [])}
+    directories = (engine_files, model_files)
+    rows = [_read_optional(path / "tokenizer.json").get("added_tokens") for path in directories]
     if rows[0] not in (rows[1], described.get("added_tokens")):
         yield "tokenizer.json: other flags of added tokens"
-    for text, number in _read_optional(engine_files / "added_tokens.json").items():
-        if (
-            tokens.get(text) != number
-            and _read_optional(model_files / "added_tokens.json").get(text) != number
-        ):
-            yield f"added_tokens.json: {text!r} is {number!r}"
-    known = _read_optional(model_files / "special_tokens_map.json")
-    for key, token in _read_optional(engine_files / "special_tokens_map.json").items():
-        piece = token.get("content") if isinstance(token, dict) else token
-        if token != known.get(key) and piece != described["special tokens"].get(key):
-            yield f"special_tokens_map.json: {key} is {piece!r}"
-    settings = [_read_optional(path / "tokenizer_config.json") for path in (engine_files, model_files)]
+    settings = [_read_optional(path / "tokenizer_config.json") for path in directories]
     for key in _SETTINGS:
-        # A tool that writes the file anew writes what is absent as false.
-        if settings[0].get(key) and settings[0][key] != settings[1].get(key):
-            yield f"tokenizer_config.json: {key} is {settings[0][key]!r}, it was {settings[1].get(key)!r}"
-    templates = [set(_list_templates(path)) for path in (engine_files, model_files)]
+        # A tool that writes the file anew writes what is absent as false, and drops code that it did not run.
+        ours, theirs = (each.get(key) or None for each in settings)
+        if ours != theirs and (ours or key != "auto_map"):
+            yield f"tokenizer_config.json: {key} is {ours!r}, it was {theirs!r}"
+    yield from _compare_entries(engine_files, model_files, described)
+    for fault in _compare_entries(model_files, engine_files, described):
+        yield f"the model's {fault}"
+
+
+def _compare_entries(directory: Path, other: Path, described: Mapping[str, Any]) -> Iterator[str]:
+    """Compare entries that one directory has and the other one lacks, or has with another value."""
+    rows = described.get("added_tokens", [])
+    tokens = {row.get("content"): row.get("id") for row in rows}
+    special = [row.get("content") for row in rows if row.get("special")]
+    known = _read_optional(other / "added_tokens.json")
+    for text, number in _read_optional(directory / "added_tokens.json").items():
+        if number not in (tokens.get(text), known.get(text)):
+            yield f"added_tokens.json: {text!r} is {number!r}"
+    known = _read_optional(other / "special_tokens_map.json")
+    for key, token in _read_optional(directory / "special_tokens_map.json").items():
+        # A list has no name of its own in later releases: what is special is what counts.
+        listed = token if isinstance(token, list) else [token]
+        pieces = [each.get("content") if isinstance(each, dict) else each for each in listed]
+        is_read = pieces == [described["special tokens"].get(key)]
+        if isinstance(token, list):
+            is_read = all(piece in special for piece in pieces)
+        if token != known.get(key) and not is_read:
+            yield f"special_tokens_map.json: {key} is {', '.join(map(repr, pieces))}"
     # transformers moves templates from one file to another.
     read = described.get("chat template")
     texts = set(read.values()) if isinstance(read, dict) else {read}
-    for name, text in sorted(templates[0] - templates[1]):
+    for name, text in sorted({*_list_templates(directory)} - {*_list_templates(other)}):
         if name != "default" or text not in texts:
             yield f"another chat template {name!r}"
 

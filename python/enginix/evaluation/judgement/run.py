@@ -76,10 +76,11 @@ def require_gates_passed(outcomes: Sequence[GateOutcome]) -> None:
         raise GateError("no gate was run", fix="pass --no-gates if that is intended")
     for outcome in outcomes:
         if not outcome.passed:
-            raise GateError(
-                f"gate {outcome.gate} failed: {outcome.summary}",
-                fix=load_table("gates")["gates"].get(outcome.gate, {}).get("fix", FIX),
-            )
+            fix = load_table("gates")["gates"].get(outcome.gate, {}).get("fix", FIX)
+            if "error" in outcome.detail:
+                # Not judged: nothing of the model is to be mended.
+                fix = outcome.detail.get("fix", "mend what it names, and gate again")
+            raise GateError(f"gate {outcome.gate} failed: {outcome.summary}", fix=fix)
 
 
 def build_gate_evidence(prompts: PromptSet, outcomes: Sequence[GateOutcome]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from enginix.reference import layout
 from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 LOGITS = "logits"
 CONTEXT, TASK = "context", "task"
@@ -147,7 +148,7 @@ def resolve_checkpoint_bounds(
     out = {}
     for gate, overrides in requested_gates.items():
         if gate not in GATES:
-            raise UsageError(f"no gate {gate!r}", fix=f"there are: {', '.join(GATES)}")
+            raise UsageError(f"no gate {gate!r}", fix=list_known(str(gate), GATES))
         known = {LOGITS: {"tolerance": None}}.get(gate, rows.get(gate, {}))
         for key, value in overrides.items() if isinstance(overrides, Mapping) else [(None, overrides)]:
             if key not in known:
@@ -219,7 +220,9 @@ def _compare_part(name: str, compared: ComparedFiles, bounds: dict[str, Any]) ->
             )
         if not compared.models:
             raise GateError(
-                "the model's weights are not here: pass --model, and --original if it is quantized"
+                "the model's weights are not here",
+                fix="pass --model DIR, the model that the checkpoint was converted from; for a quantized one "
+                "also --original DIR, the model before quantization; or leave the gate out with --gates",
             )
         return model_weights.judge_weights(compared.checkpoint, compared.models, bounds)
     except Exception as e:
@@ -287,7 +290,8 @@ def _error_text(e: Exception) -> str:
 
 
 def _failed_gate(gate: str, e: Exception) -> GateOutcome:
-    return GateOutcome(gate, False, f"could not be run: {_error_text(e)}", {"error": _error_text(e)})
+    fix = {"fix": e.fix} if isinstance(e, EnginixError) and e.fix else {}
+    return GateOutcome(gate, False, f"could not be run: {_error_text(e)}", {"error": _error_text(e), **fix})
 
 
 def judge_rounding(engine: JudgedEngine, scored: ScoredPassages, bounds: dict[str, Any]) -> GateOutcome:

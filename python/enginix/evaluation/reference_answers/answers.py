@@ -34,6 +34,7 @@ from enginix.evaluation.reference_answers.subject import (
     require_logits_shape,
 )
 from enginix.files import dump_json, write_text
+from enginix.integrity import require_unchanged
 from enginix.progress import track_step
 
 GROUP = 128  # tokens of a large vocabulary in one group
@@ -350,7 +351,9 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
 
     Raises:
         GateError: missing, damaged, or of another format; without reference no gate passes.
+        ManifestError: a file changed since the model was asked.
     """
+    require_unchanged(directory)
     try:
         raw = json.loads((directory / FILE).read_text("utf-8"))
         if raw["format"] != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from enginix.errors import EnginixError, GateError, ModelError
 from enginix.model.attention_code import choose_attention_code
 from enginix.model.jsonfile import refuse_other_artefact
+from enginix.optional_libraries import pause_garbage_collector
 from enginix.progress import track_step
 
 # From widest to narrowest: a model stored in several is as precise as its widest.
@@ -21,16 +21,10 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def _import_transformers() -> Any:
-    # Its modules make many objects and little garbage: the collector would look for it all the while.
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with pause_garbage_collector():
         import transformers
 
         transformers.AutoTokenizer  # noqa: B018  (imported when it is named)
-    finally:
-        if is_collecting:
-            gc.enable()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers

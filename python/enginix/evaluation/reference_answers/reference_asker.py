@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from enginix import __version__
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers import material as materials
@@ -18,6 +19,7 @@ from enginix.evaluation.reference_answers.answers import ReferenceAnswers
 from enginix.evaluation.reference_answers.exact_answers import read_questions, require_answered
 from enginix.evaluation.reference_answers.material import Material
 from enginix.evaluation.reference_answers.subject import TransformersSubject, require_finite_logits
+from enginix.manifest import Manifest, read_artefact_name
 from enginix.model.end_tokens import read_end_tokens
 from enginix.model.identity import identify_model
 from enginix.model.tokenizer_files import copy_tokenizer_files
@@ -45,6 +47,13 @@ def keep_reference_answers(
         ),
         directory,
     )
+    Manifest(
+        "answers",
+        read_artefact_name(model),
+        inputs={"model": answers.model},
+        tools={"enginix": __version__},
+        results={"material": material.sha256},
+    ).write(directory)
     return material
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from enginix import manifest, process
 from enginix.compatibility import check
+from enginix.digests import SourceWatch
 from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.integrity import require_unchanged
 from enginix.kinds.edgellm import options
@@ -66,10 +67,15 @@ class EdgellmServeOptions:
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """The command line and environment of a server."""
+    """The command line and environment of a server.
+
+    Attributes:
+        watch: notices a file of engine or model that changes after its digest was compared.
+    """
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
+    watch: SourceWatch
 
 
 def check_key_file(path: Path) -> None:
@@ -110,6 +116,7 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
             where="--host",
             fix="pass --api-key-file, or serve on 127.0.0.1 behind a proxy that checks who asks",
         )
+    watch = SourceWatch(engine, model)
     engine_manifest = manifest.read_manifest(engine, "engine")
     if engine_manifest.kind != "edgellm":
         raise ManifestError(
@@ -150,7 +157,7 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONNOUSERSITE": "1",
     }
-    return ServerCommand(tuple(words), process.build_environment(variables))
+    return ServerCommand(tuple(words), process.build_environment(variables), watch)
 
 
 def _find_bundle(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.mapping import CheckpointMapping
-from enginix.errors import EnginixError
+from enginix.errors import EnginixError, ModelError
 from enginix.kinds.registry.engine_kind import EngineKind
 from enginix.model import ModelConfig
 from enginix.model.config import read_model_config
+from enginix.model.config_rules import explain_other_class
 from enginix.reference.config import parse_executor_config
 
 
@@ -39,3 +40,16 @@ def explain_config_refusal(kind: EngineKind, directory: Path) -> str | None:
     except EnginixError as e:
         return describe_refusal("no checkpoint", e)
     return explain_kind_refusal(kind, model)
+
+
+LOCK_LACKS_VALUES = (
+    "by the lock alone, which does not have every value of config.json: conversion may still refuse one"
+)
+
+
+def explain_lock_refusal(kind: EngineKind, architecture: str | None, model_type: str | None) -> str | None:
+    """Return why a lock's facts rule out a kind that is built from a checkpoint; None if nothing does."""
+    other = explain_other_class(architecture, model_type)
+    if other is None or kind.built_from != "checkpoint":
+        return None
+    return describe_refusal("no checkpoint", ModelError(other[0], fix=other[1]))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import ModelError
+from enginix.kinds.planning.checkpoint_refusal import LOCK_LACKS_VALUES, explain_lock_refusal
 from enginix.kinds.planning.obstacles import (
     find_format_obstacles,
     find_model_obstacles,
@@ -107,15 +108,14 @@ def read_locked_windows(metadata: Mapping[str, Any]) -> list[int] | None:
 def _find_model_obstacles(metadata: Mapping[str, Any], sizes: ModelSizes, kind: str) -> list[str]:
     """List what a lock tells against a kind; locks need not have the architecture."""
     architecture, method = metadata.get("architecture"), metadata.get("quantizationMethod")
-    other = explain_other_class(architecture, metadata.get("modelType"))
-    if other and find_kind(kind).built_from == "checkpoint":
-        return [f"no checkpoint: {other[0]} (fix: {other[1]})"]
+    if refusal := explain_lock_refusal(find_kind(kind), architecture, metadata.get("modelType")):
+        return [refusal]
     return find_model_obstacles(kind, architecture, sizes.quantization, method) if architecture else []
 
 
 def _list_model_notes(metadata: Mapping[str, Any], built_from: str) -> list[str]:
     if built_from != "model":
-        return []
+        return [LOCK_LACKS_VALUES]
     other = explain_other_class(metadata.get("architecture"), metadata.get("modelType"))
     notes = [explain_no_pytorch_class(metadata.get("architecture"))]
     return [note for note in notes if note] + ([f"{other[0]} (fix: {other[1]})"] if other else [])

@@ -61,7 +61,11 @@ def render_plan(plan: MemoryPlan) -> str:
             f"{format_bytes(m.pool)} ({plan.certainty.pool}) for {m.tokens:,} tokens of "
             f"{format_bytes(m.kv_token)} ({kv}-bit, {plan.certainty.kv_token})",
         ),
-        ("sequences", f"{plan.sequences} of {limits.max_seq_len:,} tokens at the same time"),
+        (
+            "sequences",
+            f"memory for {plan.sequences:,} of {limits.max_seq_len:,} tokens; "
+            f"at most {limits.max_batch_size} are computed at the same time",
+        ),
         ("limits", limits.describe()),
     ]
     if kind.is_compiled and build.host_memory:

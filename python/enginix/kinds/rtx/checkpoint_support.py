@@ -16,7 +16,7 @@ from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.letter_case import to_kebab_case
-from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
 
@@ -55,11 +55,11 @@ def check_checkpoint_support(
 
     if config.architecture not in table["architectures"]["taken"]:
         taken = ", ".join(table["architectures"]["taken"])
-        fix = limit_llmapi_advice("serve the model with the llmapi kind", architecture or config.architecture)
-        if "transformers" in fix and config.quantization.quant_algo is not None:
-            # transformers reads a quantized model's codes as if they were weights.
-            fix = "use a kind that enginix compare MODEL lists"
-        refuse(f"{config.architecture} is not taken; taken are {taken}", fix)
+        fix = "serve the model with the llmapi kind"
+        if config.quantization.quant_algo is not None:
+            fix = "use a kind that enginix compare MODEL lists, or serve this one with the llmapi kind"
+        with limited_llmapi_advice(architecture or config.architecture):
+            refuse(f"{config.architecture} is not taken; taken are {taken}", fix)
     if config.mapping.world_size != 1:
         refuse(
             f"the checkpoint has {config.mapping.world_size} ranks, and an engine runs on one GPU",

@@ -59,7 +59,8 @@ def get_or_build_engine(name: str, make: Callable[[Path], None]) -> Path:
     with _reserve_entry(root, name, wait=True):
         if (path / manifest.MANIFEST_FILE).is_file():
             with contextlib.suppress(OSError):
-                os.utime(path / manifest.MANIFEST_FILE)
+                # Not of the manifest: a server that loads the engine watches the files.
+                os.utime(path)
             return path
         for leftover in root.glob(f".{name}.*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -86,7 +87,7 @@ def list_cached_engines() -> list[CachedEngine]:
                     kind=engine_manifest.kind or "",
                     target=str(engine_manifest.target.get("gpu") or engine_manifest.target.get("name") or ""),
                     size=sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink()),
-                    used=(path / manifest.MANIFEST_FILE).stat().st_mtime,
+                    used=path.stat().st_mtime,
                 )
             )
     return sorted(engines, key=lambda e: -e.used)

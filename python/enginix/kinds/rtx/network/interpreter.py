@@ -7,6 +7,7 @@ NVIDIA's documentation and, in the tests, onnxruntime's execution of the same op
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,31 @@ def round_to_fp4(x: torch.Tensor) -> torch.Tensor:
     return torch.copysign(torch.where(takes_low, low, high), x)
 
 
+@dataclass(frozen=True)
+class _LayerPlan:
+    """A layer as every step reads it: asking the library each time takes longer than small products.
+
+    Attributes:
+        inputs: names; None where an optional input is absent.
+        results: of each output its name, type and shape.
+    """
+
+    layer: Any
+    step: Step
+    inputs: list[str | None]
+    results: list[tuple[str, torch.dtype, tuple[int, ...]]]
+
+
+def _check_result(layer: Any, expected: tuple[str, torch.dtype, tuple[int, ...]], result: Any) -> None:
+    _, dtype, shape = expected
+    # Rows may be fewer than slots.
+    if result.dtype != dtype or tuple(result.shape)[1:] != shape[1:]:
+        raise GateError(
+            f"layer {layer.name} gives {result.dtype} {list(result.shape)}, and the network says "
+            f"{dtype} {list(shape)}"
+        )
+
+
 class NetworkInterpreter:
     """A network with the arrays of its constants.
 
@@ -98,7 +124,7 @@ class NetworkInterpreter:
             trt.fp4: torch.float32,  # PyTorch has no such type: the numbers, not the codes
         }
         self._steps = self._list_steps()
-        self._layers: list[tuple[Any, Step]] = []
+        self._layers: list[_LayerPlan] = []
         self._constants: dict[str, torch.Tensor] = {}
         for index in range(network.num_layers):
             layer = network.get_layer(index)
@@ -110,7 +136,7 @@ class NetworkInterpreter:
             if kind == "CONSTANT":
                 self._constants[layer.get_output(0).name] = self._read_constant(layer, constants)
             else:
-                self._layers.append((layer, step))
+                self._layers.append(self._plan_layer(layer, step))
         self._last_use = self._find_last_uses()
 
     def _read_constant(self, layer: Any, constants: Mapping[str, Array]) -> torch.Tensor:
@@ -127,12 +153,17 @@ class NetworkInterpreter:
             return unpack_fp4_columns(as_tensor(array)).reshape(tuple(layer.shape))
         return as_tensor(array).reshape(tuple(layer.shape))
 
+    def _plan_layer(self, layer: Any, step: Step) -> _LayerPlan:
+        inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
+        names = [None if tensor is None else tensor.name for tensor in inputs]
+        results = [(o.name, self._expected_type(o.dtype), tuple(o.shape)) for o in outputs]
+        return _LayerPlan(layer, step, names, results)
+
     def _find_last_uses(self) -> dict[str, int]:
         last: dict[str, int] = {}
-        for index, (layer, _) in enumerate(self._layers):
-            for i in range(layer.num_inputs):
-                if (tensor := layer.get_input(i)) is not None:
-                    last[tensor.name] = index
+        for index, plan in enumerate(self._layers):
+            last |= {name: index for name in plan.inputs if name is not None}
         for i in range(self.network.num_outputs):
             last.pop(self.network.get_output(i).name, None)
         return last
@@ -148,23 +179,18 @@ class NetworkInterpreter:
         """
         values: dict[str, torch.Tensor] = {name: self._widen(tensor) for name, tensor in inputs.items()}
         outputs = {self.network.get_output(i).name for i in range(self.network.num_outputs)}
-        for index, (layer, step) in enumerate(self._layers):
-            arguments, names = list[Any](), list[str]()
-            for i in range(layer.num_inputs):
-                tensor = layer.get_input(i)
-                if tensor is None:
-                    arguments.append(None)
-                    continue
-                names.append(tensor.name)
-                value = values.get(tensor.name)
-                arguments.append(self._constants[tensor.name] if value is None else value)
-            result = step(layer, arguments)
-            for number, value in enumerate(result if isinstance(result, tuple) else (result,)):
-                output = layer.get_output(number)
-                self._check_result(layer, output, value)
-                values[output.name] = value
-            for name in names:
-                if self._last_use.get(name) == index and name not in outputs:
+        for index, plan in enumerate(self._layers):
+            arguments = list[Any]()
+            for name in plan.inputs:
+                value = None if name is None else values.get(name)
+                arguments.append(value if value is not None or name is None else self._constants[name])
+            result = plan.step(plan.layer, arguments)
+            given = result if isinstance(result, tuple) else (result,)
+            for value, expected in zip(given, plan.results, strict=True):
+                _check_result(plan.layer, expected, value)
+                values[expected[0]] = value
+            for name in plan.inputs:
+                if name is not None and self._last_use.get(name) == index and name not in outputs:
                     values.pop(name, None)
         return {name: values[name] for name in outputs}
 
@@ -179,17 +205,10 @@ class NetworkInterpreter:
         is_narrow = dtype in (torch.float16, torch.bfloat16)
         return torch.float32 if self.is_wide and is_narrow else dtype
 
-    def _check_result(self, layer: Any, output: Any, result: torch.Tensor) -> None:
-        expected = self._result_type(output.dtype)
-        # Rows may be fewer than slots.
-        shape = tuple(output.shape)[1:]
-        if not self.rounds_codes and expected in (torch.int8, torch.float8_e4m3fn):
-            expected = torch.float32
-        if result.dtype != expected or tuple(result.shape)[1:] != shape:
-            raise GateError(
-                f"layer {layer.name} gives {result.dtype} {list(result.shape)}, and the network says "
-                f"{expected} {list(output.shape)}"
-            )
+    def _expected_type(self, data_type: Any) -> torch.dtype:
+        """Return the type of a layer's result."""
+        dtype = self._result_type(data_type)
+        return dtype if self.rounds_codes or dtype not in (torch.int8, torch.float8_e4m3fn) else torch.float32
 
     def _list_steps(self) -> dict[str, tuple[Any, Step]]:
         trt = self.trt

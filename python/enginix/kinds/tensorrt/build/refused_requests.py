@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.kinds.tensorrt.build.build_subject import BuildSubject, RequestRefused
-from enginix.model.llmapi_advice import limit_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.tables import load_table
 
 # Algorithms as QuantMode sees them (quantization/mode.py).
@@ -66,12 +66,13 @@ def check_options(given: Mapping[str, Any], plugins: Mapping[str, Any], subject:
 def check_engine_class(subject: BuildSubject) -> None:
     engine_classes = load_table("engine_support")["architectures"]["engine"]
     if subject.architecture not in engine_classes:
-        raise RequestRefused(
-            "AssertionError",
-            "other",
-            f"TensorRT-LLM has no engine class for architecture {subject.architecture}",
-            fix=limit_llmapi_advice("serve the model with the llmapi kind", subject.architecture),
-        )
+        with limited_llmapi_advice(subject.architecture):
+            raise RequestRefused(
+                "AssertionError",
+                "other",
+                f"TensorRT-LLM has no engine class for architecture {subject.architecture}",
+                fix="serve the model with the llmapi kind",
+            )
 
 
 def check_blackwell(subject: BuildSubject) -> None:
