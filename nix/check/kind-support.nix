@@ -6,13 +6,6 @@ let
   inherit (lib.importJSON ../../python/enginix/data/machine/gpus.json) partSystems;
   inherit (table) kinds;
   among = lib.concatMapStringsSep ", " toString;
-  order = [
-    "tensorrt"
-    "llmapi"
-    "edgellm"
-    "rtx"
-    "reference"
-  ];
 
   # Whether a kind's software has code for a GPU, on a system that may have it. An SM that the table
   # does not have is left to the PyTorch backend to judge.
@@ -40,7 +33,7 @@ rec {
 
   # The kinds whose software has code for a GPU.
   # running :: { name; sm; … } -> [ string ]
-  running = gpu: builtins.filter (kind: hasCode kind gpu) order;
+  running = gpu: builtins.filter (kind: hasCode kind gpu) table.order;
 
   # Why a kind does not run on a GPU, with what to do; null if it does. `version` is of
   # TensorRT-LLM, null for any.

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.rope import RopeTables
-
-if TYPE_CHECKING:
-    from enginix.reference.graphs import DecodeSteps
 
 BLOCK = 256
 
@@ -35,7 +31,6 @@ class KeyValueCache:
         stored: of each layer its keys, then its values, [slots, 2 kv_heads, capacity, head_size].
         lengths: tokens stored of each slot's sequence.
         tokens: int64 [slots] on the device, each sequence's next token for :meth:`Executor.decode_stored`.
-        steps: the executor's steps for :meth:`Executor.decode_stored`.
     """
 
     def __init__(
@@ -45,7 +40,6 @@ class KeyValueCache:
         self.capacity = 0
         self.lengths = [0] * slots
         self.tokens = torch.zeros(slots, device=device, dtype=torch.int64)
-        self.steps: DecodeSteps | None = None
         empty = torch.empty(slots, 2 * config.kv_heads, 0, config.head_size, device=device, dtype=dtype)
         self.stored = [empty] * config.layers
 

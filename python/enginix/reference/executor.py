@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -50,6 +51,8 @@ class Executor:
         self.prompt_tokens = 0 if device.type == "cpu" else PROMPT_TOKENS
         self.device, self.dtype = device, dtype
         self.rope = RopeTables(self.config, device)
+        # A cache's captured steps go with it.
+        self._steps = WeakKeyDictionary[KeyValueCache, DecodeSteps]()
         # Where a rotation depends on the length of the prompt, that of its pieces would be another one.
         self.piece_tokens = 0 if self.rope.depends_on_length else self.prompt_tokens
         self.embedding = build.tensor("transformer.vocab_embedding.weight")
@@ -307,11 +310,12 @@ class Executor:
 
         Returns logits float32 [rows, vocab_size], a row a slot, which the next step overwrites.
         """
-        if cache.steps is None:
+        steps = self._steps.get(cache)
+        if steps is None:
             # Experts are chosen on the host, and such rotations are computed there.
             capture = self.device.type == "cuda" and not (self.config.experts or self.rope.depends_on_length)
-            cache.steps = DecodeSteps(self._fill_logits, cache, capture=capture)
-        logits = cache.steps.run(cache, active)
+            steps = self._steps[cache] = DecodeSteps(self._fill_logits, cache, capture=capture)
+        logits = steps.run(cache, active)
         for slot in active:
             cache.lengths[slot] += 1
         return logits

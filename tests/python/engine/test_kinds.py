@@ -32,7 +32,7 @@ MEMBERS = [*EngineKind.__dataclass_fields__, *(name for name in vars(EngineKind)
 
 def test_every_folder_with_a_description_is_in_the_registry() -> None:
     assert {path.parent.name for path in PACKAGE.glob("kinds/*/kind.py")} == set(KIND_NAMES)
-    assert [kind.name for kind in list_kinds()] == list(KIND_NAMES)
+    assert [kind.name for kind in list_kinds()] == list(KIND_NAMES) == load_table("engine_kinds")["order"]
 
 
 @pytest.mark.parametrize("name", KIND_NAMES)

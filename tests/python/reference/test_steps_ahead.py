@@ -342,13 +342,13 @@ def test_where_capture_is_impossible_steps_are_computed_one_by_one(
         pytest.skip("there is a GPU")
     dynamic, static = executors
     caches = dynamic.new_cache(2), static.new_cache(2)
-    caches[1].steps = DecodeSteps(static._fill_logits, caches[1], capture=True)
+    steps = static._steps[caches[1]] = DecodeSteps(static._fill_logits, caches[1], capture=True)
     for executor, cache in zip(executors, caches, strict=True):
         executor.prefill(cache, 0, [1, 2, 3])
     with pytest.warns(RuntimeWarning, match="decode steps are not captured"):
         found = static.decode(caches[1], {0: 4})
     assert _close(found[0], dynamic.decode(caches[0], {0: 4})[0])
-    assert not caches[1].steps.capture
+    assert not steps.capture
 
 
 def test_a_size_is_captured_once_or_served_by_a_larger_one(

@@ -117,15 +117,15 @@ def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: lis
 def _require_lora_weights(path: Path) -> None:
     """Check that the weights of an adapter are there, and no pointer or page in their place."""
     weights = [path / f"adapter_model.{suffix}" for suffix in ("safetensors", "bin")]
-    found = next((file for file in weights if file.is_file()), None)
-    if found is None:
+    weights_file = next((file for file in weights if file.is_file()), None)
+    if weights_file is None:
         raise UsageError(
             "no adapter_model.safetensors", where=str(path), fix="pass an adapter as PEFT saves it"
         )
-    with found.open("rb") as file:
+    with weights_file.open("rb") as file:
         other = detect_other_content(file.read(512))
     if other is not None:
-        raise UsageError(other[0], where=str(found), fix=other[1])
+        raise UsageError(other[0], where=str(weights_file), fix=other[1])
 
 
 def _refuse_unsupported_peft(config: Mapping[str, Any], where: str) -> None:
