@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enginix.errors import MachineError
+from enginix.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,8 @@ def find_device(name: str, fix: str = DEVICE_FIX) -> torch.device:
     the error looks like a fault of the model.
 
     Raises:
-        MachineError: no such device, or not on this machine.
+        UsageError: no such device.
+        MachineError: it is not on this machine.
     """
     import torch
 
@@ -28,7 +29,7 @@ def find_device(name: str, fix: str = DEVICE_FIX) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise MachineError("no such device", where=name, fix="one of: cpu, cuda, cuda:N")
+        raise UsageError("no such device", where=name, fix="one of: cpu, cuda, cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise MachineError("no CUDA device", where=name, fix=fix)

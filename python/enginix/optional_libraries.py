@@ -183,7 +183,10 @@ def _format_pip_command(requirements: list[str], python: str = sys.executable) -
     else:
         from enginix.process import query_python
 
-        is_managed, has_pip = query_python(Path(python), _INSTALLING, failure="does not run")
+        is_managed, has_pip = False, True
+        # What it lacks is told even where it does not say this.
+        with contextlib.suppress(MachineError):
+            is_managed, has_pip = query_python(Path(python), _INSTALLING, failure="does not run")
         use = "pass enginix-venv/bin/python3 in its place"
     python = shlex.quote(python)
     if is_managed:

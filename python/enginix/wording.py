@@ -33,8 +33,7 @@ def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
     # An abbreviation: trt of tensorrt.
     short = [c for c in folded if word[:1] == c[:1] and 2 < len(word) < 5 <= len(c) and _is_spread(word, c)]
     matches = short[:1] or difflib.get_close_matches(word, list(folded), 5, cutoff)
-    # Of the same number of mistakes one in the first letter is rarest; a mistyped one keeps the length: h201
-    # is h200 rather than h20.
+    # The first letter is rarely mistyped, and a mistyped one keeps the length: h201 is h200 rather than h20.
     matches.sort(key=lambda c: (_count_edits(word, c), c[:1] != word[:1], len(c) != len(word)))
     return folded[matches[0]] if matches else None
 

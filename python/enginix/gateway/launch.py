@@ -80,13 +80,19 @@ def require_litellm(python: Path) -> str:
     script = (
         "import importlib.util as u\n"
         "from importlib.metadata import version\n"
-        "import json\n"
-        "print(json.dumps([version('litellm') if u.find_spec('litellm') else '', "
-        "*[n for n in ('fastapi', 'uvicorn', 'httpx', 'orjson') if not u.find_spec(n)]]))"
+        "print(version('litellm') if u.find_spec('litellm') else '', "
+        "*[n for n in ('fastapi', 'uvicorn', 'httpx', 'orjson') if not u.find_spec(n)])"
     )
-    fix = "pass a python3 that has litellm, or leave it out where this Python has it"
+    done = process.run_program([python, "-c", script], check=False)
+    if done.returncode or not done.stdout.endswith("\n"):
+        lines = done.stderr.strip().splitlines() or ["no output"]
+        raise MachineError(
+            f"is no Python that runs: {lines[-1]}",
+            where=str(python),
+            fix="pass a python3 that has litellm, or leave it out where this Python has it",
+        )
     # The version is empty where LiteLLM is missing.
-    version, *missing = process.query_python(python, script, failure="is no Python that runs", fix=fix)
+    version, *missing = done.stdout.rstrip("\n").split(" ")
     if not version or missing:
         names = [name for name in (*missing, "" if version else "litellm") if name] or ["litellm"]
         state = "is not installed" if len(names) == 1 else "are not installed"
@@ -97,7 +103,7 @@ def require_litellm(python: Path) -> str:
             where=str(python),
             fix=f"--python of an environment with litellm {LEAST_LITELLM} or newer",
         )
-    return str(version)
+    return version
 
 
 def _parse_litellm_version(version: str) -> tuple[int, ...]:

@@ -78,6 +78,7 @@ def find_tritonserver(
         described: runtime of the repository's manifest, for one that the table does not have.
 
     Raises:
+        UsageError: the named directory is none.
         MachineError: no installation is named, or parts are missing.
     """
     if directory is None:
@@ -93,6 +94,12 @@ def find_tritonserver(
                 "(docs/reference/triton.md)",
             )
         directory = default_directory
+    elif not directory.is_dir():
+        raise UsageError(
+            f"{directory} is no directory",
+            where="--tritonserver",
+            fix="pass the directory that has bin/tritonserver",
+        )
     directory = Path(os.path.abspath(directory))
     _check_parts(directory)
     runtime = runtime or _read_runtime_file(directory).get("name", "reference")
@@ -189,12 +196,11 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
     with pybind11 before 2.12, it reads NumPy 2's arrays wrongly: every request would crash it.
 
     Raises:
+        UsageError: no program of that name.
         MachineError: the environment does not fit; has the reason.
     """
     if python.name != "python3" or not os.access(python, os.X_OK):
-        raise MachineError(
-            "not an executable named python3", where=str(python), fix="--python DIR/bin/python3"
-        )
+        raise UsageError("not an executable named python3", where=str(python), fix="--python DIR/bin/python3")
     binary = server.stub.read_bytes()
     linked = re.search(rb"libpython3\.(\d+)\.so", binary)
     support = find_triton_support(kind)

@@ -117,8 +117,9 @@ def run_stages(
             try:
                 record = _run_stage(stage, as_json=as_json, quiet=quiet)
             except StageFailed as e:
-                # Another run of enginix up began the same stage at the same moment.
-                if e.exit_code != EXIT_USAGE or not (stage.output.exists() or is_being_written(stage.output)):
+                # Another run began it at the same moment. Asked in this order, as it may end in between.
+                is_made = is_being_written(stage.output) or stage.output.exists()
+                if e.exit_code != EXIT_USAGE or not is_made:
                     raise
         if record is None:
             console.print_message(f"{label}: here already")

@@ -21,6 +21,28 @@ let
   };
 in
 {
+  testLlmapiIsProposedForItsClasses = {
+    expr = map check.llmapiAdvice.has [
+      "LlamaForCausalLM"
+      "BloomForCausalLM"
+      null
+    ];
+    expected = [
+      true
+      false
+      true
+    ];
+  };
+  testLlmapiProposalBecomesAnother = {
+    expr = map (
+      architecture:
+      lib.hasInfix "llmapi" (check.llmapiAdvice.limit architecture "serve the model with the llmapi kind")
+    ) [ "LlamaForCausalLM" "BloomForCausalLM" ];
+    expected = [
+      true
+      false
+    ];
+  };
   testParallelismAccepts = {
     expr = (parallelism { heads = 8; } (one // { tensorParallel = 4; })).tensorParallel;
     expected = 4;

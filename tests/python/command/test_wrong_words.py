@@ -11,7 +11,11 @@ import pytest
 
 from enginix import cli
 from enginix.cli import main
+from enginix.device import find_device
+from enginix.errors import MachineError, UsageError
+from enginix.gateway.launch import require_litellm
 from enginix.gateway.spec import GatewaySpecError, parse_gateway_spec
+from enginix.serve.tritonserver import find_tritonserver
 
 ROOT = Path(__file__).parents[3]
 MODEL = str(ROOT / "tests/models/tiny-qwen3")
@@ -113,9 +117,6 @@ def test_a_gateway_python_that_does_not_run(capsys: pytest.CaptureFixture[str]) 
     for python, why in (("/bin/false", "is no Python that runs"), ("/bin", "cannot be started")):
         assert main(["gateway", "--check", str(ROOT / "none"), "--python", python]) in (3, 5)
         capsys.readouterr()
-        from enginix.errors import MachineError
-        from enginix.gateway.launch import require_litellm
-
         with pytest.raises(MachineError, match=why) as refused:
             require_litellm(Path(python))
         assert "pip install" not in str(refused.value) and refused.value.fix
@@ -128,5 +129,9 @@ def test_a_directory_in_place_of_a_file_and_a_missing_one(
         assert main(["bench", CLOSED, "--model", "m", "-o", str(output)]) == 2
         assert main(["bench", "--dataset", str(output)]) == 2
         assert main(["compare", MODEL, MODEL, "-o", str(output)]) == 2
+    with pytest.raises(UsageError, match="no such device"):
+        find_device("cud")
+    with pytest.raises(UsageError, match="--tritonserver"):
+        find_tritonserver(tmp_path / "none")
     assert main(["gate", str(tmp_path / "none"), "--reference", MODEL]) == 3
     assert "no such directory" in capsys.readouterr().err

@@ -211,10 +211,12 @@ def test_a_repository_is_read_and_compared(
 
 
 def python(directory: Path, minor: int, packages: dict[str, str]) -> Path:
-    """A stand-in for an interpreter: answers the preflight's question, runs nothing."""
+    """A stand-in for an interpreter: answers the preflight's questions, runs nothing."""
     path = directory / "python3"
     answer = json.dumps([minor, list(packages), packages.get("numpy", "")])
-    path.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    # Whether its distribution alone installs into it, and whether it has pip.
+    managed = "case $2 in *EXTERNALLY-MANAGED*) echo '[true, true]'; exit;; esac"
+    path.write_text(f"#!/bin/sh\n{managed}\necho '{answer}'\n")
     path.chmod(0o755)
     return path
 
@@ -255,11 +257,13 @@ def test_the_python_environment_suits_the_stub(
     with pytest.raises(MachineError) as caught:
         tritonserver.check_python(interpreter, server)
     assert expected in str(caught.value)
+    if "lacks" in expected:
+        assert f"{interpreter} -m venv enginix-venv" in str(caught.value)
 
 
 def test_an_interpreter_that_does_not_run(installation: Path, tmp_path: Path) -> None:
     server = tritonserver.find_tritonserver(installation)
-    with pytest.raises(MachineError, match="not an executable named python3"):
+    with pytest.raises(UsageError, match="not an executable named python3"):
         tritonserver.check_python(Path("/bin/true"), server)
     broken = tmp_path / "python3"
     broken.write_text("#!/bin/sh\necho no libc >&2; exit 1\n")

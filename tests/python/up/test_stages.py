@@ -70,7 +70,7 @@ def test_a_device_that_is_none_is_told_before_any_stage(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("ENGINIX_TRITONSERVER", str(environment("tritonserver")))
     monkeypatch.setattr("enginix.gateway.launch.require_litellm", lambda python: None)
-    assert main(["up", str(MODEL), "--device", "cud"]) == 5
+    assert main(["up", str(MODEL), "--device", "cud"]) == 2
     assert "cud: no such device" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
