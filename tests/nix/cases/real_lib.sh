@@ -202,7 +202,7 @@ test_real_lib_module_rollout() {
 test_real_lib_module_names_and_runtimes() {
   need_lib || return
   fails '{ servers."Big model".repo = tiny; }' "part of a unit's and a user's name" &&
-    fails '{ servers.a = { repo = tensorrt 1 // { runtime = "trtllm-9"; }; gpus = [ 0 ]; }; }' 'the runtime trtllm-9, which is unknown' &&
+    fails '{ servers.a = { repo = tensorrt 1 // { runtime = "trtllm-9"; engine = (tensorrt 1).engine // { runtimePackage = { }; }; }; gpus = [ 0 ]; }; }' 'the runtime trtllm-9, which is unknown' &&
     fails '{ servers.a = { repo = { type = "derivation"; outPath = "/x"; name = "x"; kind = "tensorrt"; runtime = "trtllm-1.2.1"; }; gpus = [ 0 ]; }; }' 'which this one does not name'
 }
 

@@ -34,13 +34,13 @@ in
     ];
   };
   testLlmapiProposalBecomesAnother = {
-    expr = map (
-      architecture:
-      lib.hasInfix "llmapi" (check.llmapiAdvice.limit architecture "serve the model with the llmapi kind")
-    ) [ "LlamaForCausalLM" "BloomForCausalLM" ];
+    expr = map (name: check.llmapiAdvice.limit name "serve the model with the llmapi kind") [
+      "LlamaForCausalLM"
+      "BloomForCausalLM"
+    ];
     expected = [
-      true
-      false
+      "serve the model with the llmapi kind"
+      "serve the model with transformers: TensorRT-LLM's PyTorch backend has no class for it"
     ];
   };
   testParallelismAccepts = {
