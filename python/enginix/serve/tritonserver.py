@@ -78,7 +78,7 @@ def find_tritonserver(
         described: runtime of the repository's manifest, for one that the table does not have.
 
     Raises:
-        UsageError: the named directory is none.
+        UsageError: the named directory holds no tritonserver.
         MachineError: no installation is named, or parts are missing.
     """
     if directory is None:
