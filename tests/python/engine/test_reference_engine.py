@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     other = shutil.copytree(model, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     convert_model(other, tmp_path / "checkpoint", ConvertOptions())
     out = tmp_path / "engine"
     assert enginix(tmp_path / "checkpoint", "--kind", "reference", "--model", model, "-o", out) == 3
