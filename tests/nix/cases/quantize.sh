@@ -55,8 +55,9 @@ chain() { # format, algorithm in the checkpoint
 
 test_quantize_chain_fp8() { PYTHONPATH=python with_core chain fp8 FP8; }
 test_quantize_chain_nvfp4() { PYTHONPATH=python with_core chain nvfp4 NVFP4; }
-test_quantize_chain_int4_awq() { PYTHONPATH=python with_core chain int4_awq W4A16_AWQ; }
-test_quantize_chain_int8_sq() { PYTHONPATH=python with_core chain int8_sq W8A8_SQ_PER_CHANNEL; }
+# The same derivations, by other formats of ModelOpt.
+test_quantize_chain_int4_awq() { slow && PYTHONPATH=python with_core chain int4_awq W4A16_AWQ; }
+test_quantize_chain_int8_sq() { slow && PYTHONPATH=python with_core chain int8_sq W8A8_SQ_PER_CHANNEL; }
 
 with_core() { PATH=$(tests/hostpkgs/environments.sh core)/bin:$PATH "$@"; }
 
