@@ -157,10 +157,15 @@ def _read_scaling_type(
     raise ModelError(f"rope scaling {kind!r} is unknown", where=where, fix=f"known: {', '.join(known)}")
 
 
-def _find_value(key: str, parameters: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Any:
-    """Return a value that stands in the rope parameters, or beside them; refuse two that differ."""
+def _find_value(
+    key: str, parameters: Mapping[str, Any], raw: Mapping[str, Any], where: str, default: float | None = None
+) -> Any:
+    """Return a value that stands in the rope parameters, or beside them; refuse two that differ.
+
+    The class's default beside them is no contradiction: transformers writes both.
+    """
     inside, top = parameters.get(key), raw.get(key)
-    if inside is not None and top is not None and inside != top:
+    if inside is not None and top not in (None, inside, default):
         raise ModelError(
             f"{key} is {inside} in the rope parameters and {top} beside them",
             where=where,
@@ -225,8 +230,9 @@ def read_rope(
             TensorRT-LLM cannot express, or one set per kind of layer (which no architecture here has).
     """
     parameters = _find_parameters(raw, where)
-    base = _find_value("rope_theta", parameters, raw, where)
-    base = _require_number(row["defaults"]["rope_theta"] if base is None else base, "rope_theta", where)
+    default = row["defaults"]["rope_theta"]
+    base = _find_value("rope_theta", parameters, raw, where, default)
+    base = _require_number(default if base is None else base, "rope_theta", where)
     every_type = ["default", *load_table("architectures")["rope"]["types"]]
     kind = _read_scaling_type(parameters, raw, row["rope"]["types"] if checkpoint else every_type, where)
     fraction, notes = _read_fraction(parameters, raw, kind, row["rope"]["partial"], where)

@@ -57,8 +57,8 @@ def test_only_the_number_differs(model: Path, tmp_path: Path) -> None:
         # More than one node, the last not full.
         ((8,), "3", "--gpus-per-node 8 for one node, 1, 2, 4 for several; or 6 or 9 ranks"),
         ((4, 3), "8", "--gpus-per-node 12 for one node, 1, 2, 3, 4, 6 for several; or 8 or 16 ranks"),
-        ((1,), "0", "is not from 1 to 999"),
-        ((1,), "-4", "is not from 1 to 999"),
+        ((1,), "0", "is not a number above 0"),
+        ((1,), "-4", "is not a number above 0"),
         ((1,), str(10**12), "is not from 1 to 999"),
     ],
 )

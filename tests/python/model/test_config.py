@@ -58,6 +58,7 @@ def read(**changes: Any) -> ModelConfig:
         ({"rope_theta": 5e5}, 5e5, "default", None),
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5, "default", None),
         ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}}, 5e5, "default", None),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, 5e5, "default", None),
         ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, "default", None),
         ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, 5e5, "linear", 2.0),
         ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 5e5, "dynamic", 2.0),

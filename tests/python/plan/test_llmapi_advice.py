@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from plan_support import NIX, ROOT, check
 
 from enginix.errors import EnginixError, ModelError
 from enginix.machine.target import find_target
@@ -17,6 +16,7 @@ from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import read_algorithms
 from enginix.runtime.preflight import check_support
 from enginix.tables import load_table
+from nix_evaluation import NIX, ROOT, check
 
 PACKAGE = ROOT / "python/enginix"
 KNOWN, UNKNOWN = "LlamaForCausalLM", "BloomForCausalLM"

@@ -312,7 +312,7 @@ def test_what_is_no_artefact(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert enginix("compare", TINY, path) == 3
         assert said in capsys.readouterr().err
     assert enginix("compare", TINY, TINY, "--target", "h200") == 2
-    assert enginix("compare", TINY, TINY, "-o", tmp_path) == 5
+    assert enginix("compare", TINY, TINY, "-o", tmp_path) == 2
     assert not [p for p in tmp_path.iterdir() if "html" in p.name]
 
 

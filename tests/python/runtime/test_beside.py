@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from enginix import beside
 from enginix.ports import choose_loopback_port
 
 SERVER = """
@@ -45,7 +46,7 @@ def test_a_server_is_ended_if_its_files_change_while_it_loads(tmp_path: Path, is
     (watched / "weights").write_bytes(b"whole")
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, watched, str(port)],
-        env={**os.environ, "SERVER": SERVER},
+        env={**os.environ, "SERVER": SERVER, "PYTHONPATH": str(Path(beside.__file__).parents[1])},
         stderr=subprocess.PIPE,
         text=True,
     )
