@@ -169,9 +169,15 @@ class _FamilyReader:
         inner = self.raw.get("rope_scaling") or self.raw.get("rope_parameters")
         if isinstance(inner, dict) and inner:
             raw["rope_scaling"] = inner
-            if "partial_rotary_factor" in inner:  # transformers 5 keeps it there
+            # transformers 5 keeps them there.
+            if "partial_rotary_factor" in inner:
                 del raw["partial_rotary_factor"]
-        row = {"defaults": {"rope_theta": 10000.0}, "rope": {"types": rule["types"], "partial": True}}
+            if "rope_theta" in inner and "rope_theta" not in self.raw:
+                del raw["rope_theta"]
+        row = {
+            "defaults": {"rope_theta": self.row["defaults"].get("rope_theta", 10000.0)},
+            "rope": {"types": rule["types"], "partial": True},
+        }
         rope = read_rope(raw, self.where, row=row, head_dim=head_dim)
         if rope.type == "default" and not rule.get("plain", True):
             raise ModelError(

@@ -24,6 +24,21 @@ def find_written_name(architecture: str | None) -> str | None:
     return written
 
 
+def has_exact_gelu(raw: Mapping[str, Any]) -> bool:
+    """Return whether a model's activation is the exact GELU, which TensorRT-LLM's classes compute by tanh.
+
+    Args:
+        raw: the model's config.json.
+    """
+    row = list_family_rows().get(next(iter(raw.get("architectures") or ()), ""))
+    if row is None:
+        return False
+    rule = row["activation"]
+    if rule["key"] is None:
+        return bool(rule.get("exact", False))
+    return "gelu" in (read_model_values(raw, row).get(f"hf.{rule['key']}"), raw.get("hidden_act"))
+
+
 def describe_formats(row: Mapping[str, Any]) -> str:
     """Return the formats in which conversion takes models of a row: ``in FP8, unquantized``."""
     return "".join(f"in {name}, " for name in row.get("formats", ())) + "unquantized"

@@ -197,6 +197,22 @@ def test_a_common_offset_does_not_hide_an_error() -> None:
     assert torch.allclose(plain, logits.relative_error(b + 1000 + error, b + 1000), rtol=1e-3)
 
 
+@pytest.mark.parametrize(("activation", "bound"), [("gelu", 0.005), ("gelu_new", 0.0001)])
+def test_an_exact_gelu_has_its_own_bound(
+    prompts: PromptSet, tmp_path: Path, activation: str, bound: float
+) -> None:
+    """TensorRT-LLM computes it by tanh; a sound conversion passes as it is."""
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.GPTNeoXConfig(**sizes, vocab_size=2048, hidden_act=activation)
+    transformers.GPTNeoXForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    convert_model(tmp_path / "model", tmp_path / "out", ConvertOptions())
+    outcome = judge(tmp_path / "model", tmp_path / "out", prompts)
+    assert outcome.passed and outcome.detail["tolerance"] == bound, outcome.summary
+
+
 def test_every_pair_of_dtypes_has_a_bound() -> None:
     for theirs in ("float32", "float16", "bfloat16"):
         for ours in ("float32", "float16", "bfloat16"):

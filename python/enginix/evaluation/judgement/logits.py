@@ -20,14 +20,20 @@ from enginix.wording import with_article
 NAME = "logits"
 
 
-def find_tolerance(model_dtype: str, checkpoint_dtype: str) -> tuple[float, str]:
+def find_tolerance(model_dtype: str, checkpoint_dtype: str, exact_gelu: bool = False) -> tuple[float, str]:
     """Return the default bound for a pair of dtypes, and its reason (``data/judgement/gates.json``).
+
+    Args:
+        exact_gelu: the model's activation is the GELU that TensorRT-LLM, and so the executor, approximates.
 
     Raises:
         GateError: the table has no such pair.
     """
-    for row in load_table("gates")["gates"][NAME]["tolerances"]:
+    table = load_table("gates")["gates"][NAME]
+    for row in table["tolerances"]:
         if model_dtype in row["model"] and checkpoint_dtype == row["checkpoint"]:
+            if exact_gelu and table["exactGelu"]["tolerance"] > row["tolerance"]:
+                row = table["exactGelu"]
             return float(row["tolerance"]), str(row["reason"])
     raise GateError(
         f"no bound is known for {model_dtype} weights in {with_article(checkpoint_dtype)} checkpoint",

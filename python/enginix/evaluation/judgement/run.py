@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from enginix.evaluation.judgement import logits
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import PromptSet
+from enginix.model.family_rows import has_exact_gelu
 from enginix.reference.executor import Executor
 from enginix.tables import load_table
 
@@ -52,7 +54,8 @@ def run_logits_gate(
         )
         executor = load()
         if tolerance is None:
-            bound, reason = logits.find_tolerance(dtype, executor.config.dtype)
+            exact_gelu = has_exact_gelu(json.loads((model / "config.json").read_bytes()))
+            bound, reason = logits.find_tolerance(dtype, executor.config.dtype, exact_gelu)
         else:
             bound, reason = tolerance, "chosen by the user"
         return (logits.compare_logits(prompts, executor.forward(tokens), reference, bound, reason),)
