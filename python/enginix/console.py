@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from enginix.credentials import redact_secrets
-from enginix.errors import EnginixError, UnexpectedError
+from enginix.errors import EnginixError, MachineError, UnexpectedError
 
 # First words of messages: bold red, yellow, cyan, green.
 COLOURS = {"error:": "1;31", "warning:": "33", "note:": "36", "next:": "32"}
@@ -159,6 +160,14 @@ def print_result(value: Any, text: str, *, as_json: bool) -> None:
     _print_line(redact_secrets(shown), sys.stdout)
 
 
+def print_piece(text: str, *, as_json: bool) -> None:
+    """Print a piece of an answer on standard output as it comes; ``--json`` has it in its one object."""
+    if not as_json:
+        with _output.lock:
+            show_live_line("")
+            print(text, end="", flush=True)
+
+
 @contextlib.contextmanager
 def fold_output(of: str) -> Iterator[None]:
     """Keep what libraries print away from the terminal; its end is printed where the block fails.
@@ -199,6 +208,12 @@ def explain_error(e: Exception) -> EnginixError:
     """Return the error that users see: itself, or a bug with what to do about it."""
     if isinstance(e, EnginixError):
         return e
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(
+            f"cannot be written: {e.strerror}",
+            where=str(e.filename or "the output"),
+            fix="free space where it is written, or write it elsewhere",
+        )
     return UnexpectedError(
         f"unexpected {type(e).__name__}: {e}", fix="run again with ENGINIX_TRACEBACK=1 and report it"
     )

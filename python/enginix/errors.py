@@ -132,6 +132,12 @@ class QuestionsError(EnginixError):
     kind = "questions"
 
 
+class MeasurementError(EnginixError):
+    """A stored measurement that cannot be read."""
+
+    kind = "measurement"
+
+
 class GateError(EnginixError):
     """A quality gate failed, or could not be run; both refuse the artefact."""
 
@@ -151,6 +157,10 @@ class UsageError(EnginixError):
 
     exit_code = EXIT_USAGE
     kind = "usage"
+
+
+class OutputTaken(UsageError):
+    """The output of a command is there already, or another process writes it."""
 
 
 class InterruptedWork(EnginixError):

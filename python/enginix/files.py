@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from enginix.console import print_message
-from enginix.errors import MachineError, UsageError
+from enginix.errors import MachineError, OutputTaken, UsageError
 
 _OTHER_OUTPUT_FIX = "choose another -o, or remove it"
 _LOCK = "lock"
@@ -154,7 +154,7 @@ def require_absent(out: Path) -> None:
     refuse_link(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("output exists already", where=str(out), fix=_OTHER_OUTPUT_FIX)
+            raise OutputTaken("output exists already", where=str(out), fix=_OTHER_OUTPUT_FIX)
     except OSError as e:
         raise MachineError(f"cannot be read: {e.strerror}", where=str(out), fix=_OTHER_OUTPUT_FIX) from e
     if _is_mount_point(out):
@@ -334,7 +334,7 @@ def _open_held(path: Path, doing: str) -> tuple[int, int]:
                 return folder, lock
         except BlockingIOError as e:
             _close_descriptors(lock, folder)
-            raise UsageError(
+            raise OutputTaken(
                 f"another enginix is {doing} to the same place", where=str(path), fix="wait for it"
             ) from e
         except OSError as e:

@@ -9,7 +9,7 @@ import os
 import random
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from enginix.errors import MachineError, UsageError
@@ -92,17 +92,32 @@ def reserve_ports(host: str, ports: Sequence[tuple[str, int]]) -> list[int]:
                 raise UsageError(f"{port} is not a port", where=name, fix="0 (any free one) to 65535")
             if port and port in numbers:
                 raise UsageError(f"port {port} is given twice", where=name, fix="three different ports")
-            listener = listeners.enter_context(socket.socket(address_family(host), socket.SOCK_STREAM))
-            # As Triton's own listeners: connections of an earlier server that linger do not count.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                if port or not _bind_quiet_port(listener, host):
-                    listener.bind((host, port))
-                listener.listen()
-            except OSError as e:
-                raise _bind_error(host, port, name, e) from e
+            listener = listeners.enter_context(open_listener(host, port, name))
             numbers.append(int(listener.getsockname()[1]))
     return numbers
+
+
+@contextlib.contextmanager
+def open_listener(host: str, port: int, name: str) -> Iterator[socket.socket]:
+    """Listen on a port, a free one for 0, until the block ends.
+
+    Args:
+        name: of the option.
+
+    Raises:
+        MachineError: the port is taken, with its holder where it can be found.
+    """
+    with socket.socket(address_family(host), socket.SOCK_STREAM) as listener:
+        # As Triton's own listeners: connections of an earlier server that linger do not count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            if port or not _bind_quiet_port(listener, host):
+                listener.bind((host, port))
+            # Two sockets may bind one port by SO_REUSEADDR, and one of them listen.
+            listener.listen()
+        except OSError as e:
+            raise _bind_error(host, port, name, e) from e
+        yield listener
 
 
 def _bind_quiet_port(listener: socket.socket, host: str) -> bool:
@@ -135,6 +150,12 @@ def find_port_holder(port: int) -> str | None:
             with contextlib.suppress(OSError):
                 return f"{(process / 'comm').read_text().strip()} (process {process.name})"
     return None
+
+
+def is_port_of(processes: Iterable[int], port: int) -> bool:
+    """Tell whether one of some processes listens on a port."""
+    inodes = _listening_inodes(port)
+    return bool(inodes) and any(_has_socket(Path(f"/proc/{pid}"), inodes) for pid in processes)
 
 
 def _listening_inodes(port: int) -> set[str]:

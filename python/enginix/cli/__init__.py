@@ -18,7 +18,15 @@ from typing import Any, NoReturn, TypeGuard
 from enginix import __version__, console
 from enginix.credentials import redact_secrets
 from enginix.ending import SignalReceived, end_as_interrupted
-from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_OK, InterruptedWork, UsageError
+from enginix.errors import (
+    EXIT_CLOSED_PIPE,
+    EXIT_CODES,
+    EXIT_OK,
+    InterruptedWork,
+    MachineError,
+    OutputTaken,
+    UsageError,
+)
 from enginix.process_group import kill_children
 from enginix.wording import find_nearest, list_known
 
@@ -279,6 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--version`` end as argparse does, with ``SystemExit``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None:
+        closed = MachineError("is closed", where="standard output", fix="write it to a file: > FILE")
+        return console.report_error(closed)
     try:
         code = _run_command(words)
         # Flush here: a closed pipe is an expected end here, and would look like a bug later.
@@ -286,24 +297,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         return _leave_closed_pipe()
+    except OSError as e:
+        return _refuse_full_output(e)
     except SystemExit as e:
         # argparse ends so after --help and --version.
         try:
             sys.stdout.flush()
         except BrokenPipeError:
             return _leave_closed_pipe()
+        except OSError as full:
+            return _refuse_full_output(full)
         raise e
+
+
+def _refuse_full_output(error: OSError) -> int:
+    """Report that the standard output takes no more."""
+    _discard_output()
+    return console.report_error(error)
 
 
 def _leave_closed_pipe() -> int:
     """Flush the output and return the status of SIGPIPE: the reader closed the pipe on purpose."""
+    _discard_output()
+    return EXIT_CLOSED_PIPE
+
+
+def _discard_output() -> None:
+    """Flush the output; what is left of it where that fails goes nowhere."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             # The interpreter flushes once more at its end, and would complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return EXIT_CLOSED_PIPE
 
 
 def _is_output_closed() -> bool:
@@ -343,6 +369,11 @@ def _run_command(words: list[str]) -> int:
         failure = e.explain()
     except KeyboardInterrupt:
         failure = InterruptedWork("interrupted")
+    except OutputTaken as e:
+        # As enginix up sees it: another run makes the output, or has made it.
+        if os.environ.get("ENGINIX_STAGE"):
+            return e.exit_code
+        failure = e
     except Exception as e:
         failure = e
     # One object is printed with --json even where the arguments could not be read.

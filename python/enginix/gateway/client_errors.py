@@ -28,6 +28,7 @@ _TOO_LONG = re.compile(r"^(\d+) prompt tokens; the engine holds (\d+)")
 _NO_ROOM = re.compile(
     r"^max_tokens: (\d+) prompt tokens \+ (\d+) are above the engine's (\d+); at most (\d+) fit"
 )
+_ABOVE_LIMIT = re.compile(r"^max_tokens: \d+ is above this server's limit of \d+")
 _TOO_MANY_CHARACTERS = re.compile(r"^(?:text_input|messages): (\d+) characters; the engine's (\d+) tokens")
 _PARAMETER = re.compile(r"^(\w+)((?:\[\d+\][\w.\[\]]*)?)(?::| is )")
 
@@ -61,6 +62,8 @@ def rewrite_backend_error(message: str, status: int, model: str = "the model") -
             f"at most {fits} fit"
         )
         return RequestRejected(details, "max_tokens", 400, CONTEXT_CODE)
+    if _ABOVE_LIMIT.match(message):
+        return RequestRejected(message, "max_tokens", 400, CONTEXT_CODE)
     message = _BEGINNING.sub(lambda m: _NAMES[m[1]], message)
     message = message.replace(
         "has no chat template; send text_input", "has no chat template; ask /v1/completions"

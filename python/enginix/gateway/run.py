@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from enginix import console
+from enginix import console, ports
+from enginix.errors import MachineError
 from enginix.gateway import litellm_config, spec
 from enginix.gateway.backends import Backends
 from enginix.gateway.keys import Keys, read_key
@@ -79,7 +80,12 @@ def main() -> int:
                     f"-H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
                 )
 
-        return asyncio.run(_serve_gateway(options, gateway_spec, keys, app, report_ready))
+        try:
+            with ports.open_listener(options.host, options.port, "--port") as listener:
+                serving = _serve_gateway(options, gateway_spec, keys, app, report_ready, listener)
+                return asyncio.run(serving)
+        except MachineError as e:
+            return console.report_error(e)
 
 
 @contextlib.contextmanager
@@ -140,6 +146,7 @@ async def _serve_gateway(
     keys: Keys,
     app: Any,
     report_ready: Callable[[int], None],
+    listener: socket.socket,
 ) -> int:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -148,10 +155,6 @@ async def _serve_gateway(
     from enginix.gateway.connections import limited_protocol, raise_file_limit
 
     backends = Backends(gateway_spec, read_key, console.print_message)
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((options.host, options.port))
     port = int(listener.getsockname()[1])
     auth_middleware = AuthMiddleware(
         app, gateway_spec, keys, backends.state, console.print_message, backends.answers

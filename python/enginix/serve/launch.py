@@ -203,6 +203,32 @@ def link_repository(repository: Path, into: Path) -> Path:
     return into
 
 
+def link_named_paths(models: Path, links: Path) -> None:
+    """Give the models ASCII names of the directories that they read.
+
+    Triton's stub starts Python in the C locale and without its environment (pybind11's isolated
+    configuration), so PYTHONUTF8 has no effect there: a name with other characters is not found.
+
+    Args:
+        models: links to a repository (:func:`link_repository`); the repository stays as it is.
+        links: new directory.
+    """
+    for path in sorted(models.glob(f"*/{config.FILE}")):
+        model_config = config.read_pbtxt(path)
+        is_changed = False
+        for key, value in model_config.parameters.items():
+            name = value.string_value
+            if name.isascii() or not os.path.isabs(name):
+                continue
+            links.mkdir(mode=0o700, exist_ok=True)
+            link = links / f"{path.parent.name}-{key}"
+            link.symlink_to(name)
+            value.string_value, is_changed = str(link), True
+        if is_changed:
+            path.unlink()
+            path.write_text(config.render_pbtxt(model_config), "utf-8")
+
+
 def unbatch_reference(models: Path) -> None:
     """Turn off Triton's batching for the models of kind ``reference``, which batch by themselves.
 

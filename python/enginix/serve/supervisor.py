@@ -26,7 +26,13 @@ from enginix.process_group import (
 from enginix.runtime.child import Child
 from enginix.serve import hosts, ranks
 from enginix.serve.hang_watch import HUNG_LOOKS, HangWatch
-from enginix.serve.launch import AGENT, LaunchSpec, link_repository, unbatch_reference
+from enginix.serve.launch import (
+    AGENT,
+    LaunchSpec,
+    link_named_paths,
+    link_repository,
+    unbatch_reference,
+)
 from enginix.serve.preflight import SHM
 from enginix.serve.state_directory import StateDirectory
 from enginix.serve.tritonserver import STUB
@@ -85,6 +91,8 @@ class SupervisedServer:
         spec = self.plan
         models = link_repository(spec.repository, self._state / "models")
         unbatch_reference(models)
+        if len(spec.hosts) < 2:
+            link_named_paths(models, self._state / "links")
         # Opens the executor of kind reference, which only the ensemble may use otherwise.
         key = os.open(self._state / EXECUTOR_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(key, "w", encoding="ascii") as f:
@@ -176,7 +184,8 @@ class SupervisedServer:
             since = time.monotonic() - self._heard[rank] if rank in self._heard else seconds
             return self._silent(rank, f"{what}; silent for {since:.0f} s")
         lines = "\n    ".join(self.last_lines())
-        return StartError(what, where="tritonserver", fix=f"its last lines:\n    {lines}")
+        fix = f"raise --start-timeout where it is still loading; its last lines:\n    {lines}"
+        return StartError(what, where="tritonserver", fix=fix)
 
     def _silent(self, rank: int, what: str) -> StartError:
         others = "".join(

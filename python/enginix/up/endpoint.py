@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from enginix.errors import MachineError
 from enginix.optional_libraries import FROM_FLAKE, locate_flake
+from enginix.ports import LOOPBACK, reserve_ports
 from enginix.up import session
 from enginix.up.stages import ServerPlan, is_served_by_triton
 
@@ -86,7 +86,13 @@ def run_endpoint(plan: ServerPlan, name: str, options: EndpointOptions) -> Itera
             )
             url = f"http://127.0.0.1:{options.port}/v1"
             probe = f"http://127.0.0.1:{options.port}/health/ready"
-        session.await_url(probe, servers, options.start_timeout)
+        try:
+            session.await_url(probe, servers, options.start_timeout)
+        except MachineError:
+            # Another server may have taken the port since it was checked.
+            if options.gateway_python is not None and not servers[-1].is_listening(probe):
+                reserve_ports(LOOPBACK[0], [("--port", options.port)])
+            raise
         yield RunningEndpoint(url, tuple(servers), begun, time.monotonic() - begun)
 
 
@@ -130,17 +136,3 @@ def require_all(checks: Sequence[Callable[[], object]], app: str | None) -> None
     if len(missing) == 1:
         raise missing[0]
     raise MachineError(what, fix="\n       ".join(e.fix for e in missing if e.fix))
-
-
-@contextlib.contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """End by SIGTERM as by Ctrl-C: the servers are stopped."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

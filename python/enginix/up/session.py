@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import enginix
 from enginix import console
@@ -22,7 +23,8 @@ from enginix.console import format_bytes
 from enginix.ending import SignalReceived
 from enginix.errors import EXIT_OK, EXIT_USAGE, EnginixError, InterruptedWork, MachineError
 from enginix.files import is_being_written
-from enginix.process_group import end_with_parent, signal_group
+from enginix.ports import is_port_of
+from enginix.process_group import end_with_parent, list_descendants, signal_group
 from enginix.up.stages import Stage
 
 # Seconds between two lines of a log about servers that start.
@@ -210,10 +212,15 @@ class RunningServer:
         if self.process.poll() is not None:
             raise self.explain(f"ended with status {self.process.returncode}")
 
-    def explain(self, what: str) -> MachineError:
+    def is_listening(self, url: str) -> bool:
+        """Tell whether it, or a process below it, listens on the port of an address."""
+        port = urlsplit(url).port
+        return port is not None and is_port_of({self.process.pid, *list_descendants(self.process.pid)}, port)
+
+    def explain(self, what: str, advice: str = "") -> MachineError:
         """Return an error with the server's last lines."""
-        lines = self.log.read_text("utf-8", "replace").splitlines()[-12:]
-        return MachineError(what, where=self.name, fix="its last lines:\n    " + "\n    ".join(lines))
+        lines = "\n    ".join(self.log.read_text("utf-8", "replace").splitlines()[-12:])
+        return MachineError(what, where=self.name, fix=f"{advice}its last lines:\n    {lines}")
 
 
 @contextlib.contextmanager
@@ -235,19 +242,21 @@ def run_server(name: str, words: Sequence[str], log: Path) -> Iterator[RunningSe
 
 
 def await_url(url: str, servers: Sequence[RunningServer], timeout: float) -> None:
-    """Wait until the last server's address answers with status 200.
+    """Wait until the last server answers with status 200 at its address, where another may answer, too.
 
     Raises:
         MachineError: one of the servers ended, or none answered in time; with its last lines.
     """
     begun = time.monotonic()
     heartbeat = console.Heartbeat(TICK)
-    while not _answers(url):
+    while not (servers[-1].is_listening(url) and _answers(url)):
         for server in servers:
             server.check_running()
         waited = time.monotonic() - begun
         if waited > timeout:
-            raise servers[-1].explain(f"no answer within {timeout:.0f} s")
+            raise servers[-1].explain(
+                f"no answer within {timeout:.0f} s", "raise --start-timeout where it is still loading; "
+            )
         heartbeat.beat(f"{' and '.join(s.name for s in servers)}: starting since {waited:.0f} s")
         time.sleep(0.1)
 

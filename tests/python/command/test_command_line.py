@@ -54,6 +54,16 @@ def test_a_closed_pipe_with_everything_buffered() -> None:
     assert done.stdout == "141\n" and "Broken" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words", ["completion zsh", "plan tests/models/none --target h200 --json", "help target", "--version"]
+)
+def test_a_full_or_closed_output_is_one_error(words: str) -> None:
+    for redirection in (">/dev/full", ">&-"):
+        done = _shell(f"enginix {words} {redirection}")
+        assert done.returncode == 5 and done.stderr.count("error: ") == 1, done.stderr
+        assert "unexpected" not in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_broken_pipe_elsewhere_is_no_quiet_end(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_a_number_that_says_nothing_is_refused(capsys: pytest.CaptureFixture[str
             option = action.option_strings[0]
             assert main([*words, f"{option}={text}"]) == 2, (words, option, text)
             assert option in capsys.readouterr().err, (words, option, text)
+
+
+def test_a_question_that_is_not_utf_8(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for errors in ("strict", "surrogateescape"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\xff"), "utf-8", errors))
+        assert main(["chat", CLOSED, "--model", "m"]) == 2
+        assert "standard input: is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("zero", sorted(cli._ZERO_ALLOWED))

@@ -38,6 +38,13 @@ def test_lengths_in_the_very_words_of_the_models(prompt: int, answer: int) -> No
     assert error.param == ("messages" if prompt > 2048 else "max_completion_tokens")
 
 
+def test_an_answer_above_the_limit_has_the_code_of_lengths() -> None:
+    with pytest.raises(RequestError) as refused:
+        check_lengths(1, 99999, 2047, 2048)
+    error = rewrite_backend_error(str(refused.value), 400)
+    assert (error.code, error.param) == ("context_length_exceeded", "max_tokens")
+
+
 @pytest.mark.parametrize(
     ("message", "param", "said"),
     [

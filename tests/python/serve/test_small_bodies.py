@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enginix.errors import MachineError
-from enginix.serve.launch import link_repository, unbatch_reference
+from enginix.serve.launch import link_named_paths, link_repository, unbatch_reference
 from enginix.serve.supervisor import explain_exit
 from enginix.triton import config
 from faults.small_bodies import Asked, empty_pairs, random_requests, send_all
@@ -73,6 +73,21 @@ def test_requests_without_rows_pass_no_batching(served_repository: Path, tmp_pat
         for tensor, was in zip((*found.input, *found.output), (*written.input, *written.output), strict=True):
             assert list(tensor.dims) == [-1, *was.dims]
             assert not (hasattr(tensor, "reshape") and tensor.HasField("reshape"))
+
+
+def test_models_read_ascii_names(tmp_path: Path) -> None:
+    """Triton's stub starts Python in the C locale, where other names are not found."""
+    model, tokenizer = tmp_path / "models" / "ensemble", tmp_path / "tökenizer"
+    model.mkdir(parents=True)
+    tokenizer.mkdir()
+    named = config.schema.ModelConfig(name="ensemble", backend="python")
+    named.parameters["tokenizer_dir"].string_value = str(tokenizer)
+    named.parameters["text"].string_value = "ö"
+    (model / config.FILE).write_text(config.render_pbtxt(named), "utf-8")
+    link_named_paths(tmp_path / "models", tmp_path / "links")
+    found = config.read_pbtxt(model / config.FILE).parameters
+    link = Path(found["tokenizer_dir"].string_value)
+    assert link.name.isascii() and link.samefile(tokenizer) and found["text"].string_value == "ö"
 
 
 def test_other_models_keep_their_batching(tmp_path: Path) -> None:

@@ -228,7 +228,10 @@ def test_kept_measurements_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["bench", "--compare", str(tmp_path / "after"), str(tmp_path / "before"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
     (tmp_path / "broken").write_text('{"version": 1, "mix": {}, "samples": []}')
-    assert main(["bench", "--compare", str(tmp_path / "broken"), str(tmp_path / "before")]) == 2
+    assert main(["bench", "--compare", str(tmp_path / "broken"), str(tmp_path / "before")]) == 3
+    (tmp_path / "broken").write_text('{"version": 1}')
+    assert main(["bench", "--compare", str(tmp_path / "broken"), str(tmp_path / "missing")]) == 3
+    assert "no 'mix' and no 'samples'" in capsys.readouterr().err
 
 
 def test_nothing_of_the_key_is_kept(tmp_path: Path) -> None:

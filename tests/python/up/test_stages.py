@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -12,19 +13,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from enginix import optional_libraries
+from enginix import optional_libraries, ports
 from enginix.cli import COMMANDS, main
-from enginix.errors import UsageError
+from enginix.errors import MachineError, UsageError
 from enginix.gateway.spec import read_gateway_spec
 from enginix.hub.lock import read_lock
-from enginix.up import session, stages
+from enginix.up import endpoint, session, stages
 from enginix.up.session import RunLog, StageFailed, StageRecord, run_stages
 from enginix.up.stages import Stage, UpRequest, format_nix, name_model, plan_server, plan_stages
 from environments import environment
@@ -288,6 +291,7 @@ def test_a_taken_port_is_told_before_any_work(
         (["--kind", "llmapi", "--runtime", "trtllm-9"], "unknown runtime 'trtllm-9'"),
         (["--format", "fp8", "--calibration", "/nonexistent"], "--calibration: /nonexistent"),
         (["--rootfs", "/nonexistent"], "--rootfs: /nonexistent"),
+        (["--target", "h200"], "--target: not an option of kind reference"),
     ],
 )
 def test_options_are_checked_before_any_stage(
@@ -329,12 +333,88 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path, capsys: pytest.Capture
     assert "another enginix makes it; waiting for it" in capsys.readouterr().err
 
 
+class _Answering(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+
 def test_a_server_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    """Also where another one answers at its address."""
     log = tmp_path / "log"
-    with session.run_server("server", ["serve", str(tmp_path / "none")], log) as server:
-        with pytest.raises(Exception, match="ended with status") as failed:
-            session.await_url("http://127.0.0.1:9/", [server], 60)
-        assert "none" in str(failed.value)
+    with HTTPServer(("127.0.0.1", 0), _Answering) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with session.run_server("server", ["serve", str(tmp_path / "none")], log) as server:
+            with pytest.raises(Exception, match="ended with status") as failed:
+                session.await_url(f"http://127.0.0.1:{other.server_port}/", [server], 60)
+            assert "none" in str(failed.value)
+        other.shutdown()
+
+
+def test_a_slow_start_names_the_option(tmp_path: Path) -> None:
+    with (
+        session.run_server("server", ["chat", "--help"], tmp_path / "log") as server,
+        pytest.raises(MachineError, match="raise --start-timeout"),
+    ):
+        session.await_url("http://127.0.0.1:9/", [server], 0)
+
+
+def test_a_port_that_is_bound_since_is_refused() -> None:
+    """Two sockets may bind one port by SO_REUSEADDR; one of them listens."""
+    with ports.open_listener("127.0.0.1", 0, "--port") as first:
+        port = first.getsockname()[1]
+        assert ports.is_port_of([os.getpid()], port) and not ports.is_port_of([1 << 30], port)
+        with (
+            pytest.raises(MachineError, match=f"port {port} is in use"),
+            ports.open_listener("127.0.0.1", port, "--port"),
+        ):
+            pass
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Replace stages and servers; an answer is there at once."""
+    running = endpoint.RunningEndpoint("http://127.0.0.1:9/v1", (), 0.0, 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("enginix.cli.serving.up._require_software", lambda args: Path(sys.executable))
+    monkeypatch.setattr(session, "run_stages", lambda *_, **__: [])
+    monkeypatch.setattr(endpoint, "run_endpoint", lambda *_: contextlib.nullcontext(running))
+    monkeypatch.setattr("enginix.up.chat.complete_text", lambda *_: " is free.")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", [[], ["--quiet"], ["--json"]])
+def test_the_answer_is_a_result(started: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--port", "0", "--ask", "The license", "--exit-after-ask"]
+    assert main(["up", str(MODEL), *asked, *words]) == 0
+    printed = capsys.readouterr().out
+    if "--json" in words:
+        assert json.loads(printed)["answer"] == {"text": " is free."}
+    else:
+        assert printed.endswith("\nThe license is free.\n")
+
+
+def test_sigterm_while_servers_start(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "run_endpoint", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["up", str(MODEL), "--port", "0"]) == 143
+
+
+def test_a_cache_that_cannot_be_written(
+    started: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", __file__)
+    assert main(["up", str(MODEL), "--port", "0"]) == 5
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def test_a_stage_that_another_run_makes_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["convert", str(MODEL), "-o", str(tmp_path)]
+    assert main(words) == 2 and "output exists already" in capsys.readouterr().err
+    monkeypatch.setenv("ENGINIX_STAGE", "convert")
+    assert main(words) == 2 and not capsys.readouterr().err
 
 
 def test_the_working_directory_is_not_searched_for_modules(
@@ -355,7 +435,7 @@ def test_from_a_name_to_an_answer(tmp_path: Path) -> None:
         variables = {
             **os.environ,
             "HF_ENDPOINT": hub.endpoint,
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "XDG_CACHE_HOME": str(tmp_path / "cäche and more"),
             "PYTHONPATH": str(ROOT / "python"),
             "ENGINIX_GATEWAY_PYTHON": str(environment("gateway") / "bin" / "python3"),
             "ENGINIX_TRITONSERVER": str(environment("tritonserver")),

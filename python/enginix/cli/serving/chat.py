@@ -54,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             for piece in chat.stream_chat(url, model, messages, key, **options):
                 pieces.append(piece)
-                if not args.json:
-                    print(piece, end="", flush=True)
+                console.print_piece(piece, as_json=args.json)
         except KeyboardInterrupt:
             # Ends the answer, and not the conversation.
             if not is_terminal:
@@ -70,7 +69,13 @@ def run(args: argparse.Namespace) -> int:
 def _read_question(is_terminal: bool) -> str | None:
     """Return the next question: a line of a terminal, or the whole of another input."""
     if not is_terminal:
-        text = sys.stdin.read().strip()
+        try:
+            text = sys.stdin.read().strip()
+            text.encode()  # the C locale reads other bytes as half a surrogate pair
+        except UnicodeError as e:
+            raise UsageError(
+                "is not UTF-8", where="standard input", fix="convert it: iconv -f ENCODING -t UTF-8"
+            ) from e
         return text or None
     while True:
         try:

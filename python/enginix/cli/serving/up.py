@@ -137,6 +137,9 @@ def _check_options(args: argparse.Namespace) -> None:
         if unsupported:
             name = unsupported[0].replace("_", "-")
             raise UsageError(f"not an option of kind {args.kind}", where=f"--{name}", fix="leave it out")
+    for option in ("target", "runtime"):
+        if getattr(args, option) is not None and not kind.has_target:
+            raise UsageError(f"not an option of kind {args.kind}", where=f"--{option}", fix="leave it out")
     if args.target is not None:
         from enginix.machine.target import find_target
 
@@ -260,7 +263,19 @@ def _require_software(args: argparse.Namespace) -> Path:
 
 def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -> None:
     """Refuse what does not fit the disk: the model, and its checkpoint, both about the lock's size."""
-    cache.mkdir(parents=True, exist_ok=True)
+    import tempfile
+
+    if any(not stage.output.exists() for stage in planned):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache):
+                pass
+        except OSError as e:
+            raise MachineError(
+                f"cannot be written: {e.strerror}",
+                where=str(cache),
+                fix="set XDG_CACHE_HOME to a directory that this user may write",
+            ) from e
     missing = [s for s in planned if not s.output.exists() and s.name in ("fetch", "quantize", "convert")]
     size = sum(s.input_bytes for s in missing)
     free = shutil.disk_usage(cache).free
@@ -291,29 +306,30 @@ def _serve(
 
     name = name_endpoint(request)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(endpoint.interrupt_on_sigterm())
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-up-")))
         [port] = ports.reserve_ports("127.0.0.1", [("--port", args.port)])
         plan = plan_server(request, artefact, ports.choose_loopback_port())
         options = endpoint.EndpointOptions(gateway_python, port, args.start_timeout, work, args.tritonserver)
         running = stack.enter_context(endpoint.run_endpoint(plan, name, options))
         address = running.url.removesuffix("/v1")
-        console.print_result(
-            {
-                "url": f"{address}/v1",
-                "model": name,
-                "kind": request.kind,
-                "stages": [r.as_json() for r in records],
-            },
-            _describe_endpoint(address, name),
-            as_json=args.json,
-        )
+        described: dict[str, object] = {
+            "url": f"{address}/v1",
+            "model": name,
+            "kind": request.kind,
+            "stages": [r.as_json() for r in records],
+        }
+        if not args.json:
+            console.print_result(described, _describe_endpoint(address, name), as_json=False)
         if args.ask is not None:
             from enginix.up.chat import complete_text
 
-            console.print_message(complete_text(f"{address}/v1", name, args.ask))
-            if args.exit_after_ask:
-                return EXIT_OK
+            text = complete_text(f"{address}/v1", name, args.ask)
+            console.print_piece(f"{args.ask}{text}\n", as_json=args.json)
+            described["answer"] = {"text": text}
+        if args.json:
+            console.print_result(described, "", as_json=True)
+        if args.exit_after_ask:
+            return EXIT_OK
         return session.wait_for_end(running.servers)
 
 

@@ -164,7 +164,9 @@ def check_plan_request(request: PlanRequest) -> None:
         ("--sequences", request.sequences),
     ):
         if value is not None and not 1 <= value < 1 << 31:
-            raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
+            raise UsageError(
+                f"{name} {value} is not a number from 1 to {(1 << 31) - 1}", fix=f"pass one to {name}"
+            )
     kind = find_kind(request.kind)
     if request.pipeline_parallel > 1 and kind.has_parallelism and not kind.has_pipeline:
         raise UsageError(

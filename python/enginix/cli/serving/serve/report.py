@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
 from enginix import console
@@ -23,15 +24,10 @@ def format_curl(client: TritonClient) -> str:
 def ask_and_print(args: argparse.Namespace, client: TritonClient) -> ServerAnswer:
     """Send the prompt of --ask, print the answer as it comes, and return it."""
 
-    def piece(text: str) -> None:
-        if not args.json:
-            print(text, end="", flush=True)
-
-    if not args.json:
-        print(args.ask, end="", flush=True)
-    answer = answered(client, args.ask, args.max_tokens, piece)
-    if not args.json:
-        print(flush=True)
+    show = partial(console.print_piece, as_json=args.json)
+    show(args.ask)
+    answer = answered(client, args.ask, args.max_tokens, show)
+    show("\n")
     if answer.streamed != answer.text:
         console.print_message("warning: the streamed text differs from the text of /generate")
     console.print_message(
