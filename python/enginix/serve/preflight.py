@@ -6,7 +6,7 @@ import json
 import os
 import re
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,12 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
         if config.backend == "python"
         for group in config.instance_group
     )
-    reads = tuple(sorted(set(_iterate_named_paths(directory, configs))))
+    named = set(_iterate_named_paths(directory, configs))
+    reads = tuple(sorted({path for _, path in named}))
     # tensorrt_llm's tokenizer lies in the engine, for both kinds that need a GPU.
     tokenizers = [p for p in reads if p.name == "tokenizer"]
     engine = tokenizers[0].parent if tokenizers and _needs_gpu(repository_manifest) else None
-    served_engine = find_engine(reads)
+    served_engine = _require_named_engine(directory, repository_manifest, named)
     watches = (watch, SourceWatch(served_engine))
     _require_whole_chain(directory, repository_manifest, served_engine)
     return ServedRepository(
@@ -133,24 +134,51 @@ def _require_whole_chain(directory: Path, repository_manifest: Manifest, engine:
         )
 
 
-def list_named_paths(directory: Path) -> list[Path]:
-    """Return the directories outside a repository that its models name.
+def find_repository_engine(directory: Path, repository_manifest: Manifest) -> Path | None:
+    """Return the engine that a repository names; None if neither its manifest nor its models name one.
 
     Raises:
+        ManifestError: the engine that its manifest names is missing, or a model reads outside of both.
         RepositoryError: a model's configuration cannot be read.
     """
     configs = {p.parent.name: read_pbtxt(p) for p in sorted(directory.glob(f"*/{CONFIG_FILE}"))}
-    return sorted(set(_iterate_named_paths(directory, configs)))
+    return _require_named_engine(directory, repository_manifest, _iterate_named_paths(directory, configs))
 
 
-def _iterate_named_paths(directory: Path, configs: Mapping[str, Any]) -> Iterator[Path]:
+def _require_named_engine(
+    directory: Path, repository_manifest: Manifest, named: Iterable[tuple[str, Path]]
+) -> Path | None:
+    # Code is no part of an artefact, and a checkpoint is compared with its engine when it is loaded.
+    paths = sorted({path for key, path in named if key not in ("enginix_path", "interpreter_checkpoint")})
+    engine = find_engine(paths)
+    if not isinstance(repository_manifest.inputs.get("engine"), dict):
+        return engine
+    if paths and engine is None:
+        raise ManifestError(
+            f"its engine's manifest is missing: no directory above {paths[0]} has one",
+            where=str(directory),
+            fix="restore the engine, or make the repository again: enginix triton-repo",
+        )
+    for path in paths:
+        normal = Path(os.path.normpath(path))
+        if not any(normal.is_relative_to(root) for root in (engine, directory) if root is not None):
+            raise ManifestError(
+                f"a model reads {path}, which is neither in the repository nor in its engine {engine}",
+                where=str(directory),
+                fix="make the repository again: enginix triton-repo",
+            )
+    return engine
+
+
+def _iterate_named_paths(directory: Path, configs: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """Yield the paths that models name, with the keys that name them."""
     for config in configs.values():
         for key in PATHS:
             if key in config.parameters:
-                yield Path(config.parameters[key].string_value)
+                yield key, Path(config.parameters[key].string_value)
     for path in directory.glob(f"*/1/{triton_model.MODEL_YAML}"):
         described = json.loads(path.read_text("utf-8"))
-        yield from (Path(described[key]) for key in ("model", "tokenizer") if key in described)
+        yield from ((key, Path(described[key])) for key in ("model", "tokenizer") if key in described)
 
 
 def _count_ranks(repository_manifest: Manifest) -> int:

@@ -12,7 +12,6 @@ from enginix.integrity import (
     OLD_MANIFEST,
     CheckedArtefact,
     check_artefact,
-    find_engine,
     require_input,
     require_same_results,
 )
@@ -66,7 +65,7 @@ def _verify(directory: Path, checked: dict[Path, CheckedArtefact], *, full: bool
 def _find_inputs(directory: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     """Yield the inputs that an artefact holds or names, by their keys in its manifest."""
     if manifest.artefact == "triton-repository":
-        if (engine := _find_repository_engine(directory)) is not None:
+        if (engine := _find_repository_engine(directory, manifest)) is not None:
             yield "engine", engine
         return
     for name in ("checkpoint", "model"):
@@ -79,10 +78,10 @@ def _find_inputs(directory: Path, manifest: Manifest) -> Iterator[tuple[str, Pat
             yield "engine", targets[0]
 
 
-def _find_repository_engine(directory: Path) -> Path | None:
-    from enginix.serve.preflight import list_named_paths
+def _find_repository_engine(directory: Path, manifest: Manifest) -> Path | None:
+    from enginix.serve.preflight import find_repository_engine
 
-    return find_engine(list_named_paths(directory))
+    return find_repository_engine(directory, manifest)
 
 
 def _require_made_from(directory: Path, manifest: Manifest, name: str, source: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from enginix.errors import ManifestError, UsageError
 from enginix.files import write_text
-from enginix.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from enginix.manifest import MANIFEST_FILE, SIGNATURE_FILE, STATEMENT_FILE
 from enginix.process import run_program
 
 # What else a key signs (commits, mail) is no signature of an artefact.
@@ -50,6 +50,9 @@ def sign_manifest(directory: Path, key: Path, out: Path, *, force: bool = False)
             fix="pass a private key, or a public one whose private key is in the agent (ssh-add)",
         )
     signature = out / SIGNATURE_FILE
+    for path in (signature, out / STATEMENT_FILE):
+        if path.is_dir():
+            raise UsageError("is a directory", where=str(path), fix="remove it, or pass another -o DIR")
     others = [] if force else _list_other_signatures(directory / MANIFEST_FILE, signature, done.stdout)
     write_text(signature, "".join([*others, done.stdout]))
     return signature

@@ -15,6 +15,7 @@ from enginix.cli import main
 from enginix.evaluation.judgement import suite
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers.exact_answers import read_questions
+from manifests import age_manifest
 
 
 def enginix(*words: object) -> int:
@@ -225,7 +226,8 @@ def test_kept_answers_judge_an_unquantized_engine_as_the_model_does(
 def test_kept_logits_that_are_not_the_models_fail(
     checkpoint: Path, model: Path, answers: Path, tmp_path: Path, damage: str
 ) -> None:
-    bad = shutil.copytree(answers, tmp_path / "bad", ignore=shutil.ignore_patterns("enginix.json"))
+    bad = shutil.copytree(answers, tmp_path / "bad")
+    age_manifest(bad)
     path, described = bad / "logits.safetensors", json.loads((bad / "answers.json").read_text())
     if damage == "missing":
         path.unlink()

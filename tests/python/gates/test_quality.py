@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
-from enginix.errors import CheckpointError, GateError, UsageError
+from enginix.errors import CheckpointError, GateError, ManifestError, UsageError
 from enginix.evaluation.judgement import quality, run, suite
 from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.outcome import GateOutcome
@@ -23,8 +23,10 @@ from enginix.evaluation.reference_answers import material as materials
 from enginix.evaluation.reference_answers.answers import ReferenceAnswers
 from enginix.evaluation.reference_answers.material import Material
 from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
+from enginix.manifest import Manifest
 from enginix.reference.executor import Executor
 from enginix.tables import load_table
+from manifests import age_manifest
 from tiny_model import Tensors, damaged, make_loud, quantize
 
 ENDS = frozenset({2})
@@ -348,14 +350,21 @@ def test_misbehaving_engines_fail(
         run.require_gates_passed(tuple(found.values()))
 
 
+def write_old_manifest(directory: Path) -> None:
+    """Write a manifest of format 1, which has no digests."""
+    Manifest(artefact="answers", name="m").write(directory)
+    age_manifest(directory)
+
+
 def test_a_missing_or_damaged_reference_fails(
     judge: Judge, checkpoint: Path, answers: ReferenceAnswers, model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(GateError, match="reference model cannot be run"):
         TransformersSubject(tmp_path)
-    with pytest.raises(GateError, match="answers cannot be read"):
+    with pytest.raises(ManifestError, match="no enginix"):
         kept_answers.read_reference_answers(tmp_path)
     kept_answers.write_reference_answers(answers, tmp_path)
+    write_old_manifest(tmp_path)
     for damage in ("{}", "[]", "{", '{"format": 2}'):
         text = (tmp_path / kept_answers.FILE).read_text()
         (tmp_path / kept_answers.FILE).write_text(damage)
@@ -372,6 +381,7 @@ def test_a_missing_or_damaged_reference_fails(
 
 def test_answers_survive_a_file(answers: ReferenceAnswers, tmp_path: Path) -> None:
     kept_answers.write_reference_answers(answers, tmp_path)
+    write_old_manifest(tmp_path)
     found = kept_answers.read_reference_answers(tmp_path)
     bare = {"passages": (), "hidden": (), "long": None}
     assert replace(found, **bare) == replace(answers, **bare)

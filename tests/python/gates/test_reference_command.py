@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from enginix.cli import main
+from manifests import edit_manifest
 
 Told = pytest.CaptureFixture[str]
 
@@ -24,6 +25,14 @@ def test_answers_that_changed_judge_nothing(
 ) -> None:
     changed = shutil.copytree(recorded_answers, tmp_path / "answers")
     assert main(["verify", str(changed), "--from", str(model)]) == 0
+    (changed / "enginix.json").rename(tmp_path / "enginix.json")
+    words = ["gate", str(checkpoint), "--reference", str(changed), "--model", str(model)]
+    assert main([*words, "--gates", '{"files": {}}']) == 3
+    assert "no enginix.json" in capsys.readouterr().err
+    (tmp_path / "enginix.json").rename(changed / "enginix.json")
+    edit_manifest(changed, lambda m: m["inputs"]["model"]["files"].update({"model.safetensors": "0" * 64}))
+    assert main([*words, "--gates", '{"files": {}}']) == 1
+    assert "answers of a model with digest" in capsys.readouterr().err
     content = (changed / name).read_bytes()
     (changed / name).write_bytes(content.replace(b"1", b"2", 1))
     words = ["gate", str(checkpoint), "--reference", str(changed), "--model", str(model)]

@@ -15,15 +15,24 @@ from in_toto_attestation.v1.statement import Statement
 
 from enginix import digests
 from enginix.cli import main
+from enginix.errors import ManifestError
+from enginix.manifest import read_manifest
+from enginix.serve.preflight import check_repository
 from manifests import age_manifest, edit_manifest
 
 from .conftest import MODEL, Stages
+from .tampering import SERVER
 
 Told = pytest.CaptureFixture[str]
 
 
 def verify(*words: object) -> int:
     return main(["verify", *map(str, words)])
+
+
+def reseal(directory: Path) -> None:
+    """Give an artefact a manifest of the files that it has now, as an attacker would."""
+    read_manifest(directory).write(directory)
 
 
 def test_a_repository_its_engine_and_its_checkpoint(stages: Stages, capsys: Told) -> None:
@@ -83,6 +92,44 @@ def test_a_manifest_that_is_made_older_does_not_hide_a_change(stages: Stages, ca
     age_manifest(stages.engine)
     assert verify(stages.repository) == 3
     assert "was made from another engine" in capsys.readouterr().err
+
+
+def test_an_engine_that_names_no_end_tokens(stages: Stages, capsys: Told) -> None:
+    edit_manifest(stages.engine, lambda m: m["model"].update(endTokens=None))
+    words = ["gate", str(stages.engine), "--reference", str(MODEL), "--gates", '{"files": {}}']
+    assert main(words) == 1
+    assert "end tokens of the manifest: []" in capsys.readouterr().err
+
+
+def serve_refusal(repository: Path) -> str:
+    with pytest.raises(ManifestError) as refused:
+        check_repository(repository, SERVER)
+    return str(refused.value)
+
+
+def test_an_engine_whose_manifest_is_gone(stages: Stages, capsys: Told) -> None:
+    (stages.engine / "enginix.json").unlink()
+    (stages.engine / "tokenizer/chat_template.jinja").write_text("EVIL")
+    assert verify(stages.repository) == 3
+    assert "its engine's manifest is missing" in capsys.readouterr().err
+    assert "its engine's manifest is missing" in serve_refusal(stages.repository)
+    for words in (["verify"], ["check"], ["gate", "--reference", MODEL], ["triton-repo", "-o", "r"]):
+        assert main([words[0], str(stages.engine), *map(str, words[1:])]) == 3
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "engine/../elsewhere"])
+def test_a_model_that_reads_outside_of_the_engine(stages: Stages, place: str, capsys: Told) -> None:
+    """Whole by its manifest, and signed: but what it reads could change."""
+    shutil.copytree(stages.engine / "tokenizer", stages.root / "elsewhere")
+    config = stages.repository / "ensemble/config.pbtxt"
+    text = config.read_text()
+    changed = text.replace(str(stages.engine / "tokenizer"), str(stages.root / place))
+    assert changed != text
+    config.write_text(changed)
+    reseal(stages.repository)
+    assert verify(stages.repository) == 3
+    assert "neither in the repository nor in its engine" in capsys.readouterr().err
+    assert "neither in the repository nor in its engine" in serve_refusal(stages.repository)
 
 
 def test_a_store_path_costs_nothing_unless_it_is_asked_for(
@@ -174,6 +221,17 @@ def test_what_is_signed_is_checked_first(stages: Stages, keys: Path, capsys: Tol
         f.write(" ")
     assert sign(stages.engine, keys / "alice") == 3
     assert not (stages.engine / "enginix.json.sig").exists()
+
+
+@pytest.mark.parametrize("name", ["enginix.json.sig", "enginix.intoto.json"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_directory_in_the_place_of_a_signature(
+    stages: Stages, keys: Path, name: str, force: list[str], capsys: Told
+) -> None:
+    (stages.engine / name).mkdir()
+    assert sign(stages.engine, keys / "alice", *force) == 2
+    assert f"{name}: is a directory" in capsys.readouterr().err
+    assert not (stages.engine / "enginix.json.sig").is_file()
 
 
 def test_a_signature_elsewhere(stages: Stages, keys: Path, tmp_path: Path, capsys: Told) -> None:

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             args.engine / "tokenizer",
             engine_manifest.name,
         )
-        end_tokens = read_manifest_end_tokens(engine_manifest)
+        end_tokens = read_manifest_end_tokens(engine_manifest) or ()
     elif args.model is None:
         tokenizer = model_files
     case = judge.CheckpointGateInputs(

@@ -26,7 +26,6 @@ from enginix.evaluation.reference_answers.exact_answers import (
 from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
 from enginix.evaluation.reference_answers.reference_asker import ask_model
 from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
-from enginix.integrity import require_unchanged
 from enginix.model.config import read_model_config
 from enginix.model.end_tokens import read_end_tokens
 from enginix.progress import track_step
@@ -105,7 +104,7 @@ def judge_checkpoint(
     devices.find_device(case.device)
     is_answers = (case.reference / kept_answers.FILE).is_file()
     if is_answers:
-        require_unchanged(case.reference)
+        kept_answers.require_whole_answers(case.reference, case.checkpoint)
     load = load or functools.cache(lambda: Executor.load(case.checkpoint, case.device, "float32"))
     # The model's own: by the engine's, both sides would read the same wrong tokens.
     tokenizer = hf.TransformersTokenizer(case.model if is_answers else case.reference)
@@ -241,8 +240,9 @@ def _judge_logits(
     try:
         prompts = tokenize_prompts(tokenizer.encode, config.vocab_size, config.context)
         with track_step(f"gate {suite.LOGITS}"):
+            is_answers = (case.reference / kept_answers.FILE).is_file()
             outcomes = run.run_logits_gate(
-                case.reference,
+                case.model if is_answers else case.reference,
                 load,
                 prompts,
                 tolerance=tolerance,

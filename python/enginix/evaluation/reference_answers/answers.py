@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from enginix import manifest
 from enginix.errors import GateError
 from enginix.evaluation.reference_answers.exact_answers import count_answered
 from enginix.evaluation.reference_answers.material import (
@@ -35,6 +36,7 @@ from enginix.evaluation.reference_answers.subject import (
 )
 from enginix.files import dump_json, write_text
 from enginix.integrity import require_unchanged
+from enginix.model.identity import format_identity, is_same_model
 from enginix.progress import track_step
 
 GROUP = 128  # tokens of a large vocabulary in one group
@@ -346,6 +348,37 @@ def _unreadable_error(directory: Path, e: Exception) -> GateError:
     )
 
 
+def require_whole_answers(directory: Path, engine: Path | None = None) -> None:
+    """Refuse answers that changed, that have no manifest, or that another model gave.
+
+    Args:
+        engine: the engine or checkpoint that is judged by them.
+
+    Raises:
+        ManifestError: a file changed, or the manifest is missing.
+        GateError: they are of another model than the engine.
+    """
+    answers = manifest.read_manifest(directory, "answers")
+    require_unchanged(directory)
+    if engine is None or not (engine / manifest.MANIFEST_FILE).exists():
+        return
+    judged, named = manifest.read_manifest(engine), []
+    model = judged.inputs.get("model")
+    while isinstance(model, dict):
+        named.append(model)
+        model = model.get("model")
+    answered = answers.inputs.get("model")
+    # A model that another tool quantized does not name the one before it, which is asked.
+    is_unknown = not named or (judged.model.get("quantization") is not None and len(named) == 1)
+    if not is_unknown and not any(is_same_model(model, answered) for model in named):
+        raise GateError(
+            f"answers of {format_identity(answered)}, and the {judged.artefact} was made from "
+            f"{format_identity(named[0])}",
+            where=str(directory),
+            fix="ask its model: enginix reference MODEL -o DIR",
+        )
+
+
 def read_reference_answers(directory: Path) -> ReferenceAnswers:
     """Read what :func:`write_reference_answers` wrote.
 
@@ -353,7 +386,7 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
         GateError: missing, damaged, or of another format; without reference no gate passes.
         ManifestError: a file changed since the model was asked.
     """
-    require_unchanged(directory)
+    require_whole_answers(directory)
     try:
         raw = json.loads((directory / FILE).read_text("utf-8"))
         if raw["format"] != FORMAT:
