@@ -79,7 +79,7 @@ test_answers_of_another_model_are_refused() {
   with_lib eval "$(engines_of '(mk { reference = null; }).reference')" && says null || return 1
   ! with_lib build "$(engines_of "mk { name = \"mute-$EPOCHREALTIME\"; reference = nixpkgs.runCommand \"no-answers\" { passthru.artefact = \"answers\"; } ''
       mkdir \$out; echo '{}' > \$out/answers.json
-    ''; }")" --no-link -L && says 'answers cannot be read'
+    ''; }")" --no-link -L && says 'no-answers: no enginix.json'
 }
 
 # Any two artefacts: nothing of ModelOpt is built for it.
