@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from enginix import manifest
 from enginix.cli.serving.serve import start
 from enginix.errors import EnginixError, ManifestError
 from enginix.serve.preflight import check_repository
@@ -117,6 +118,21 @@ def test_a_file_that_was_swapped_and_restored_while_it_was_loaded(stages: Stages
     overwrite_file(path, content)
     with pytest.raises(ManifestError, match="changed while it was read"):
         repository.require_unchanged()
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"digest": 1}'])
+def test_a_manifest_that_changes_between_two_reads(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    def read_and_change(directory: Path) -> manifest.Manifest:
+        read = read_manifest(directory)
+        (directory / manifest.MANIFEST_FILE).write_text(content)
+        return read
+
+    read_manifest = manifest.read_manifest
+    monkeypatch.setattr(manifest, "read_manifest", read_and_change)
+    with pytest.raises(ManifestError, match="changed after it was written"):
+        manifest.require_whole_manifest(stages.engine)
 
 
 def test_an_added_file_and_a_swapped_directory(stages: Stages) -> None:
