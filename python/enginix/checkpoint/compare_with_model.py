@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.verification_report import Finding
 from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import rank_file_name
-from enginix.errors import UsageError
+from enginix.errors import ManifestError, UsageError
+from enginix.manifest import read_manifest
 from enginix.model import open_weights
 from enginix.model.config import read_model_config
 from enginix.progress import track_step
@@ -60,6 +62,10 @@ _COMPUTED_KEYS = (
 )  # fmt: skip
 
 
+# Keys that options of the conversion decide, and no model.
+_CHOSEN_KEYS = {"dtype", "mapping", "quantization", "use_parallel_embedding", "embedding_sharding_dim"}
+
+
 def _values_match(stored: Any, expected: Any) -> bool:
     if isinstance(stored, Mapping) and isinstance(expected, Mapping):
         return set(stored) == set(expected) and all(
@@ -68,6 +74,14 @@ def _values_match(stored: Any, expected: Any) -> bool:
     if isinstance(stored, float) and isinstance(expected, (int, float)):
         return math.isclose(stored, expected, rel_tol=1e-9)
     return bool(stored == expected)
+
+
+def is_converted_here(checkpoint: Path) -> bool:
+    """Return whether a checkpoint's manifest says that this conversion wrote it, and no other tool's."""
+    try:
+        return read_manifest(checkpoint, "checkpoint").options.get("converter") == "enginix"
+    except ManifestError:
+        return False
 
 
 def _map_source_tensor(source: SourceTensors, module: str, leaf: str) -> Array:
@@ -252,6 +266,15 @@ class CheckpointComparison:
         """Yield the keys whose value for the loader differs from the one that conversion would write."""
         described = describe_checkpoint_config(self.model, self.config.dtype, self.config.mapping, {})
         expected = parse_checkpoint_config(described, FILE)
+        if is_converted_here(self.directory):
+            stored = json.loads((self.directory / FILE).read_bytes())
+            for key in sorted({*stored, *described} - {*_CHOSEN_KEYS, *_COMPUTED_KEYS}):
+                if key not in described:
+                    yield Finding(f"{FILE}: {key}", "is no key that conversion writes")
+                elif key not in stored or not _values_match(stored[key], described[key]):
+                    yield Finding(
+                        f"{FILE}: {key}", f"is {stored.get(key)!r}; the model's is {described[key]!r}"
+                    )
         for key in _COMPUTED_KEYS:
             stored_value, expected_value = getattr(self.config, key), getattr(expected, key)
             if not _values_match(stored_value, expected_value):

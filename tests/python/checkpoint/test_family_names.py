@@ -37,6 +37,21 @@ def test_a_value_that_transformers_ignores_is_noted(
         assert len([note for note in notes if "transformers' class" in note]) == count
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("q_scaling", 2.0), ("sliding_window", 4), ("logits_dtype", "float16"), ("qk_layernorm", None)],
+)
+def test_a_key_that_conversion_would_not_write(key: str, value: Any, tmp_path: Path) -> None:
+    """TensorRT-LLM reads more keys than the executor; each is as conversion of this model writes it."""
+    model = MODELS["GPTNeoXForCausalLM"]
+    convert_model(model, tmp_path / "out", ConvertOptions())
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    (tmp_path / "out/config.json").write_text(json.dumps(config | {key: value}))
+    assert [finding.where for finding in CheckpointComparison(tmp_path / "out", model).findings()] == [
+        f"config.json: {key}"
+    ]
+
+
 def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
     """The Hub's first GPT-2 files lack 'transformer.' and hold the mask; the checkpoint is the same."""
     source = (MODELS["GPT2LMHeadModel"] / "model.safetensors").read_bytes()
