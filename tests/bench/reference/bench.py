@@ -71,9 +71,10 @@ def measure_tree(root: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as work:
         tiny = models.tiny_qwen3(ROOT / "tests/models/tiny-qwen3", Path(work, "tiny"))
         spent = measure_model(Executor.load(tiny, "cpu", "float32"), tiny_name)
-    shape = dict(models.QWEN3_0_6B)
-    shape["num_hidden_layers"] = int(os.environ.get("ENGINIX_LAYERS", shape["num_hidden_layers"]))
-    return spent | measure_model(models.RandomWeights("cpu", **shape).load(torch.float32), shaped_name)
+        shape = dict(models.QWEN3_0_6B)
+        shape["num_hidden_layers"] = int(os.environ.get("ENGINIX_LAYERS", shape["num_hidden_layers"]))
+        shaped = models.random_checkpoint(Path(work, "shaped"), "Qwen3ForCausalLM", **shape)
+        return spent | measure_model(Executor.load(shaped, "cpu", "float32"), shaped_name)
 
 
 def run_child(root: Path) -> dict[str, float]:
