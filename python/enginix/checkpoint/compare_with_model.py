@@ -76,7 +76,7 @@ def _values_match(stored: Any, expected: Any) -> bool:
     return bool(stored == expected)
 
 
-def is_converted_here(checkpoint: Path) -> bool:
+def _is_converted_here(checkpoint: Path) -> bool:
     """Return whether a checkpoint's manifest says that this conversion wrote it, and no other tool's."""
     try:
         return read_manifest(checkpoint, "checkpoint").options.get("converter") == "enginix"
@@ -266,7 +266,7 @@ class CheckpointComparison:
         """Yield the keys whose value for the loader differs from the one that conversion would write."""
         described = describe_checkpoint_config(self.model, self.config.dtype, self.config.mapping, {})
         expected = parse_checkpoint_config(described, FILE)
-        if is_converted_here(self.directory):
+        if _is_converted_here(self.directory):
             stored = json.loads((self.directory / FILE).read_bytes())
             for key in sorted({*stored, *described} - {*_CHOSEN_KEYS, *_COMPUTED_KEYS}):
                 if key not in described:

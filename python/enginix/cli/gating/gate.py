@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         args.model or args.reference,
         Path(os.path.realpath(args.engine)).name,
     )
-    is_answers = (args.reference / kept_answers.FILE).is_file()
+    is_answers = kept_answers.is_answers(args.reference)
     model_files = args.reference / kept_answers.MODEL_FILES if is_answers else args.reference
     end_tokens = None
     if (args.engine / "checkpoint").is_dir():

@@ -102,7 +102,7 @@ def judge_checkpoint(
     if not gate_bounds:
         return (), {"format": FORMAT, "passed": None, "gates": {}}
     devices.find_device(case.device)
-    is_answers = (case.reference / kept_answers.FILE).is_file()
+    is_answers = kept_answers.is_answers(case.reference)
     if is_answers:
         kept_answers.require_whole_answers(case.reference, case.checkpoint)
     load = load or functools.cache(lambda: Executor.load(case.checkpoint, case.device, "float32"))
@@ -240,7 +240,7 @@ def _judge_logits(
     try:
         prompts = tokenize_prompts(tokenizer.encode, config.vocab_size, config.context)
         with track_step(f"gate {suite.LOGITS}"):
-            is_answers = (case.reference / kept_answers.FILE).is_file()
+            is_answers = kept_answers.is_answers(case.reference)
             outcomes = run.run_logits_gate(
                 case.model if is_answers else case.reference,
                 load,
@@ -267,7 +267,7 @@ def _find_logits(
     if reference is not None and reference.subject is not None:
         logits = reference.subject.logits([p.tokens for p in prompts.prompts])
         return [one.cpu() for one in logits], hf.read_stored_dtype(case.reference)
-    if not (case.reference / kept_answers.FILE).is_file():
+    if not kept_answers.is_answers(case.reference):
         return None
     known = reference or _read_reference(case, config, tokenizer, is_answers=True)
     return kept_answers.read_logits(case.reference, len(prompts.prompts)), str(known.answers.dtype)

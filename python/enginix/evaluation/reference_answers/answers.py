@@ -348,6 +348,11 @@ def _unreadable_error(directory: Path, e: Exception) -> GateError:
     )
 
 
+def is_answers(directory: Path) -> bool:
+    """Return whether a reference is a model's kept answers, and not the model itself."""
+    return (directory / FILE).is_file()
+
+
 def require_whole_answers(directory: Path, engine: Path | None = None) -> None:
     """Refuse answers that changed, that have no manifest, or that another model gave.
 

@@ -51,7 +51,7 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
             fix="leave it out",
         )
     requested_gates = None if args.gates is None else judge.parse_gates(args.gates)
-    ready = (args.reference / kept_answers.FILE).is_file()
+    ready = kept_answers.is_answers(args.reference)
     if ready and args.model is None:
         raise UsageError("answers have no tokenizer", fix="pass the model's directory with --model")
     model = args.model or args.reference
