@@ -188,11 +188,7 @@ def contract_graph(*more: Node, epsilon: float = 1e-6, norms: int = 9, **interfa
 
 def check_contract(graph: Graph) -> None:
     source = read_export_source(TINY)
-    graph_contract.check_interface(graph, source)
-    graph_contract.check_readers(graph)
-    graph_contract.check_operators(graph, source)
-    graph_contract.check_norms(graph, source)
-    graph_contract.check_numbers(graph)
+    graph_contract.check_contract(graph, source)
 
 
 @pytest.mark.parametrize(

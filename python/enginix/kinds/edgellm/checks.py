@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from enginix.errors import ModelError
 from enginix.kinds.edgellm import coverage, graph, graph_contract, scales
-from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.errors import make_mismatch, refuse_differences
 from enginix.kinds.edgellm.graph import Graph, Node
 from enginix.kinds.edgellm.runtime_config import compare_runtime_config, is_window_right
 from enginix.kinds.edgellm.source import ExportSource
@@ -24,7 +24,6 @@ from enginix.tables import load_table
 # The exporter's RUNTIME_TOKENIZER_FILENAMES (checkpoint_utils.py): copied where the model has them.
 COPIED_TEXTS = ("tokenizer.json", SETTINGS_FILE, "tokenizer.model", "special_tokens_map.json")
 _PASSING_OPS = ("Cast", "Reshape", "Transpose", "DequantizeLinear")
-_AGAIN = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
 
 
 def list_exported_files(llm: Path) -> list[str]:
@@ -32,24 +31,19 @@ def list_exported_files(llm: Path) -> list[str]:
     for name in load_table("edgellm")["exportedFiles"]:
         path = llm / name
         if not path.is_file() or path.stat().st_size == 0:
-            raise ExportError(f"{name} is missing or empty", where=str(llm), fix=_AGAIN)
+            raise make_mismatch(f"{name} is missing or empty", llm)
     names = sorted(p.name for p in llm.iterdir())
     strange = sorted(set(names) - set(load_table("edgellm")["exportedFiles"]) - set(COPIED_TEXTS))
     if strange:
-        raise ExportError(
-            f"{strange[0]} is no file that an export of this model has", where=str(llm), fix=_AGAIN
-        )
+        raise make_mismatch(f"{strange[0]} is no file that an export of this model has", llm)
     return names
 
 
-def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
-    """Check that each layer has one attention plugin, with its own KV cache and the model's parameters."""
-    where = str(onnx_graph.path)
+def find_attention_differences(onnx_graph: Graph, source: ExportSource) -> Iterator[str]:
+    """Yield layers without one attention plugin that has a KV cache of its own and the model's parameters."""
     nodes = [n for n in onnx_graph.nodes if n.op == "AttentionPlugin" and n.domain == graph.PLUGIN_DOMAIN]
     if len(nodes) != source.layers:
-        raise ExportError(
-            f"{len(nodes)} attention plugins for {source.layers} layers", where=where, fix=_AGAIN
-        )
+        yield f"{len(nodes)} attention plugins for {source.layers} layers"
     model = source.model
     has_norms = "model.layers.0.self_attn.q_norm.weight" in source.weights.tensors
     expected: dict[str, Any] = {
@@ -66,35 +60,20 @@ def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
         for key, number in numbers.items():
             stated = node.attributes.get(key)
             if not isinstance(stated, float) or np.float32(stated) != np.float32(number):
-                raise ExportError(
-                    f"{node.name}: {key} is {stated}, the model's is {np.float32(number)}",
-                    where=where,
-                    fix=_AGAIN,
-                )
+                yield f"{node.name}: {key} is {stated}, the model's is {np.float32(number)}"
         for key, value in expected.items():
             if node.attributes.get(key) != value:
-                raise ExportError(
-                    f"{node.name}: {key} is {node.attributes.get(key)}, the model's is {value}",
-                    where=where,
-                    fix=_AGAIN,
-                )
-        if not is_window_right(node.attributes.get("sliding_window_size"), model):
-            raise ExportError(
-                f"{node.name}: sliding_window_size is {node.attributes.get('sliding_window_size')}, "
-                f"the model's is {model.sliding_window}",
-                where=where,
-                fix=_AGAIN,
-            )
+                yield f"{node.name}: {key} is {node.attributes.get(key)}, the model's is {value}"
+        window = node.attributes.get("sliding_window_size")
+        if not is_window_right(window, model):
+            yield f"{node.name}: sliding_window_size is {window}, the model's is {model.sliding_window}"
     for layer in range(source.layers):
         past, present = f"past_key_values_{layer}", f"present_key_values_{layer}"
         readers = [n for n in nodes if past in n.inputs]
         if len(readers) != 1 or past not in onnx_graph.inputs:
-            raise ExportError(f"layer {layer} has no KV cache of its own ({past})", where=where, fix=_AGAIN)
-        if present not in onnx_graph.outputs or present not in readers[0].outputs:
-            raise ExportError(
-                f"layer {layer} does not return its KV cache ({present})", where=where, fix=_AGAIN
-            )
-    return len(nodes)
+            yield f"layer {layer} has no KV cache of its own ({past})"
+        elif present not in onnx_graph.outputs or present not in readers[0].outputs:
+            yield f"layer {layer} does not return its KV cache ({present})"
 
 
 def _reaches_op(onnx_graph: Graph, value: str, ops: tuple[str, ...], steps: int = 8) -> bool:
@@ -120,56 +99,43 @@ def _find_products(onnx_graph: Graph, node: Node, steps: int = 6) -> list[tuple[
 
 def check_quantization(onnx_graph: Graph, source: ExportSource) -> dict[str, int]:
     """Check that each quantized weight is read by its format's operator and meets quantized activations."""
-    where = str(onnx_graph.path)
     if source.quantization is None:
         stray = onnx_graph.count("DequantizeLinear") + onnx_graph.count("QuantizeLinear")
         if stray:
-            raise ExportError(
-                f"{stray} quantization nodes in a model that is not quantized", where=where, fix=_AGAIN
+            raise make_mismatch(
+                f"{stray} quantization nodes in a model that is not quantized", onnx_graph.path
             )
         return {}
     row = read_algorithms()[source.quantization]["edgellm"]
     readers, activations = tuple(row["readers"]), tuple(row["activations"])
-    weights = [
-        c
-        for c in onnx_graph.constants.values()
-        if c.dtype == row["weights"] and _is_weight(onnx_graph, c.name, readers)
-    ]
-    stored = [
-        t
-        for t in source.weights.tensors.values()
-        if t.name.endswith(".weight") and t.dtype not in FLOAT_DTYPES
-    ]
+    constants = onnx_graph.constants.values()
+    weights = [c for c in constants if c.dtype == row["weights"] and _is_weight(onnx_graph, c.name)]
+    matrices = [t for t in source.weights.tensors.values() if t.name.endswith(".weight")]
+    stored = [t for t in matrices if t.dtype not in FLOAT_DTYPES]
     # Joined projections keep the number of bytes; a plugin's padded layout keeps the number of weights.
     joinable = "DequantizeLinear" in readers
     graph_count = sum(c.data.size for c in weights) if joinable else len(weights)
     needed = sum(t.nbytes for t in stored) if joinable else len(stored)
     if not stored or graph_count != needed:
-        raise ExportError(
-            f"{graph_count} {'bytes of ' * joinable}{source.quantization} weights in the graph,"
-            f" {needed} in the checkpoint",
-            where=where,
-            fix=_AGAIN,
-        )
+        counted = f"{graph_count} {'bytes of ' * joinable}{source.quantization} weights"
+        raise make_mismatch(f"{counted} in the graph, {needed} in the checkpoint", onnx_graph.path)
     for weight in weights:
         for reader in onnx_graph.consumers.get(weight.name, ()):
             if reader.op not in readers:
-                raise ExportError(f"{weight.name} is read by {reader.op}", where=where, fix=_AGAIN)
-            for product, input_name in _find_products(onnx_graph, reader) if activations else ():
+                raise make_mismatch(f"{weight.name} is read by {reader.op}", onnx_graph.path)
+            products = _find_products(onnx_graph, reader) if activations else []
+            for product, input_name in products:
                 others = [i for i in product.inputs if i != input_name]
                 if not any(_reaches_op(onnx_graph, other, activations) for other in others):
-                    raise ExportError(
-                        f"{weight.name} meets activations that are not quantized ({product.name})",
-                        where=where,
-                        fix=_AGAIN,
-                    )
-            if activations and not _find_products(onnx_graph, reader):
-                raise ExportError(f"{weight.name} flows into no matrix product", where=where, fix=_AGAIN)
+                    what = f"{weight.name} meets activations that are not quantized ({product.name})"
+                    raise make_mismatch(what, onnx_graph.path)
+            if activations and not products:
+                raise make_mismatch(f"{weight.name} flows into no matrix product", onnx_graph.path)
     counts = {op: onnx_graph.count(op) for op in (*readers, *activations)}
     return {op: n for op, n in counts.items() if n}
 
 
-def _is_weight(onnx_graph: Graph, name: str, readers: tuple[str, ...]) -> bool:
+def _is_weight(onnx_graph: Graph, name: str) -> bool:
     """Tell whether a constant is a weight, not a scale, which dequantizations read as second input."""
     if len(onnx_graph.constants[name].shape) < 2:
         return False
@@ -181,13 +147,13 @@ def _is_weight(onnx_graph: Graph, name: str, readers: tuple[str, ...]) -> bool:
 def check_texts(llm: Path, source: ExportSource) -> None:
     """Check that the texts are the model's byte for byte."""
     if (llm / TEMPLATE_FILE).read_bytes() != source.template.encode():
-        raise ExportError(f"{TEMPLATE_FILE} is not the model's", where=str(llm), fix=_AGAIN)
+        raise make_mismatch(f"{TEMPLATE_FILE} is not the model's", llm)
     for name in COPIED_TEXTS:
         exported, stored = (
             path.read_bytes() if path.is_file() else None for path in (llm / name, source.directory / name)
         )
         if exported != stored and not (name == SETTINGS_FILE and _is_without_template(llm, source.directory)):
-            raise ExportError(f"{name} is not the model's", where=str(llm), fix=_AGAIN)
+            raise make_mismatch(f"{name} is not the model's", llm)
 
 
 def read_runtime_config(directory: Path) -> dict[str, Any]:
@@ -199,7 +165,7 @@ def read_runtime_config(directory: Path) -> dict[str, Any]:
     try:
         return dict(read_object(directory / "config.json"))
     except ModelError as e:
-        raise ExportError(e.what, where=e.where, fix=_AGAIN) from e
+        raise make_mismatch(e.what, e.where) from e
 
 
 def _is_without_template(llm: Path, model: Path) -> bool:
@@ -216,15 +182,13 @@ def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
     try:
         tensors: Mapping[str, TensorInfo] = read_header(path).tensors
     except ModelError as e:
-        raise ExportError(e.what, where=e.where, fix=_AGAIN) from e
+        raise make_mismatch(e.what, e.where) from e
     known = ["embedding", "embedding_scale"] if fp8 else ["embedding"]
     if sorted(tensors) != known:
-        raise ExportError(
-            f"tensors {sorted(tensors)}, expected {' and '.join(known)}", where=str(path), fix=_AGAIN
-        )
+        raise make_mismatch(f"tensors {sorted(tensors)}, expected {' and '.join(known)}", path)
     table_ = tensors["embedding"]
     if (table_.dtype == "F8_E4M3") != fp8:
-        raise ExportError(f"the table is {table_.dtype}", where=str(path), fix=_AGAIN)
+        raise make_mismatch(f"the table is {table_.dtype}", path)
     if fp8:
         scales = tensors.get("embedding_scale")
         if (
@@ -233,10 +197,10 @@ def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
             or scales.shape[0] != table_.shape[0]
             or hidden % scales.shape[-1]
         ):
-            raise ExportError("the FP8 table does not have a scale for each row", where=str(path), fix=_AGAIN)
+            raise make_mismatch("the FP8 table does not have a scale for each row", path)
         values = np.memmap(path, "<f4", "r", scales.begin, scales.shape)
         if not np.isfinite(values).all():
-            raise ExportError("a scale of the FP8 table is not finite", where=str(path), fix=_AGAIN)
+            raise make_mismatch("a scale of the FP8 table is not finite", path)
     return table_
 
 
@@ -252,12 +216,8 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     names = list_exported_files(llm)
     onnx_graph = graph.read_graph(llm / "model.onnx")
     embedding = _read_embedding_table(llm, fp8_embedding, source.model.hidden_size)
-    attentions = check_attention(onnx_graph, source)
-    graph_contract.check_interface(onnx_graph, source)
-    graph_contract.check_readers(onnx_graph)
-    graph_contract.check_operators(onnx_graph, source)
-    graph_contract.check_norms(onnx_graph, source)
-    graph_contract.check_numbers(onnx_graph)
+    refuse_differences(find_attention_differences(onnx_graph, source), onnx_graph.path)
+    graph_contract.check_contract(onnx_graph, source)
     quantized = check_quantization(onnx_graph, source)
     weights = coverage.check_coverage(onnx_graph, source.weights.tensors.values(), embedding, source.tied)
     scale_results = scales.check_scales(onnx_graph, source.weights.tensors)
@@ -266,7 +226,7 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     return {
         "files": names,
         "notes": source.notes,
-        "attentionPlugins": attentions,
+        "attentionPlugins": source.layers,
         "quantizationNodes": quantized,
         "weights": weights,
         "scales": scale_results,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +15,22 @@ class ExportError(EnginixError):
 
     exit_code: ClassVar[int] = EXIT_CHECK_FAILED
     kind: ClassVar[str] = "export"
+
+
+def make_mismatch(what: str, where: Path | str | None) -> ExportError:
+    """Return the error of an export that differs from its model."""
+    fix = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
+    return ExportError(what, where=None if where is None else str(where), fix=fix)
+
+
+def refuse_differences(differences: Iterable[str], where: Path | str) -> None:
+    """Refuse an export that differs from its model.
+
+    Raises:
+        ExportError: has the first difference.
+    """
+    for difference in differences:
+        raise make_mismatch(difference, where)
 
 
 @contextlib.contextmanager

@@ -8,14 +8,16 @@ onnx/export.py), and a norm's epsilon is in the model's config.json.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 import numpy as np
 
-from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.errors import refuse_differences
 from enginix.kinds.edgellm.graph import PLUGIN_DOMAIN, Graph
 from enginix.kinds.edgellm.source import ExportSource
 
 Interface = dict[str, tuple[str, tuple[int | str, ...]]]
-_AGAIN = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
 PAGE = 128  # tokens of a page of the KV cache
 # Of ONNX's own; seen in the exports of all architectures and formats.
 OPERATORS = frozenset({
@@ -56,13 +58,27 @@ def describe_interface(source: ExportSource) -> Interface:
     }
 
 
-def check_interface(graph: Graph, source: ExportSource) -> None:
-    """Check names, types and dimensions of an exported graph's inputs and outputs.
+def check_contract(graph: Graph, source: ExportSource) -> None:
+    """Compare an exported graph with what NVIDIA's exporter writes for its model.
 
     Raises:
-        ExportError: one of them is missing, unknown, or of another type or shape.
+        ExportError: the first difference.
     """
-    expected, where = describe_interface(source), str(graph.path)
+    refuse_differences(
+        chain(
+            find_interface_differences(graph, source),
+            find_other_readers(graph),
+            find_other_operators(graph, source),
+            find_norm_differences(graph, source),
+            find_other_numbers(graph),
+        ),
+        graph.path,
+    )
+
+
+def find_interface_differences(graph: Graph, source: ExportSource) -> Iterator[str]:
+    """Yield inputs and outputs that are missing, unknown, or of another type or shape."""
+    expected = describe_interface(source)
     outputs = {n for n in expected if n == "logits" or n.startswith("present_key_values_")}
     for kind, found, known in (
         ("input", graph.inputs, set(expected) - outputs),
@@ -70,73 +86,48 @@ def check_interface(graph: Graph, source: ExportSource) -> None:
     ):
         for name in sorted(set(found) ^ known):
             problem = "is missing" if name in known else "has no place in an export of this model"
-            raise ExportError(f"{kind} {name} {problem}", where=where, fix=_AGAIN)
+            yield f"{kind} {name} {problem}"
         if len(found) != len(known):
-            raise ExportError(f"two of the {kind}s have one name", where=where, fix=_AGAIN)
+            yield f"two of the {kind}s have one name"
     for name, (dtype, shape) in expected.items():
-        stated = graph.interface[name]
-        if stated != (dtype, shape):
-            raise ExportError(
-                f"{name} is {stated[0]} {list(stated[1])}, an export of this model has {dtype} {list(shape)}",
-                where=where,
-                fix=_AGAIN,
-            )
+        stated, dimensions = graph.interface[name]
+        if (stated, dimensions) != (dtype, shape):
+            yield f"{name} is {stated} {list(dimensions)}, an export of this model has {dtype} {list(shape)}"
 
 
-def check_operators(graph: Graph, source: ExportSource) -> None:
-    """Check that an exported graph has no operators but those of the exporter's graphs.
-
-    Raises:
-        ExportError: the first other one. Nodes of other domains are the gate's.
-    """
+def find_other_operators(graph: Graph, source: ExportSource) -> Iterator[str]:
+    """Yield operators that the exporter's graphs do not have. Nodes of other domains are the gate's."""
     known = OPERATORS | (QUANTIZED_OPERATORS if source.quantization is not None else frozenset())
     for node in graph.nodes:
         if node.domain in ("", "ai.onnx") and node.op not in known:
-            raise ExportError(
-                f"node {node.name or node.outputs[0]} is {node.op}, which no export of such a model has",
-                where=str(graph.path),
-                fix=_AGAIN,
-            )
+            yield f"node {node.name or node.outputs[0]} is {node.op}, which no export of such a model has"
 
 
-def check_norms(graph: Graph, source: ExportSource) -> None:
-    """Check that each RMSNorm adds the model's epsilon, as float32 has it, and nothing else has a root.
-
-    Raises:
-        ExportError: names the node.
-    """
-    where, epsilon = str(graph.path), np.float32(source.model.norm_epsilon)
+def find_norm_differences(graph: Graph, source: ExportSource) -> Iterator[str]:
+    """Yield roots of no RMSNorm, and RMSNorms that do not add the model's epsilon, as float32 has it."""
+    epsilon, norms = np.float32(source.model.norm_epsilon), 2 * source.layers + 1
     roots = [node for node in graph.nodes if node.op == "Sqrt"]
-    if len(roots) != 2 * source.layers + 1:
-        raise ExportError(
-            f"{len(roots)} norms in the graph, {2 * source.layers + 1} in {source.layers} layers",
-            where=where,
-            fix=_AGAIN,
-        )
+    if len(roots) != norms:
+        yield f"{len(roots)} norms in the graph, {norms} in {source.layers} layers"
     for root in roots:
         add = graph.producer.get(root.inputs[0])
         if epsilon == 0 and (add is None or add.op != "Add"):
             continue  # PyTorch leaves an addition of nothing out
         constants = [graph.constants[n] for n in add.inputs if n in graph.constants] if add else []
         if add is None or add.op != "Add" or len(constants) != 1 or constants[0].dtype != "FLOAT":
-            raise ExportError(f"{root.name or root.outputs[0]}: no epsilon", where=where, fix=_AGAIN)
+            yield f"{root.name or root.outputs[0]}: no epsilon"
+            continue
         values = constants[0].array().reshape(-1)
         if values.size != 1 or values[0] != epsilon:
-            stated = values[0] if values.size == 1 else f"{values.size} numbers"
-            raise ExportError(
-                f"{add.name or add.outputs[0]}: the norm's epsilon is {stated!s}, the model's is {epsilon!s}",
-                where=where,
-                fix=_AGAIN,
+            name, stated = (
+                add.name or add.outputs[0],
+                values[0] if values.size == 1 else f"{values.size} numbers",
             )
+            yield f"{name}: the norm's epsilon is {stated!s}, the model's is {epsilon!s}"
 
 
-def check_numbers(graph: Graph) -> None:
-    """Check that single numbers are squares' exponents, epsilons and scales, and that products are plain.
-
-    Raises:
-        ExportError: a number that scales or moves something, or an exponent that is not 2.
-    """
-    where = str(graph.path)
+def find_other_numbers(graph: Graph) -> Iterator[str]:
+    """Yield single numbers that are no square's exponent, epsilon or scale, and products with a factor."""
     for constant in graph.constants.values():
         if constant.elements != 1 or constant.dtype not in ("FLOAT", "FLOAT16"):
             continue
@@ -146,31 +137,23 @@ def check_numbers(graph: Graph) -> None:
                 reader.op == "Sqrt" for out in node.outputs for reader in graph.consumers.get(out, ())
             )
             if not is_exponent and not is_epsilon and node.op not in _SCALED:
-                raise ExportError(
+                yield (
                     f"{node.op} ({node.name or node.outputs[0]}) reads the number {constant.name}, which no "
-                    "export of this model has there",
-                    where=where,
-                    fix=_AGAIN,
+                    "export of this model has there"
                 )
     for node in graph.nodes:
         if node.op == "Gemm" and {node.attributes.get(key, 1.0) for key in ("alpha", "beta")} != {1.0}:
-            raise ExportError(f"{node.name or node.outputs[0]} has a factor", where=where, fix=_AGAIN)
+            yield f"{node.name or node.outputs[0]} has a factor"
 
 
-def check_readers(graph: Graph) -> None:
-    """Check that what says a token's position, sequence or page goes into the attention alone.
+def find_other_readers(graph: Graph) -> Iterator[str]:
+    """Yield readers besides the attention of what says a token's position, sequence or page.
 
-    All else is then the same at each position, also beyond those that the gate executes.
-
-    Raises:
-        ExportError: names the input and the node.
+    Without them all else is the same at each position, also beyond those that the gate executes.
     """
     for name in graph.inputs:
         for node in graph.consumers.get(name, ()):
             is_attention = node.op == "AttentionPlugin" and node.domain == PLUGIN_DOMAIN
             if not is_attention and node.op not in _READERS.get(name, ()):
-                raise ExportError(
-                    f"{name} is read by {node.op} ({node.name or node.outputs[0]}), not by attention alone",
-                    where=str(graph.path),
-                    fix=_AGAIN,
-                )
+                reader = f"{node.op} ({node.name or node.outputs[0]})"
+                yield f"{name} is read by {reader}, not by attention alone"

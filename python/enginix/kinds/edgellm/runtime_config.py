@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.errors import make_mismatch, refuse_differences
 from enginix.kinds.edgellm.source import ModelFacts
 from enginix.kinds.edgellm.unsupported_models import compute_yarn_magnitude
-from enginix.model import ModelConfig
+from enginix.model import ModelConfig, ModelRope
 from enginix.tables import load_table
 
-_AGAIN = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
 _ORIGINAL = "original_max_position_embeddings"
 # What the direct builder leaves out of an engine's file: its graph has them as constants and attributes.
 _IN_THE_GRAPH = frozenset({
@@ -78,11 +77,8 @@ def compare_engine_config(built: Mapping[str, Any], facts: ModelFacts, builder: 
     if builder == "direct":
         original = own.pop(_ORIGINAL, None)
         if original is not None and original != facts.model.rope.original:
-            raise ExportError(
-                f"{_ORIGINAL} is {json.dumps(original)}, the model's is {facts.model.rope.original}",
-                where=where,
-                fix=_AGAIN,
-            )
+            stated = f"{_ORIGINAL} is {json.dumps(original)}"
+            raise make_mismatch(f"{stated}, the model's is {facts.model.rope.original}", where)
         graph = {key: value for key, value in describe_runtime_config(facts).items() if key in _IN_THE_GRAPH}
         own = {**graph, "sliding_window_size": facts.model.sliding_window, **own}
     compare_runtime_config(own, facts, where)
@@ -94,26 +90,23 @@ def compare_runtime_config(exported: Mapping[str, Any], facts: ModelFacts, where
     Raises:
         ExportError: a key is missing, unknown, or has another value than the model.
     """
+    refuse_differences(_find_config_differences(exported, facts), where)
+
+
+def _find_config_differences(exported: Mapping[str, Any], facts: ModelFacts) -> Iterator[str]:
     expected = describe_runtime_config(facts)
     for key, value in expected.items():
         stated = exported.get(key)
         if key == "eos_token_id":
             stated = sorted(stated) if isinstance(stated, list) else stated
         if not _is_same(stated, value):
-            raise ExportError(
-                f"{key} is {json.dumps(exported.get(key))}, the model's is {json.dumps(value)}",
-                where=where,
-                fix=_AGAIN,
-            )
-    _compare_window(exported.get("sliding_window_size"), facts.model, where)
-    _compare_rope(exported, facts.model, where)
-    strange = sorted(set(exported) - set(expected) - {"rope_scaling", "sliding_window_size"})
-    if strange:
-        raise ExportError(
-            f"{strange[0]} is {json.dumps(exported[strange[0]])}, which no model of this architecture has",
-            where=where,
-            fix=_AGAIN,
-        )
+            yield f"{key} is {json.dumps(exported.get(key))}, the model's is {json.dumps(value)}"
+    window, own = exported.get("sliding_window_size"), facts.model.sliding_window
+    if not is_window_right(window, facts.model):
+        yield f"sliding_window_size is {json.dumps(window)}, the model's is {json.dumps(own)}"
+    yield from _find_rope_differences(exported, facts.model.rope)
+    for key in sorted(set(exported) - set(expected) - {"rope_scaling", "sliding_window_size"}):
+        yield f"{key} is {json.dumps(exported[key])}, which no model of this architecture has"
 
 
 def _is_same(stated: Any, value: Any) -> bool:
@@ -130,72 +123,39 @@ def is_window_right(stated: Any, model: ModelConfig) -> bool:
     return stated in (None, -1) or (isinstance(stated, int) and stated >= model.max_position_embeddings)
 
 
-def _compare_window(stated: Any, model: ModelConfig, where: str) -> None:
-    if not is_window_right(stated, model):
-        raise ExportError(
-            f"sliding_window_size is {json.dumps(stated)}, the model's is {json.dumps(model.sliding_window)}",
-            where=where,
-            fix=_AGAIN,
-        )
-
-
-def _compare_rope(exported: Mapping[str, Any], model: ModelConfig, where: str) -> None:
-    """Compare the scaling as the runtime reads it (collectRopeConfig) with the model's."""
+def _find_rope_differences(exported: Mapping[str, Any], rope: ModelRope) -> Iterator[str]:
+    """Yield differences of the scaling, as the runtime reads it (collectRopeConfig), from the model's."""
     scaling = exported.get("rope_scaling")
     scaling = scaling if isinstance(scaling, dict) else {}
+    own = rope.scaling or {}
     stated_type = scaling.get("type", scaling.get("rope_type", "default"))
-    if stated_type != model.rope.type:
-        raise ExportError(
-            f"rotary embedding is of type {stated_type}, the model's of {model.rope.type}",
-            where=where,
-            fix=_AGAIN,
-        )
-    rope = model.rope
+    if stated_type != rope.type:
+        yield f"rotary embedding is of type {stated_type}, the model's of {rope.type}"
     expected: dict[str, Any] = {"mrope_section": None}
     if rope.type in ("llama3", "yarn"):
-        assert rope.scaling is not None
-        expected |= {"factor": rope.scaling.get("factor"), "original_max_position_embeddings": rope.original}
+        expected |= {"factor": own.get("factor"), "original_max_position_embeddings": rope.original}
     if rope.type == "llama3":
-        assert rope.scaling is not None
-        expected |= {key: rope.scaling.get(key) for key in ("low_freq_factor", "high_freq_factor")}
-    if rope.type == "yarn":
-        assert rope.scaling is not None
-        expected |= {
-            "beta_fast": rope.scaling.get("beta_fast") or 32,
-            "beta_slow": rope.scaling.get("beta_slow") or 1,
-        }
-    if rope.type == "dynamic":
-        expected["alpha"] = None
+        expected |= {key: own.get(key) for key in ("low_freq_factor", "high_freq_factor")}
     # The runtime's own defaults of keys that may be missing.
     defaults = {"beta_fast": 32, "beta_slow": 1}
+    if rope.type == "yarn":
+        expected |= {key: own.get(key) or default for key, default in defaults.items()}
+    if rope.type == "dynamic":
+        expected["alpha"] = None
     for key, value in expected.items():
         stated = scaling.get(key, defaults.get(key))
-        same = (
-            stated in (None, 1)
-            if key == "alpha"
-            else stated is None
-            if value is None
-            else isinstance(stated, (int, float)) and math.isclose(stated, value, rel_tol=_SAME)
-        )
+        if value is None:
+            same = stated is None or (key == "alpha" and stated == 1)
+        else:
+            same = isinstance(stated, (int, float)) and math.isclose(stated, value, rel_tol=_SAME)
         if not same:
-            raise ExportError(
-                f"{key} of the rotary embedding is {json.dumps(stated)}, the model's is {json.dumps(value)}",
-                where=where,
-                fix=_AGAIN,
-            )
-    if rope.type == "yarn" and not math.isclose(
-        compute_yarn_magnitude(scaling), rope.magnitude, rel_tol=_SAME
-    ):
-        raise ExportError(
-            f"attention_factor of the rotary embedding is {compute_yarn_magnitude(scaling):g}, "
-            f"the model's is {rope.magnitude:g}",
-            where=where,
-            fix=_AGAIN,
-        )
+            yield f"{key} of the rotary embedding is {json.dumps(stated)}, the model's is {json.dumps(value)}"
+    if rope.type == "yarn":
+        magnitude = compute_yarn_magnitude(scaling)
+        if not math.isclose(magnitude, rope.magnitude, rel_tol=_SAME):
+            name = "attention_factor of the rotary embedding"
+            yield f"{name} is {magnitude:g}, the model's is {rope.magnitude:g}"
     theta = scaling.get("rope_theta")
     if theta is not None and not _is_same(theta, rope.base):
-        raise ExportError(
-            f"rope_theta of the rotary embedding is {json.dumps(theta)}, the model's is {rope.base:g}",
-            where=where,
-            fix=_AGAIN,
-        )
+        name = "rope_theta of the rotary embedding"
+        yield f"{name} is {json.dumps(theta)}, the model's is {rope.base:g}"

@@ -24,7 +24,7 @@ import enginix
 from enginix import process
 from enginix.errors import GateError, MachineError, ModelError
 from enginix.kinds.edgellm import checks, graph_contract
-from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.errors import ExportError, refuse_differences
 from enginix.kinds.edgellm.execution import export_gate
 from enginix.kinds.edgellm.graph import Constant, Graph, read_graph
 from enginix.kinds.edgellm.runtime_config import compare_engine_config
@@ -103,9 +103,12 @@ def check_direct_engine(engine: Path, source: ExportSource) -> Graph:
     if len(table) != 1 or table[0].get("checkpoint_keys") != [TABLE] or table[0].get("embedding_scale") != 1:
         raise GateError("the direct builder binds the embedding table in a way that the gate does not know")
     graph = read_direct_graph(engine, source.weights)
-    checks.check_attention(graph, source)
-    graph_contract.check_readers(graph)
-    graph_contract.check_norms(graph, source)
+    for differences in (
+        checks.find_attention_differences(graph, source),
+        graph_contract.find_other_readers(graph),
+        graph_contract.find_norm_differences(graph, source),
+    ):
+        refuse_differences(differences, graph.path)
     return graph
 
 
