@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from enginix.console import print_message
-from enginix.errors import MachineError, OutputTaken, UsageError
+from enginix.errors import EnginixError, MachineError, OutputTaken, UsageError
 
 _OTHER_OUTPUT_FIX = "choose another -o, or remove it"
 _LOCK = "lock"
@@ -37,6 +37,27 @@ def find_user_cache() -> Path:
 def dump_json(value: Any) -> str:
     """Return canonical JSON: sorted keys, two spaces, a final newline; the same bytes on every machine."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json_object(
+    path: Path, error: type[EnginixError], fix: str | None = None, missing: EnginixError | None = None
+) -> dict[str, Any]:
+    """Read a JSON object that another stage or a user wrote.
+
+    Args:
+        error: class of what is raised where the file is unreadable, or no object.
+        fix: of that error.
+        missing: raised where there is no such file; None raises ``error``.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        if missing is not None and isinstance(e, FileNotFoundError):
+            raise missing from e
+        raise error(f"unreadable: {e}", where=str(path), fix=fix) from e
+    if not isinstance(content, dict):
+        raise error("not a JSON object", where=str(path), fix=fix)
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -114,13 +114,13 @@ def build_once(checkpoint: Path, out: Path) -> dict[str, Any]:
     from enginix.checkpoint.config import CheckpointConfig
     from enginix.kinds.rtx import checkpoint_support
     from enginix.kinds.rtx.network.decoder import DecoderNetwork
-    from enginix.kinds.rtx.plan_builder import BuilderLog, build_plan, import_tensorrt_rtx, make_logger
+    from enginix.kinds.rtx.plan_builder import LibraryLog, build_plan, import_tensorrt_rtx, make_logger
 
     config = CheckpointConfig.read(checkpoint)
     targets = checkpoint_support.resolve_targets(checkpoint_support.list_checkpoint_formats(config), None)
     limits = {"maxBatchSize": None, "maxSeqLen": None, "stepTokens": None}
     shape = checkpoint_support.resolve_engine_shape(limits, config.context)
-    trt, log = import_tensorrt_rtx(), BuilderLog()
+    trt, log = import_tensorrt_rtx(), LibraryLog()
     started = time.perf_counter()
     network = DecoderNetwork(trt, make_logger(trt, log), checkpoint, shape)
     described = time.perf_counter()

@@ -285,19 +285,17 @@ def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights:
     block = read_default("tokensPerBlock")
     cached_tokens = compute_memory(sizes, limits, gpu, weights).tokens
     shorter = cached_tokens // limits.sequences // block * block
-    fitting_sequences = _count_fitting_sequences(cached_tokens, limits)
+    fitting_sequences = cached_tokens // (ceil_div(limits.max_seq_len, block) * block)
     kv = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
     small_kv = {"kv_bits": 8} if kv > 8 else {}
-    wider = [
-        n
-        for n in range(limits.tensor_parallel + 1, read_default("gpusPerNode") + 1)
-        if divides_evenly(sizes, n)
-    ]
+    more_ranks = range(limits.tensor_parallel + 1, read_default("gpusPerNode") + 1)
+    wider = [n for n in more_ranks if divides_evenly(sizes, n)]
     rows = read_algorithms()
     formats = (
         [] if limits.quantization else list_lighter_formats(sizes, lambda f: supports_sm(rows[f], gpu.sm))
     )
-    steps = list(_iterate_smaller_steps(limits))
+    halved = iterate_halved_pairs(limits.max_num_tokens, limits.max_batch_size)
+    steps = [{"max_num_tokens": tokens, "max_batch_size": batch} for tokens, batch in halved]
     combined_changes: list[dict[str, Any]] = [*steps, *({**s, **small_kv} for s in steps if small_kv)]
     for tp in [limits.tensor_parallel, *wider]:
         for name in [None, *formats]:
@@ -325,23 +323,17 @@ def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights:
     )
 
 
-def _iterate_smaller_steps(limits: PlanLimits) -> Iterator[dict[str, Any]]:
-    """Yield ``max_num_tokens`` and ``max_batch_size`` halved together, down to the least of both."""
-    tokens, batch = limits.max_num_tokens, limits.max_batch_size
+def iterate_halved_pairs(tokens: int, batch: int) -> Iterator[tuple[int, int]]:
+    """Yield the tokens of a step and the batch halved together, down to the least of both."""
     while tokens > FEWEST_TOKENS or batch > 1:
         tokens, batch = max(min(tokens, FEWEST_TOKENS), tokens // 2), max(1, batch // 2)
-        yield {"max_num_tokens": tokens, "max_batch_size": batch}
+        yield tokens, batch
 
 
 def iterate_halvings(value: int, least: int) -> Iterator[int]:
     """Yield half of a value, half of that, and so on, down to ``least``."""
     while (value := value // 2) >= least:
         yield value
-
-
-def _count_fitting_sequences(cached_tokens: int, limits: PlanLimits) -> int:
-    block = read_default("tokensPerBlock")
-    return cached_tokens // (ceil_div(limits.max_seq_len, block) * block)
 
 
 def find_target_gpu(name: str) -> TargetGpu:

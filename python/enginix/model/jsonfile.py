@@ -203,6 +203,11 @@ def refuse_other_artefact(directory: Path) -> None:
         raise ModelError(other[0], where=str(directory), fix=other[1])
 
 
+def positive_or_none(value: Any) -> int | None:
+    """Return a whole number of at least 1; None for any other value."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a model's language model, which some models keep one level down."""
     text = raw.get("text_config")

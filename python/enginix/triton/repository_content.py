@@ -32,25 +32,30 @@ class RepositoryContent:
     fill: Callable[[Path], None]
 
 
+@dataclass(frozen=True)
+class ContentRequest:
+    """What a repository is to be made of.
+
+    Attributes:
+        directory, manifest: of the engine.
+        models: ``NvidiaModelOptions``.
+        rootfs: root file system of the runtime's image, where NVIDIA's model.py are.
+        code: directory that holds the enginix package which models import.
+    """
+
+    directory: Path
+    manifest: Manifest
+    options: RepositoryOptions
+    models: Any
+    rootfs: Path | None
+    code: Path
+
+
 class ContentModule(Protocol):
     """A kind's ``repository_content`` module."""
 
-    def prepare_content(
-        self,
-        directory: Path,
-        engine_manifest: Manifest,
-        options: RepositoryOptions,
-        models: Any,
-        rootfs: Path | None,
-        code: Path,
-    ) -> RepositoryContent:
-        """Return the content of an engine's repository.
-
-        Args:
-            models: ``NvidiaModelOptions``.
-            rootfs: root file system of the runtime's image, where NVIDIA's model.py are.
-            code: directory that holds the enginix package which models import.
-        """
+    def prepare_content(self, request: ContentRequest) -> RepositoryContent:
+        """Return the content of an engine's repository."""
         ...
 
     def read_contract(self, options: Mapping[str, Any]) -> Mapping[str, contract.ModelContract]:

@@ -16,7 +16,7 @@ from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.kinds.rtx.engine_build import RtxBuildOptions, build_rtx_engine
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
-from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
+from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 
 one_thread = tiny_model.one_thread
 # Modules beside these tests, and beside those of checkpoints.
@@ -26,7 +26,7 @@ TINY = ROOT / "tests/models/tiny-qwen3"
 # Sequences longer than the windows and rotations of the golden models, in pieces of 8 tokens.
 SHAPE = EngineShape(4, 8, 60)
 
-Describe = Callable[..., tuple[DecoderNetwork, BuilderLog]]
+Describe = Callable[..., tuple[DecoderNetwork, LibraryLog]]
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +44,8 @@ def trt() -> Any:
 def describe(trt: Any) -> Describe:
     """Describes a checkpoint as a network, with the log of its builder."""
 
-    def make(checkpoint: Path, shape: EngineShape = SHAPE) -> tuple[DecoderNetwork, BuilderLog]:
-        log = BuilderLog()
+    def make(checkpoint: Path, shape: EngineShape = SHAPE) -> tuple[DecoderNetwork, LibraryLog]:
+        log = LibraryLog()
         return DecoderNetwork(trt, make_logger(trt, log), checkpoint, shape), log
 
     return make

@@ -8,9 +8,8 @@ of ``max_batch_size`` prompts of ``max_input_len`` tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from enginix.errors import UsageError
 from enginix.kinds.edgellm.build import (
@@ -103,7 +102,8 @@ def find_edgellm_changes(
     small_kv = {"kv_bits": 8} if kv > 8 else {}
     rows = read_edgellm_formats()
     formats = arithmetic.list_lighter_formats(sizes, lambda f: f in rows and gpu.sm >= rows[f]["minSm"])
-    steps = list(_iterate_smaller_prompts(limits))
+    halved = arithmetic.iterate_halved_pairs(limits.max_input_len, limits.max_batch_size)
+    steps = [{"max_input_len": tokens, "max_batch_size": batch} for tokens, batch in halved]
     return arithmetic.search_changes(
         limits,
         lambda changed: compute_edgellm_memory(sizes, changed, gpu, weights),
@@ -120,14 +120,6 @@ def find_edgellm_changes(
             *({**small_kv, "quantization": name} for name in formats),
         ],
     )
-
-
-def _iterate_smaller_prompts(limits: EdgellmPlanLimits) -> Iterator[dict[str, Any]]:
-    """Yield limits with prompt and batch halved together, down to the least of both."""
-    tokens, batch = limits.max_input_len, limits.max_batch_size
-    while tokens > FEWEST_TOKENS or batch > 1:
-        tokens, batch = max(min(tokens, FEWEST_TOKENS), tokens // 2), max(1, batch // 2)
-        yield {"max_input_len": tokens, "max_batch_size": batch}
 
 
 def fill_edgellm_limits(

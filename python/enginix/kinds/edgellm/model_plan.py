@@ -9,8 +9,15 @@ from typing import Any
 from enginix.errors import UsageError
 from enginix.inspect import InspectedModel, ModelDescription
 from enginix.kinds.edgellm import memory_plan
-from enginix.kinds.planning.plan_record import BuildNeeds, LockSizes, MemoryPlan, PlanCertainty, PlanRequest
-from enginix.kinds.planning.planner import read_kv_bits, resolve_sizes
+from enginix.kinds.planning.plan_record import (
+    BuildNeeds,
+    Certainty,
+    CountedModel,
+    MemoryPlan,
+    PlanCertainty,
+    PlanRequest,
+)
+from enginix.kinds.planning.planner import read_kv_bits, require_one_gpu, resolve_sizes
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.model import open_weights
@@ -22,10 +29,9 @@ def plan_model(
     """Plan from a model's headers."""
     sizes = replace(resolve_sizes(description, None, request), element_bytes=2)
     limits = _resolve_limits(request)
-    tensors = open_weights(model.directory)
-    total = sum(t.nbytes // (2 if t.dtype == "F32" else 1) for t in tensors.tensors.values())
-    weights = arithmetic.estimate_weights(total, sizes, "lm_head.weight" not in tensors.tensors)
-    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
+    tensors = open_weights(model.directory).tensors
+    total = sum(t.nbytes // (2 if t.dtype == "F32" else 1) for t in tensors.values())
+    weights = arithmetic.estimate_weights(total, sizes, "lm_head.weight" not in tensors)
     notes = ["the CUDA context is not counted; what weights and workspace leave is the KV cache's"]
     if systems := memory_plan.list_payload_systems(gpu):
         notes.append(f"payloads for SM {gpu.sm} are in the wheel for {' and '.join(systems)}")
@@ -35,6 +41,29 @@ def plan_model(
         notes.append(f"max_input_len {limits.max_input_len} exceeds the model's context of {sizes.context}")
     if description.dtype not in (None, "float16"):
         notes.append("computed in float16: enginix edgellm-export refuses weights beyond 65504")
+    counted = CountedModel(model.source, description.size, sizes, total, weights)
+    return _make_plan(counted, description.architecture, gpu, limits, "estimate", notes)
+
+
+def plan_lock(
+    metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: CountedModel
+) -> MemoryPlan:
+    """Plan from a lock."""
+    note = "from the lock alone: weights are the size of the files, a lower bound"
+    limits = _resolve_limits(request)
+    return _make_plan(lock, metadata.get("architecture"), gpu, limits, "lower bound", [note])
+
+
+def _make_plan(
+    model: CountedModel,
+    architecture: str | None,
+    gpu: TargetGpu,
+    limits: memory_plan.EdgellmPlanLimits,
+    weights_are: Certainty,
+    notes: list[str],
+) -> MemoryPlan:
+    sizes, weights = model.sizes, model.rank_weights
+    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
     return MemoryPlan(
         source=model.source,
         kind="edgellm",
@@ -42,39 +71,11 @@ def plan_model(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        certainty=PlanCertainty("estimate", memory_plan.find_edgellm_certainty(description.architecture)),
-        build=BuildNeeds(description.size, total, 0, 0, memory.weights + memory.workspace, 0),
-        obstacles=tuple(
-            memory_plan.find_edgellm_obstacles(description.architecture, sizes.quantization, gpu)
-        ),
+        certainty=PlanCertainty(weights_are, memory_plan.find_edgellm_certainty(architecture)),
+        build=BuildNeeds(model.files, model.weight_bytes, 0, 0, memory.weights + memory.workspace, 0),
+        obstacles=tuple(memory_plan.find_edgellm_obstacles(architecture, sizes.quantization, gpu)),
         changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
         notes=tuple(notes),
-    )
-
-
-def plan_lock(
-    metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: LockSizes
-) -> MemoryPlan:
-    """Plan from a lock."""
-    sizes, weights = lock.sizes, lock.rank_weights
-    limits = _resolve_limits(request)
-    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
-    return MemoryPlan(
-        source=lock.source,
-        kind="edgellm",
-        gpu=gpu,
-        sizes=sizes,
-        limits=limits,
-        memory=memory,
-        certainty=PlanCertainty(
-            "lower bound", memory_plan.find_edgellm_certainty(metadata.get("architecture"))
-        ),
-        build=BuildNeeds(lock.files, lock.weight_bytes, 0, 0, memory.weights + memory.workspace, 0),
-        obstacles=tuple(
-            memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)
-        ),
-        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
-        notes=("from the lock alone: weights are the size of the files, a lower bound",),
     )
 
 
@@ -84,19 +85,12 @@ def _resolve_limits(request: PlanRequest) -> memory_plan.EdgellmPlanLimits:
     Raises:
         UsageError: kind edgellm lacks an option, or the prompt is larger than the KV cache.
     """
-    if request.tensor_parallel != 1 or request.pipeline_parallel != 1:
-        raise UsageError("kind edgellm runs on one GPU", fix="leave --tensor-parallel out, or another kind")
-    for name, value, unset in (
-        ("--max-num-tokens", request.max_num_tokens, None),
-        ("--sequences", request.sequences, 1),
-        ("--step-tokens", request.step_tokens, None),
-    ):
-        if value != unset:
-            raise UsageError(
-                f"kind edgellm has no {name}",
-                fix="a step is --max-batch-size prompts of --max-input-len; the KV cache holds "
-                "--max-batch-size sequences of --max-seq-len",
-            )
+    require_one_gpu(
+        request,
+        ("max_num_tokens", "sequences", "step_tokens"),
+        "a step is --max-batch-size prompts of --max-input-len; the KV cache holds "
+        "--max-batch-size sequences of --max-seq-len",
+    )
     if request.dtype not in (None, "float16"):
         raise UsageError(f"kind edgellm computes in float16, not in {request.dtype}", fix="leave --dtype out")
     if request.kv_cache not in ("auto", "FP8"):

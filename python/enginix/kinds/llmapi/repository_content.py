@@ -9,26 +9,19 @@ from typing import Any
 from enginix.errors import UsageError
 from enginix.kinds.llmapi import triton_model
 from enginix.kinds.tensorrt import tensorrt_models
-from enginix.manifest import Manifest
 from enginix.triton import contract
 from enginix.triton.options import RepositoryOptions
-from enginix.triton.repository_content import RepositoryContent
+from enginix.triton.repository_content import ContentRequest, RepositoryContent
 
 
-def prepare_content(
-    directory: Path,
-    engine_manifest: Manifest,
-    options: RepositoryOptions,
-    models: tensorrt_models.NvidiaModelOptions,
-    rootfs: Path | None,
-    code: Path,
-) -> RepositoryContent:
+def prepare_content(request: ContentRequest) -> RepositoryContent:
     """See enginix.triton.repository_content.ContentModule.
 
     Raises:
         UsageError: an option that this kind does not support.
     """
-    if options != RepositoryOptions() or models != tensorrt_models.NvidiaModelOptions(
+    directory, models = request.directory, request.models
+    if request.options != RepositoryOptions() or models != tensorrt_models.NvidiaModelOptions(
         decoupled=models.decoupled, chat=models.chat
     ):
         raise UsageError(
@@ -43,9 +36,13 @@ def prepare_content(
             triton_model.build_model_yaml(directory, decoupled=models.decoupled),
         )
         around = {contract.EXECUTOR: "Llmapi"} if models.chat else {}
-        tensorrt_models.link_models(out, rootfs, {contract.EXECUTOR: "llmapi"}, around)
+        tensorrt_models.link_models(out, request.rootfs, {contract.EXECUTOR: "llmapi"}, around)
 
-    chat = {"enginix_path": str(code), "tokenizer_dir": str(directory / "tokenizer")} if models.chat else None
+    chat = (
+        {"enginix_path": str(request.code), "tokenizer_dir": str(directory / "tokenizer")}
+        if models.chat
+        else None
+    )
     return RepositoryContent(
         {contract.EXECUTOR: triton_model.build_llmapi_config(decoupled=models.decoupled, chat=chat)},
         contract.load_llmapi_contract(chat=models.chat),

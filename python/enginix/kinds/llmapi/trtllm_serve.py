@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import ManifestError
-from enginix.files import dump_json, write_text
+from enginix.files import dump_json, read_json_object, write_text
 from enginix.kinds.llmapi.llmapi_engine import LLM_ARGUMENTS_FILE
 from enginix.kinds.registry import find_kind
 from enginix.manifest import Manifest
@@ -80,7 +79,7 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
     arguments = (
         _make_engine_arguments(engine, engine_manifest)
         if is_compiled
-        else _read_llm_arguments(engine / LLM_ARGUMENTS_FILE)
+        else read_json_object(engine / LLM_ARGUMENTS_FILE, ManifestError, "build this engine again")
     )
     if arguments:
         words += [flags["options"], str(_place_arguments(engine, arguments, serving, is_compiled))]
@@ -122,13 +121,3 @@ def _format_size(engine: Path, name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ManifestError(f"{name} is {value!r}", where=str(engine), fix="build this engine again")
     return str(value)
-
-
-def _read_llm_arguments(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this engine again") from e
-    if not isinstance(content, dict):
-        raise ManifestError("not a JSON object", where=str(path), fix="build this engine again")
-    return content

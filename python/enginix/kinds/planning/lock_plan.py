@@ -14,7 +14,13 @@ from enginix.kinds.planning.obstacles import (
     list_changed_options,
     list_gpu_notes,
 )
-from enginix.kinds.planning.plan_record import KindPlanner, LockSizes, MemoryPlan, PlanCertainty, PlanRequest
+from enginix.kinds.planning.plan_record import (
+    CountedModel,
+    KindPlanner,
+    MemoryPlan,
+    PlanCertainty,
+    PlanRequest,
+)
 from enginix.kinds.planning.planner import (
     check_plan_request,
     estimate_build_needs,
@@ -63,8 +69,8 @@ def plan_from_lock(
     weights = arithmetic.estimate_weights(total, sizes, tied)
     if kind.memory_plan is not None:
         kind_planner: KindPlanner = load_hook(kind.memory_plan)
-        lock_sizes = LockSizes(source, sum(files.values()), sizes, total, weights)
-        return kind_planner.plan_lock(metadata, gpu, request, lock_sizes)
+        counted = CountedModel(source, sum(files.values()), sizes, total, weights)
+        return kind_planner.plan_lock(metadata, gpu, request, counted)
     windows = read_locked_windows(metadata)
     limits = resolve_plan_limits(sizes, request, windows)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)

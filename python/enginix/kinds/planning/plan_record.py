@@ -9,12 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from enginix.inspect import InspectedModel, ModelDescription
 from enginix.letter_case import camel_case_keys
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import (
-    Change,
-    ModelSizes,
-    RankMemory,
-    TargetGpu,
-)
+from enginix.memory_plan.arithmetic import Change, ModelSizes, RankMemory, TargetGpu
 
 
 @dataclass(frozen=True)
@@ -102,11 +97,11 @@ class PlanCertainty:
 
 
 @dataclass(frozen=True)
-class LockSizes:
-    """What a lock tells of a model's sizes.
+class CountedModel:
+    """What headers or a lock tell of a model's sizes.
 
     Attributes:
-        source: the lock, for errors.
+        source: the model or the lock, for people.
         files: bytes of all files.
         weight_bytes: bytes of the weights as a checkpoint holds them.
         rank_weights: bytes of a rank, the mean over all.
@@ -183,7 +178,7 @@ class KindPlanner(Protocol):
         ...
 
     def plan_lock(
-        self, metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: LockSizes
+        self, metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: CountedModel
     ) -> MemoryPlan:
         """Plan from a lock."""
         ...

@@ -26,13 +26,7 @@ from enginix.kinds.planning.plan_record import (
 )
 from enginix.kinds.registry import find_kind, is_portable, load_hook
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import (
-    ELEMENT_BYTES,
-    ModelSizes,
-    PlanLimits,
-    RankMemory,
-    TargetGpu,
-)
+from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, PlanLimits, RankMemory, TargetGpu
 from enginix.memory_plan.kv_layout import find_latent, find_recurrent_layers, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
@@ -41,9 +35,7 @@ from enginix.model.config_rules import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.llmapi_advice import explain_no_pytorch_class, limited_llmapi_advice
-from enginix.model.number_formats import (
-    read_kv_cache_bits,
-)
+from enginix.model.number_formats import read_kv_cache_bits
 from enginix.runtime.preflight import check_pipeline
 
 
@@ -145,6 +137,31 @@ def read_kv_bits(request: PlanRequest) -> int | None:
     return None if request.kv_cache == "auto" else read_kv_cache_bits()[request.kv_cache]
 
 
+def require_one_gpu(request: PlanRequest, absent: Sequence[str], fix: str) -> None:
+    """Refuse options of several GPUs, and those that a kind of one GPU does not have.
+
+    Args:
+        absent: names of the request's fields.
+        fix: what to do in place of one of them.
+
+    Raises:
+        UsageError: such an option is not its default.
+    """
+    if request.tensor_parallel != 1 or request.pipeline_parallel != 1:
+        raise UsageError(
+            f"kind {request.kind} runs on one GPU", fix="leave --tensor-parallel out, or another kind"
+        )
+    for name in absent:
+        if getattr(request, name) != getattr(PlanRequest(), name):
+            raise UsageError(f"kind {request.kind} has no --{name.replace('_', '-')}", fix=fix)
+
+
+_COUNTS = (
+    "tensor_parallel", "pipeline_parallel", "max_batch_size", "max_num_tokens", "max_seq_len",
+    "max_input_len", "step_tokens", "sequences",
+)  # fmt: skip
+
+
 def check_plan_request(request: PlanRequest) -> None:
     """Refuse numbers below 1, naming the flag."""
     if request.max_input_len is not None and find_kind(request.kind).memory_plan is None:
@@ -153,19 +170,11 @@ def check_plan_request(request: PlanRequest) -> None:
         )
     if request.step_tokens is not None and find_kind(request.kind).memory_plan is None:
         raise UsageError("--step-tokens is for kind rtx only", fix="leave it out")
-    for name, value in (
-        ("--tensor-parallel", request.tensor_parallel),
-        ("--pipeline-parallel", request.pipeline_parallel),
-        ("--max-batch-size", request.max_batch_size),
-        ("--max-num-tokens", request.max_num_tokens),
-        ("--max-seq-len", request.max_seq_len),
-        ("--max-input-len", request.max_input_len),
-        ("--step-tokens", request.step_tokens),
-        ("--sequences", request.sequences),
-    ):
+    for name in _COUNTS:
+        flag, value = f"--{name.replace('_', '-')}", getattr(request, name)
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(
-                f"{name} {value} is not a number from 1 to {(1 << 31) - 1}", fix=f"pass one to {name}"
+                f"{flag} {value} is not a number from 1 to {(1 << 31) - 1}", fix=f"pass one to {flag}"
             )
     kind = find_kind(request.kind)
     if request.pipeline_parallel > 1 and kind.has_parallelism and not kind.has_pipeline:
@@ -175,28 +184,20 @@ def check_plan_request(request: PlanRequest) -> None:
         )
 
 
+# Size → the description's name of it, and that of config.json.
 _SIZE_KEYS = {
-    "layers": "num_hidden_layers", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads",
-    "head_size": "head_dim", "hidden_size": "hidden_size", "mlp_width": "intermediate_size",
-    "vocabulary": "vocab_size", "context": "max_position_embeddings",
+    "layers": ("layers", "num_hidden_layers"), "heads": ("heads", "num_attention_heads"),
+    "kv_heads": ("kv_heads", "num_key_value_heads"), "head_size": ("head_size", "head_dim"),
+    "hidden_size": ("hidden_size", "hidden_size"), "mlp_width": ("intermediate_size", "intermediate_size"),
+    "vocabulary": ("vocabulary", "vocab_size"), "context": ("context", "max_position_embeddings"),
 }  # fmt: skip
 
 
 def resolve_sizes(
     description: ModelDescription, config: ModelConfig | None, request: PlanRequest
 ) -> ModelSizes:
-    values = {
-        "layers": description.layers,
-        "heads": description.heads,
-        "kv_heads": description.kv_heads,
-        "head_size": description.head_size,
-        "hidden_size": description.hidden_size,
-        "mlp_width": description.intermediate_size,
-        "vocabulary": description.vocabulary,
-        "context": description.context,
-    }
-    if missing := [k for k, v in values.items() if v is None]:
-        keys = [_SIZE_KEYS[name] for name in missing]
+    values = {size: getattr(description, name) for size, (name, _) in _SIZE_KEYS.items()}
+    if keys := [key for size, (_, key) in _SIZE_KEYS.items() if values[size] is None]:
         raise ModelError(
             f"plan does not count {description.architecture or 'this model'}: its config.json has no "
             f"{' and no '.join(keys)}",
@@ -214,7 +215,7 @@ def resolve_sizes(
     cache = (description.quantization.kv_cache if description.quantization else None) or ""
     cache_bits = read_kv_cache_bits()
     return ModelSizes(
-        **{k: v for k, v in values.items() if v is not None},
+        **values,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
         kv_bits=cache_bits[cache] if cache in cache_bits and not is_portable(request.kind) else 8 * element,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from enginix.kinds.reference import reference_models
 from enginix.kinds.reference.served_engine import read_reference_engine
-from enginix.manifest import Manifest
 from enginix.triton import contract
-from enginix.triton.options import RepositoryOptions
-from enginix.triton.repository_content import RepositoryContent, refuse_changed_options
+from enginix.triton.repository_content import ContentRequest, RepositoryContent, refuse_changed_options
 
 UNSUPPORTED_OPTIONS = (
     "preprocessing_instances",
@@ -22,20 +19,13 @@ UNSUPPORTED_OPTIONS = (
 )
 
 
-def prepare_content(
-    directory: Path,
-    engine_manifest: Manifest,
-    options: RepositoryOptions,
-    models: Any,
-    rootfs: Path | None,
-    code: Path,
-) -> RepositoryContent:
+def prepare_content(request: ContentRequest) -> RepositoryContent:
     """See enginix.triton.repository_content.ContentModule."""
-    engine = read_reference_engine(directory)
-    refuse_changed_options(options, UNSUPPORTED_OPTIONS, "reference")
-    resolved = reference_models.resolve_reference_options(engine, options)
+    engine = read_reference_engine(request.directory)
+    refuse_changed_options(request.options, UNSUPPORTED_OPTIONS, "reference")
+    resolved = reference_models.resolve_reference_options(engine, request.options)
     return RepositoryContent(
-        reference_models.build_reference_configs(engine, resolved, code),
+        reference_models.build_reference_configs(engine, resolved, request.code),
         contract.load_reference_contract(),
         engine.max_batch_size,
         {name: value for name, value in asdict(resolved).items() if name not in UNSUPPORTED_OPTIONS},

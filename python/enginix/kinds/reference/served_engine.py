@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 from enginix import manifest
 from enginix.errors import RepositoryError
+from enginix.files import read_json_object
 from enginix.manifest import Manifest
 from enginix.model.context_length import read_checkpoint_context
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
+from enginix.model.jsonfile import positive_or_none
 from enginix.triton.models.detokenizer import load_tokenizer
 
 
@@ -50,15 +51,15 @@ def read_reference_engine(directory: Path) -> ServedEngine:
     directory = Path(os.path.abspath(directory))
     engine_manifest = manifest.read_manifest(directory, "engine")
     load_tokenizer(directory / "tokenizer")
-    checkpoint = _read_json_object(directory / "checkpoint" / "config.json")
+    checkpoint = _read_checkpoint_config(directory / "checkpoint" / "config.json")
     limits = engine_manifest.options.get("limits")
     limits = limits if isinstance(limits, dict) else {}
     return ServedEngine(
         directory=directory,
         manifest=engine_manifest,
         executed=directory / "checkpoint",
-        max_batch_size=_read_limit(limits, "max_batch_size"),
-        max_seq_len=_read_limit(limits, "max_seq_len") or read_checkpoint_context(checkpoint) or 0,
+        max_batch_size=positive_or_none(limits.get("max_batch_size")),
+        max_seq_len=positive_or_none(limits.get("max_seq_len")) or read_checkpoint_context(checkpoint) or 0,
         end_ids=read_engine_end_ids(engine_manifest, directory / "tokenizer"),
     )
 
@@ -81,18 +82,6 @@ def read_engine_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int
     return tuple(ends)
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise RepositoryError("missing", where=str(path), fix="build the engine again: enginix build") from e
-    except (OSError, ValueError, RecursionError) as e:
-        raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
-    if not isinstance(content, dict):
-        raise RepositoryError("not a JSON object", where=str(path), fix="build the engine again")
-    return content
-
-
-def _read_limit(limits: dict[str, Any], key: str) -> int | None:
-    value = limits.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+def _read_checkpoint_config(path: Path) -> dict[str, Any]:
+    missing = RepositoryError("missing", where=str(path), fix="build the engine again: enginix build")
+    return read_json_object(path, RepositoryError, "build the engine again", missing)

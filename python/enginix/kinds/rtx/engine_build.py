@@ -29,7 +29,7 @@ from enginix.integrity import list_content, require_unchanged
 from enginix.kinds.rtx import checkpoint_support
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network_gate import judge_network
-from enginix.kinds.rtx.plan_builder import BuilderLog, build_plan, import_tensorrt_rtx, make_logger
+from enginix.kinds.rtx.plan_builder import LibraryLog, build_plan, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.plan_header import PlanHeader
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_windows
@@ -104,7 +104,7 @@ def build_rtx_engine(
     require_fast_tokenizer(model)
     require_unchanged(checkpoint)
     inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)
-    trt, log = import_tensorrt_rtx(), BuilderLog()
+    trt, log = import_tensorrt_rtx(), LibraryLog()
     prompts = tokenize_prompts(hf.TransformersTokenizer(model).encode, config.vocab_size, config.context)
     name = options.name or manifest.read_artefact_name(model)
     outcomes = _judge_unlisted_weights(checkpoint, model, described)

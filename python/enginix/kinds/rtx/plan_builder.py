@@ -36,8 +36,8 @@ def import_tensorrt_rtx() -> Any:
 
 
 @dataclass
-class BuilderLog:
-    """Messages of the builder.
+class LibraryLog:
+    """Messages of the builder or of the runtime.
 
     Attributes:
         errors: of severity ERROR and INTERNAL_ERROR, in order; a build with one has failed, even where the
@@ -55,7 +55,7 @@ class BuilderLog:
             self.kernels += re.findall(r"Name: (.*?), LayerType: ", message)
 
 
-def make_logger(trt: Any, log: BuilderLog) -> Any:
+def make_logger(trt: Any, log: LibraryLog) -> Any:
     """Return a logger of the library that writes into ``log``."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -68,7 +68,7 @@ def make_logger(trt: Any, log: BuilderLog) -> Any:
     return Logger()
 
 
-def build_plan(network: DecoderNetwork, log: BuilderLog, targets: Sequence[int], out: Path) -> PlanHeader:
+def build_plan(network: DecoderNetwork, log: LibraryLog, targets: Sequence[int], out: Path) -> PlanHeader:
     """Build a network's plan into a file.
 
     Args:

@@ -9,16 +9,24 @@ GPU, kernels among it, is not known, and not counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from enginix.checkpoint import convert
 from enginix.checkpoint.config import FILE, parse_checkpoint_config
 from enginix.errors import CheckpointError, EnginixError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription
+from enginix.kinds.planning.checkpoint_refusal import describe_refusal
 from enginix.kinds.planning.obstacles import find_format_obstacles, find_model_obstacles
-from enginix.kinds.planning.plan_record import BuildNeeds, LockSizes, MemoryPlan, PlanCertainty, PlanRequest
-from enginix.kinds.planning.planner import resolve_sizes
+from enginix.kinds.planning.plan_record import (
+    BuildNeeds,
+    Certainty,
+    CountedModel,
+    MemoryPlan,
+    PlanCertainty,
+    PlanRequest,
+)
+from enginix.kinds.planning.planner import require_one_gpu, resolve_sizes
 from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support, resolve_engine_shape
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.memory_plan import arithmetic
@@ -151,20 +159,18 @@ def plan_model(
         is_tied = spec.model.tie_word_embeddings
         checkpoint_refusal = _list_checkpoint_refusal(spec)
     except EnginixError as e:
-        obstacles.append(f"no checkpoint: {e.what}" + (f" (fix: {e.fix})" if e.fix else ""))
+        obstacles.append(describe_refusal("no checkpoint", e))
     tensors = open_weights(model.directory).tensors
     bytes_of = {name: t.nbytes // (2 if t.dtype == "F32" else 1) for name, t in tensors.items()}
     total = sum(bytes_of.values())
     unique = total - (bytes_of.get(HEAD, 0) if is_tied else 0)
     weights = arithmetic.estimate_weights(unique, sizes, is_tied)
     return _make_plan(
-        model.source,
-        sizes,
+        CountedModel(model.source, description.size, sizes, total, weights),
+        unique,
         gpu,
         request,
-        weights,
-        BuildNeeds(description.size, total, unique, compute_build_memory(total), 0, 0),
-        PlanCertainty("estimate", "exact"),
+        "estimate",
         # The converter's own reasons are exact: the tables' follow only where it has none.
         obstacles or find_rtx_obstacles(description.architecture, sizes, gpu) or checkpoint_refusal,
         [],
@@ -182,37 +188,30 @@ def _list_checkpoint_refusal(spec: convert.ConversionSpec) -> list[str]:
 
 
 def plan_lock(
-    metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: LockSizes
+    metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: CountedModel
 ) -> MemoryPlan:
     """Plan from a lock."""
     sizes, is_tied = lock.sizes, metadata.get("tiedEmbeddings") is True
     # A lock does not tell whether the files hold a tied head, too.
     head = sizes.vocabulary * sizes.hidden_size * sizes.element_bytes if is_tied else 0
     unique = max(0, lock.weight_bytes - head)
-    return _make_plan(
-        lock.source,
-        sizes,
-        gpu,
-        request,
-        arithmetic.estimate_weights(unique, sizes, is_tied),
-        BuildNeeds(lock.files, lock.weight_bytes, unique, compute_build_memory(lock.weight_bytes), 0, 0),
-        PlanCertainty("lower bound", "exact"),
-        find_rtx_obstacles(metadata.get("architecture"), sizes, gpu),
-        ["from the lock alone: weights are the size of the files without a tied head, a lower bound"],
-    )
+    counted = replace(lock, rank_weights=arithmetic.estimate_weights(unique, sizes, is_tied))
+    obstacles = find_rtx_obstacles(metadata.get("architecture"), sizes, gpu)
+    note = "from the lock alone: weights are the size of the files without a tied head, a lower bound"
+    return _make_plan(counted, unique, gpu, request, "lower bound", obstacles, [note])
 
 
 def _make_plan(
-    source: str,
-    sizes: ModelSizes,
+    model: CountedModel,
+    unique: int,
     gpu: TargetGpu,
     request: PlanRequest,
-    weights: RankWeights,
-    build: BuildNeeds,
-    certainty: PlanCertainty,
+    weights_are: Certainty,
     obstacles: list[str],
     notes: list[str],
 ) -> MemoryPlan:
+    """Return the plan of a model whose weights without a tied head are ``unique`` bytes."""
+    sizes, weights = model.sizes, model.rank_weights
     limits = _resolve_limits(request, sizes.context)
     memory = compute_rtx_memory(sizes, limits, gpu, weights)
     sms = load_table("rtx")["formats"]["taken"].get(sizes.quantization, ())
@@ -222,14 +221,16 @@ def _make_plan(
     if gpu.unified:
         notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
     return MemoryPlan(
-        source=source,
+        source=model.source,
         kind="rtx",
         gpu=gpu,
         sizes=sizes,
         limits=limits,
         memory=memory,
-        certainty=certainty,
-        build=build,
+        certainty=PlanCertainty(weights_are, "exact"),
+        build=BuildNeeds(
+            model.files, model.weight_bytes, unique, compute_build_memory(model.weight_bytes), 0, 0
+        ),
         obstacles=tuple(obstacles),
         changes=() if memory.fits else tuple(find_rtx_changes(sizes, limits, gpu, weights)),
         notes=tuple(notes),
@@ -242,19 +243,11 @@ def _resolve_limits(request: PlanRequest, context: int) -> RtxPlanLimits:
     Raises:
         UsageError: kind rtx lacks an option, or a limit is out of range.
     """
-    if request.tensor_parallel != 1 or request.pipeline_parallel != 1:
-        raise UsageError("kind rtx runs on one GPU", fix="leave --tensor-parallel out, or another kind")
-    for name, value, unset in (
-        ("--max-num-tokens", request.max_num_tokens, None),
-        ("--max-input-len", request.max_input_len, None),
-        ("--sequences", request.sequences, 1),
-    ):
-        if value != unset:
-            raise UsageError(
-                f"kind rtx has no {name}",
-                fix="a step is some tokens of each slot; the KV cache holds --max-batch-size sequences of "
-                "--max-seq-len",
-            )
+    require_one_gpu(
+        request,
+        ("max_num_tokens", "max_input_len", "sequences"),
+        "a step is some tokens of each slot; the KV cache holds --max-batch-size sequences of --max-seq-len",
+    )
     if request.dtype not in (None, *load_table("rtx")["dtypes"]["taken"]):
         raise UsageError(
             f"kind rtx does not compute in {request.dtype}", fix="--dtype bfloat16, or leave it out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from enginix.files import sha256_file
 from enginix.kinds.gating.gate_asking import GateAsking
 from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
 from enginix.kinds.rtx_serving.load_executor import load_step_backend
-from enginix.kinds.rtx_serving.rtx_asker import AskingTimes, ask_rtx_engine
+from enginix.kinds.rtx_serving.rtx_asker import ask_rtx_engine
 from enginix.kinds.rtx_serving.start import INTERPRETED, NEVER_EXECUTED
 from enginix.machine import driver as drivers
 from enginix.machine.target import probe_machine
-from enginix.manifest import MANIFEST_FILE, Manifest
+from enginix.manifest import MANIFEST_FILE
 
 
 @dataclass(frozen=True)
@@ -48,71 +48,23 @@ class RtxGateReport:
 
 
 def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) -> RtxGateReport:
-    """Ask an engine by NVIDIA's runtime, or by the interpreter; see :class:`GateAsker`."""
-    machine = check_gated_machine(asking.engine, asking.manifest, asking.checkpoint, asking.driver)
-    write_questions()
-    return ask_and_time(
-        asking.engine,
-        asking.manifest,
-        asking.questions,
-        asking.checkpoint,
-        machine,
-        asking.gates,
-        asking.stall,
-    )
-
-
-def check_gated_machine(
-    engine: Path, engine_manifest: Manifest, checkpoint: Path | None, driver: Path | None
-) -> dict[str, Any]:
-    """Compare an engine with this machine before it is asked, and return facts about the machine.
-
-    Args:
-        checkpoint: see :func:`ask_and_time`; the interpreter runs on any machine.
-        driver: the GPU driver's root; None finds it.
+    """Ask an engine by NVIDIA's runtime, or by the interpreter; see :class:`GateAsker`.
 
     Raises:
         Mismatch: the engine is for another GPU, driver or version of the library.
         MachineError: TensorRT for RTX is of another version than this package knows.
-    """
-    console.print_message(f"note: {NEVER_EXECUTED if checkpoint is None else INTERPRETED}")
-    live = {"tensorrtRtx": import_tensorrt_rtx().__version__}
-    if checkpoint is not None:
-        require_versions(engine_manifest, engine, live)
-        return {}
-    check_before_start(engine_manifest, engine, driver, live=live)
-    return {"driver": probe_machine(drivers.find_driver(driver)).driver}
-
-
-def ask_and_time(
-    engine: Path,
-    engine_manifest: Manifest,
-    questions: Path,
-    checkpoint: Path | None,
-    machine: Mapping[str, Any],
-    gates: Collection[str],
-    stall: float,
-) -> RtxGateReport:
-    """Ask an engine the questions, and return its answers' directory with facts about the run.
-
-    Args:
-        questions: directory of asked.json, and of the answers.
-        checkpoint: of the engine, which the interpreter executes; None for NVIDIA's runtime.
-        machine: facts of :func:`check_gated_machine`.
-        gates, stall: see :func:`.rtx_asker.ask_rtx_engine`.
-
-    Raises:
         EnginixError: the engine cannot be executed here; has the reason.
     """
+    machine = _check_gated_machine(asking)
+    write_questions()
     begun = time.monotonic()
-    backend = load_step_backend(engine, checkpoint)
+    backend = load_step_backend(asking.engine, asking.checkpoint)
     loaded = time.monotonic() - begun
-    described = backend.describe()
-    shape = backend.shape
-    times: AskingTimes = ask_rtx_engine(engine, questions, questions / "said", backend, gates, stall)
-    model = engine_manifest.model
+    described, shape, model = backend.describe(), backend.shape, asking.manifest.model
+    answers = asking.questions / "said"
+    times = ask_rtx_engine(asking.engine, asking.questions, answers, backend, asking.gates, asking.stall)
     facts = {
-        "engine": f"{engine_manifest.name}, {sha256_file(engine / MANIFEST_FILE)[:16]}",
+        "engine": f"{asking.manifest.name}, {sha256_file(asking.engine / MANIFEST_FILE)[:16]}",
         "model": f"{model.get('architecture')}, {model.get('quantization') or 'not quantized'}",
         "sizes": f"{shape.slots} slots, steps of {shape.step_tokens} tokens, {shape.max_seq_len} tokens",
         **described,
@@ -121,4 +73,18 @@ def ask_and_time(
         "first step": f"{times.first_step:.2f} s",
         "a step": f"{times.step * 1000:.1f} ms, mean of {times.steps}",
     }
-    return RtxGateReport(questions / "said", facts)
+    return RtxGateReport(answers, facts)
+
+
+def _check_gated_machine(asking: GateAsking) -> dict[str, Any]:
+    """Compare an engine with this machine before it is asked, and return facts about the machine.
+
+    The interpreter runs on any machine.
+    """
+    console.print_message(f"note: {NEVER_EXECUTED if asking.checkpoint is None else INTERPRETED}")
+    live = {"tensorrtRtx": import_tensorrt_rtx().__version__}
+    if asking.checkpoint is not None:
+        require_versions(asking.manifest, asking.engine, live)
+        return {}
+    check_before_start(asking.manifest, asking.engine, asking.driver, live=live)
+    return {"driver": probe_machine(drivers.find_driver(asking.driver)).driver}

@@ -15,7 +15,7 @@ from enginix import __version__
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
-from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
+from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.kinds.rtx_serving.engine_description import read_engine_description
 from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
@@ -40,7 +40,7 @@ class InterpreterBackend:
         require_engine_checkpoint(engine, checkpoint)
         description = read_engine_description(engine)
         trt = import_tensorrt_rtx()
-        network = DecoderNetwork(trt, make_logger(trt, BuilderLog()), checkpoint, description.shape)
+        network = DecoderNetwork(trt, make_logger(trt, LibraryLog()), checkpoint, description.shape)
         self._network = network  # the interpreter reads its memory
         self._interpreter = NetworkInterpreter(network.writer, is_wide=True)
         self._description = description

@@ -1,11 +1,10 @@
-"""The backend and the scheduler of a served engine."""
+"""The backend of a served engine."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
 from enginix.kinds.rtx_serving.start import CACHE_VARIABLE
 from enginix.kinds.rtx_serving.step_backend import StepBackend
 
@@ -29,8 +28,3 @@ def load_step_backend(engine: Path, checkpoint: Path | None) -> StepBackend:
 
     named = os.environ.get(CACHE_VARIABLE)
     return RuntimeBackend(engine, Path(named) if named else None)
-
-
-def make_slot_scheduler(engine: Path, checkpoint: Path | None, max_batch_size: int) -> SlotScheduler:
-    """Return the scheduler of an engine; see :func:`load_step_backend`."""
-    return SlotScheduler(load_step_backend(engine, checkpoint), max_batch_size)

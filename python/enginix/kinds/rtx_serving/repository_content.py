@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from enginix.kinds.reference import reference_models
@@ -13,11 +12,9 @@ from enginix.kinds.reference.repository_content import UNSUPPORTED_OPTIONS as RE
 from enginix.kinds.reference.served_engine import ServedEngine, read_engine_end_ids
 from enginix.kinds.rtx_serving.engine_description import PLAN_FOLDER, read_engine_description
 from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
-from enginix.manifest import Manifest
 from enginix.triton import contract
 from enginix.triton.models.detokenizer import load_tokenizer
-from enginix.triton.options import RepositoryOptions
-from enginix.triton.repository_content import RepositoryContent, refuse_changed_options
+from enginix.triton.repository_content import ContentRequest, RepositoryContent, refuse_changed_options
 
 # A GPU is chosen when the server starts: enginix serve --gpus.
 UNSUPPORTED_OPTIONS = (*(name for name in REFERENCE_UNSUPPORTED if name != "interpreter"), "device")
@@ -25,14 +22,7 @@ EXECUTOR = ("enginix.kinds.rtx_serving.rtx_executor", "RtxExecutor")
 INTERPRETER = "interpreter_checkpoint"
 
 
-def prepare_content(
-    directory: Path,
-    engine_manifest: Manifest,
-    options: RepositoryOptions,
-    models: Any,
-    rootfs: Path | None,
-    code: Path,
-) -> RepositoryContent:
+def prepare_content(request: ContentRequest) -> RepositoryContent:
     """See enginix.triton.repository_content.ContentModule.
 
     Raises:
@@ -40,21 +30,22 @@ def prepare_content(
         RepositoryError: the tokenizer is missing, or a limit is above the engine's.
         UsageError: an option that this kind does not have.
     """
+    directory, options = request.directory, request.options
     refuse_changed_options(options, UNSUPPORTED_OPTIONS, "rtx")
     shape = read_engine_description(directory).shape
     load_tokenizer(directory / "tokenizer")
     engine = ServedEngine(
         directory=directory,
-        manifest=engine_manifest,
+        manifest=request.manifest,
         executed=directory / PLAN_FOLDER,
         max_batch_size=shape.slots,
         max_seq_len=shape.max_seq_len,
-        end_ids=read_engine_end_ids(engine_manifest, directory / "tokenizer"),
+        end_ids=read_engine_end_ids(request.manifest, directory / "tokenizer"),
     )
     resolved = reference_models.resolve_reference_options(
         engine, replace(options, max_batch_size=options.max_batch_size or shape.slots)
     )
-    configs = reference_models.build_reference_configs(engine, resolved, code)
+    configs = reference_models.build_reference_configs(engine, resolved, request.code)
     parameters = configs[contract.EXECUTOR].parameters
     del parameters["device"]
     if options.interpreter is not None:

@@ -28,9 +28,11 @@ class RtxExecutor(TensorrtLlm):
 
         def make_scheduler(plan_folder: Path, device: str, max_batch_size: int) -> tuple[Any, Any]:
             # torch and NVIDIA's library are needed here and nowhere else in the repository's models.
-            from enginix.kinds.rtx_serving.load_executor import make_slot_scheduler
+            from enginix.kinds.rtx_serving.load_executor import load_step_backend
+            from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
             from enginix.reference.scheduler import GenerationRequest
 
-            return make_slot_scheduler(plan_folder.parent, checkpoint, max_batch_size), GenerationRequest
+            step_backend = load_step_backend(plan_folder.parent, checkpoint)
+            return SlotScheduler(step_backend, max_batch_size), GenerationRequest
 
         super().__init__(args, backend, make_scheduler)

@@ -12,7 +12,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from enginix import __version__
 from enginix.errors import MachineError
 from enginix.files import sha256_file
 from enginix.kinds.rtx.engine_shape import EngineShape
-from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
+from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.kinds.rtx_serving.engine_description import EngineDescription, read_engine_description
 from enginix.manifest import MANIFEST_FILE
@@ -79,31 +78,6 @@ class CudaMemory:
         }
 
 
-@dataclass
-class RuntimeLog:
-    """Messages of the runtime of severity ERROR and INTERNAL_ERROR, in order."""
-
-    errors: list[str] = field(default_factory=list)
-
-    def explain(self, what: str) -> str:
-        """Return what failed, with the runtime's last messages."""
-        return f"{what}: " + ("; ".join(self.errors[-_SHOWN:]) or "TensorRT for RTX says nothing of it")
-
-
-def make_runtime_logger(trt: Any, log: RuntimeLog) -> Any:
-    """Return a logger of the library that keeps errors."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if int(severity) <= int(trt.ILogger.Severity.ERROR):
-                log.errors.append(message.strip().replace("\n", " "))
-
-    return Logger()
-
-
 class RuntimeBackend:
     """See :class:`.step_backend.StepBackend`.
 
@@ -127,7 +101,7 @@ class RuntimeBackend:
         """
         self._description = description = read_engine_description(engine)
         trt = import_tensorrt_rtx()
-        self._trt, self._log = trt, RuntimeLog()
+        self._trt, self._log = trt, LibraryLog()
         # First: the library takes the CUDA context that PyTorch makes current.
         self._memory = CudaMemory() if memory is None else memory
         self._inputs, self._caches, self._logits = self._allocate_buffers()
@@ -136,7 +110,7 @@ class RuntimeBackend:
         if cache_directory is not None:
             self._cache_file = cache_directory / _name_cache_file(engine, description)
         # The library refers to its logger and runtime as long as the engine lives.
-        self._logger = make_runtime_logger(trt, self._log)
+        self._logger = make_logger(trt, self._log)
         self._runtime = trt.Runtime(self._logger)
         with self._memory.active():
             self._engine = self._load_plan()
@@ -172,15 +146,19 @@ class RuntimeBackend:
                 fix="end what uses the GPU, or build the engine with lower --max-seq-len or --max-batch-size",
             ) from e
 
+    def _explain_failure(self, what: str, fix: str = "report it with this message") -> MachineError:
+        """Return the error of what failed, with the runtime's last messages."""
+        reasons = "; ".join(self._log.errors[-_SHOWN:]) or "TensorRT for RTX says nothing of it"
+        return MachineError(f"{what}: {reasons}", where=str(self._description.plan), fix=fix)
+
     def _load_plan(self) -> Any:
         path = self._description.plan
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise MachineError(
-                self._log.explain("TensorRT for RTX does not load the plan"),
-                where=str(path),
-                fix="enginix check ENGINE compares GPU, driver and files; else report it with this message",
+            raise self._explain_failure(
+                "TensorRT for RTX does not load the plan",
+                "enginix check ENGINE compares GPU, driver and files; else report it with this message",
             )
         return engine
 
@@ -193,10 +171,7 @@ class RuntimeBackend:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         differences = [f"tensor {name} is not known" for name in names if name not in buffers]
         differences += [f"tensor {name} is missing" for name in buffers if name not in names]
-        for name in names:
-            if name not in buffers:
-                continue
-            buffer = buffers[name]
+        for name, buffer in ((name, buffers[name]) for name in names if name in buffers):
             shape, dtype = tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name)
             if shape != tuple(buffer.shape) or dtype != types[buffer.dtype]:
                 differences.append(f"tensor {name} is {dtype} {list(shape)}")
@@ -228,32 +203,23 @@ class RuntimeBackend:
         config.set_runtime_cache(cache)
         context = self._engine.create_execution_context(runtime_config=config)
         if context is None:
-            raise MachineError(
-                self._log.explain("TensorRT for RTX makes no execution context"),
-                where=str(self._description.plan),
-                fix="end what uses the GPU's memory, or report it with this message",
+            raise self._explain_failure(
+                "TensorRT for RTX makes no execution context",
+                "end what uses the GPU's memory, or report it with this message",
             )
         return context, cache
 
     def _bind_buffers(self) -> None:
         for name, buffer in self._list_buffers().items():
             if not self._context.set_tensor_address(name, buffer.data_ptr()):
-                raise MachineError(
-                    self._log.explain(f"TensorRT for RTX refuses the address of {name}"),
-                    where=str(self._description.plan),
-                    fix="report it with this message",
-                )
+                raise self._explain_failure(f"TensorRT for RTX refuses the address of {name}")
 
     def run_step(self, inputs: StepInputs) -> torch.Tensor:
         with self._memory.active():
             for name, tensor in inputs.as_tensors().items():
                 self._inputs[name].copy_(tensor)
             if not self._context.execute_async_v3(self._memory.stream_handle):
-                raise MachineError(
-                    self._log.explain("TensorRT for RTX did not execute a step"),
-                    where=str(self._description.plan),
-                    fix="report it with this message",
-                )
+                raise self._explain_failure("TensorRT for RTX did not execute a step")
         if self._saved_bytes < 0:
             self._save_runtime_cache()
         return self._logits

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from enginix.kinds.tensorrt import tensorrt_models
-from enginix.manifest import Manifest
 from enginix.tables import load_table
 from enginix.triton import contract
 from enginix.triton.options import RepositoryOptions, resolve_batch_size
-from enginix.triton.repository_content import RepositoryContent, refuse_changed_options
+from enginix.triton.repository_content import ContentRequest, RepositoryContent, refuse_changed_options
 
 
-def prepare_content(
-    directory: Path,
-    engine_manifest: Manifest,
-    options: RepositoryOptions,
-    models: tensorrt_models.NvidiaModelOptions,
-    rootfs: Path | None,
-    code: Path,
-) -> RepositoryContent:
+def prepare_content(request: ContentRequest) -> RepositoryContent:
     """See enginix.triton.repository_content.ContentModule."""
-    engine = tensorrt_models.read_tensorrt_engine(directory, engine_manifest)
+    options, models = request.options, request.models
+    engine = tensorrt_models.read_tensorrt_engine(request.directory, request.manifest)
     refuse_changed_options(
         options, ("device", "max_tokens_limit", "ensemble_instances", "interpreter"), "tensorrt"
     )
@@ -35,11 +27,11 @@ def prepare_content(
     names = {name: name for name in ("preprocessing", "postprocessing", tensorrt_models.BLS)}
     around = {"preprocessing": "Preprocessing", tensorrt_models.BLS: "Bls"} if models.chat else {}
     return RepositoryContent(
-        tensorrt_models.build_tensorrt_configs(engine, resolved, models, code),
+        tensorrt_models.build_tensorrt_configs(engine, resolved, models, request.code),
         contract.build_tensorrt_contract(models.datatypes(), chat=models.chat),
         engine.max_batch_size,
         {**described, **nvidia_options},
-        lambda out: tensorrt_models.link_models(out, rootfs, names, around),
+        lambda out: tensorrt_models.link_models(out, request.rootfs, names, around),
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from enginix.errors import RepositoryError
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_engine_windows
-from enginix.model.jsonfile import read_object
+from enginix.model.jsonfile import positive_or_none, read_object
 from enginix.tables import load_table
 from enginix.triton import config, contract
 from enginix.triton.options import RepositoryOptions
@@ -85,13 +85,13 @@ def read_tensorrt_engine(directory: Path, engine_manifest: Manifest) -> Tensorrt
     plugins = plugins if isinstance(plugins, dict) else {}
     paged = plugins.get("usePagedContextFmha")
     mode = plugins.get("speculativeDecodingMode")
-    prompt, step = (_positive_or_none(limits.get(name)) for name in ("maxInputLen", "maxNumTokens"))
+    prompt, step = (positive_or_none(limits.get(name)) for name in ("maxInputLen", "maxNumTokens"))
     return TensorrtEngine(
         directory,
         engine_manifest,
-        _positive_or_none(limits.get("maxBatchSize")),
-        _positive_or_none(limits.get("maxBeamWidth")),
-        _positive_or_none(limits.get("maxSeqLen")),
+        positive_or_none(limits.get("maxBatchSize")),
+        positive_or_none(limits.get("maxBeamWidth")),
+        positive_or_none(limits.get("maxSeqLen")),
         prompt is not None and step is not None and prompt > step,
         None if paged is None else paged in (True, "enable"),
         # Settings that the request leaves out are off, by trtllm-build's defaults.
@@ -116,10 +116,6 @@ def _check_end_token(tokenizer: Path) -> None:
             where=str(tokenizer),
             fix="set eos_token in the model's tokenizer_config.json, and build the engine again",
         )
-
-
-def _positive_or_none(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from enginix.manifest import Manifest
 from enginix.runtime.table import find_runtime, require_triton
 from enginix.triton import config
 from enginix.triton.options import RepositoryOptions
-from enginix.triton.repository_content import ContentModule
+from enginix.triton.repository_content import ContentModule, ContentRequest
 
 # Triton allows more characters in model names; these are safe in paths and URLs.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -82,7 +82,9 @@ def build_triton_repository(
             fix="leave them out",
         )
     content_module: ContentModule = load_hook(kind.triton.repository)
-    parts = content_module.prepare_content(directory, engine_manifest, options, models, rootfs, code)
+    parts = content_module.prepare_content(
+        ContentRequest(directory, engine_manifest, options, models, rootfs, code)
+    )
     # After the content is read, which names what a change broke.
     require_unchanged(directory)
     with new_directory(out) as partial:

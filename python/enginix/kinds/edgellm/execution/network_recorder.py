@@ -16,17 +16,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from enginix.errors import GateError
-from enginix.kinds.edgellm.execution.recorded_layers import (
-    DataType,
-    ITensor,
-    Layer,
-    Weights,
-)
+from enginix.kinds.edgellm.execution.recorded_layers import DataType, ITensor, Layer, Weights
 from enginix.kinds.edgellm.graph import PLUGIN_DOMAIN
 
-LARGEST_INLINE = (
-    1024  # bytes of a constant that stays in the graph; others go to a file, as ONNX's limit is 2 GiB
-)
+# Bytes of a constant that stays in the graph; others go to a file, as ONNX's limit is 2 GiB.
+LARGEST_INLINE = 1024
 OPSETS = {"": 24, "trt": 1, PLUGIN_DOMAIN: 1}
 FP4_BLOCK = 16
 
@@ -97,12 +91,25 @@ class Network:
         layer.add_output(dtype, dims)
         return layer
 
-    def _add_simple(self, op: str, x: ITensor, **attributes: Any) -> Layer:
-        def emit(layer: Layer) -> None:
-            layer.require_settings()
-            self.write_node(op, [layer.inputs[0].name], [layer.outputs[0].name], **attributes)
+    def _add_node(
+        self,
+        op: str,
+        inputs: Sequence[ITensor],
+        dtype: DataType,
+        dims: Callable[[], tuple[int, ...]],
+        domain: str = "",
+        *,
+        known: Sequence[str] = (),
+        **attributes: Any,
+    ) -> Layer:
+        """Add a layer that becomes one node, whatever the settings ``known`` are."""
 
-        return self._add(emit, [x], x.dtype, lambda: x.shape)
+        def emit(layer: Layer) -> None:
+            layer.require_settings(*known)
+            outputs = [t.name for t in layer.outputs]
+            self.write_node(op, [t.name for t in layer.inputs], outputs, domain, **attributes)
+
+        return self._add(emit, inputs, dtype, dims)
 
     def add_input(self, name: str, dtype: DataType, shape: tuple[int, ...]) -> ITensor:
         tensor = ITensor(name, dtype, lambda: tuple(shape))
@@ -133,16 +140,15 @@ class Network:
             entry.key, entry.value = key, value
 
     def add_cast(self, x: ITensor, dtype: DataType) -> Layer:
-        layer = self._add_simple("Cast", x, to=dtype.value)
-        layer.outputs[0].dtype = dtype
+        layer = self._add_node("Cast", [x], dtype, lambda: x.shape, to=dtype.value)
         layer.outputs[0].known = lambda: x.elements
         return layer
 
     def add_unary(self, x: ITensor, operation: str) -> Layer:
-        return self._add_simple(_find_operator(_UNARY, operation), x)
+        return self._add_node(_find_operator(_UNARY, operation), [x], x.dtype, lambda: x.shape)
 
     def add_activation(self, x: ITensor, kind: str) -> Layer:
-        return self._add_simple(_find_operator(_ACTIVATIONS, kind), x)
+        return self._add_node(_find_operator(_ACTIVATIONS, kind), [x], x.dtype, lambda: x.shape)
 
     def add_elementwise(self, a: ITensor, b: ITensor, operation: str) -> Layer:
         op = _find_operator(_ELEMENTWISE, operation)
@@ -150,12 +156,7 @@ class Network:
             raise GateError(
                 f"the builder joins {a.dtype.name} and {b.dtype.name} in a strongly typed network"
             )
-
-        def emit(layer: Layer) -> None:
-            layer.require_settings()
-            self.write_node(op, [t.name for t in layer.inputs], [layer.outputs[0].name])
-
-        return self._add(emit, [a, b], a.dtype, lambda: _broadcast(a, b))
+        return self._add_node(op, [a, b], a.dtype, lambda: _broadcast(a, b))
 
     def add_matrix_multiply(self, a: ITensor, a_form: str, b: ITensor, b_form: str) -> Layer:
         def dims() -> tuple[int, ...]:
@@ -232,9 +233,7 @@ class Network:
         return layer
 
     def add_shape(self, x: ITensor) -> Layer:
-        layer = self._add_simple("Shape", x)
-        layer.outputs[0].dtype = DataType.INT64
-        layer.outputs[0].dims = lambda: (len(x.shape),)
+        layer = self._add_node("Shape", [x], DataType.INT64, lambda: (len(x.shape),))
         layer.outputs[0].known = lambda: x.shape
         return layer
 
@@ -256,13 +255,10 @@ class Network:
         return layer
 
     def add_gather(self, x: ITensor, indices: ITensor, axis: int) -> Layer:
-        def emit(layer: Layer) -> None:
-            layer.require_settings()
-            self.write_node("Gather", [t.name for t in layer.inputs], [layer.outputs[0].name], axis=axis)
+        def dims() -> tuple[int, ...]:
+            return (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
-        return self._add(
-            emit, [x, indices], x.dtype, lambda: (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
-        )
+        return self._add_node("Gather", [x, indices], x.dtype, dims, axis=axis)
 
     def add_slice(
         self, x: ITensor, start: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, ...]
@@ -281,16 +277,9 @@ class Network:
         return layer
 
     def add_quantize(self, x: ITensor, scale: ITensor, dtype: DataType) -> Layer:
-        def emit(layer: Layer) -> None:
-            layer.require_settings("axis")
-            self.write_node(
-                "QuantizeLinear",
-                [t.name for t in layer.inputs],
-                [layer.outputs[0].name],
-                output_dtype=dtype.value,
-            )
-
-        return self._add(emit, [x, scale], dtype, lambda: x.shape)
+        return self._add_node(
+            "QuantizeLinear", [x, scale], dtype, lambda: x.shape, known=("axis",), output_dtype=dtype.value
+        )
 
     def add_dequantize(self, x: ITensor, scale: ITensor, dtype: DataType) -> Layer:
         """Multiply codes by one scale, a scale a row (``axis``), or a scale a block of the last axis."""
@@ -315,51 +304,30 @@ class Network:
     ) -> Layer:
         if (dtype, scale_dtype, block) != (DataType.FP4, DataType.FP8, FP4_BLOCK):
             raise GateError(f"the builder quantizes to {dtype.name} in blocks of {block}")
-
-        def emit(layer: Layer) -> None:
-            layer.require_settings()
-            self.write_node(
-                "TRT_FP4DynamicQuantize",
-                [t.name for t in layer.inputs],
-                [t.name for t in layer.outputs],
-                "trt",
-                axis=axis - len(x.shape),
-                block_size=block,
-                scale_type=scale_dtype.value,
-            )
-
-        layer = self._add(emit, [x], dtype, lambda: x.shape)
+        options = {"axis": axis - len(x.shape), "block_size": block, "scale_type": scale_dtype.value}
+        layer = self._add_node("TRT_FP4DynamicQuantize", [x], dtype, lambda: x.shape, "trt", **options)
         layer.add_output(scale_dtype, lambda: (*x.shape[:-1], x.shape[-1] // block))
         return layer
 
     def add_plugin_v3(self, inputs: Sequence[ITensor], shapes: Sequence[ITensor], plugin: Any) -> Layer:
-        attributes = dict(plugin.attributes)
+        attributes, x = dict(plugin.attributes), inputs[0]
         if shapes:
             raise GateError(f"{plugin.name} has shape inputs, which are not recorded")
 
-        def emit(layer: Layer) -> None:
-            layer.require_settings()
-            self.write_node(
-                plugin.name,
-                [t.name for t in layer.inputs],
-                [t.name for t in layer.outputs],
-                PLUGIN_DOMAIN,
-                **attributes,
-            )
+        def dims() -> tuple[int, ...]:
+            if plugin.name == "AttentionPlugin":
+                return x.shape[0], attributes["num_q_heads"], attributes["head_size"]
+            return (*x.shape[:-1], attributes["gemm_n"])
 
-        layer = Layer(self, emit, inputs)
-        x = inputs[0]
         if plugin.name == "AttentionPlugin":
-            size = attributes["head_size"]
             # Keys that the plugin may be without, with the values that its schema and NVIDIA's exporter give.
-            attributes.setdefault("attention_scale", 1.0 / size**0.5)
+            attributes.setdefault("attention_scale", 1.0 / attributes["head_size"] ** 0.5)
             attributes.setdefault("rms_norm_eps", 1e-6)
-            layer.add_output(x.dtype, lambda: (x.shape[0], attributes["num_q_heads"], size))
-            layer.add_output(inputs[1].dtype, lambda: inputs[1].shape)
-        elif plugin.name.startswith("Int4GroupwiseGemmPlugin"):
-            layer.add_output(x.dtype, lambda: (*x.shape[:-1], attributes["gemm_n"]))
-        else:
+        elif not plugin.name.startswith("Int4GroupwiseGemmPlugin"):
             raise GateError(f"the builder uses {plugin.name}, which has no definition")
+        layer = self._add_node(plugin.name, inputs, x.dtype, dims, PLUGIN_DOMAIN, **attributes)
+        if plugin.name == "AttentionPlugin":
+            layer.add_output(inputs[1].dtype, lambda: inputs[1].shape)
         return layer
 
     def _sort_layers(self) -> list[Layer]:

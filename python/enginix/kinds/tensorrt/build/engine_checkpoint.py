@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 from enginix import manifest
 from enginix.digests import digest_file
 from enginix.errors import CheckpointError, ModelError
-from enginix.files import sha256_file
+from enginix.files import read_json_object, sha256_file
 from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build.build_subject import BuildSubject, make_build_subject
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.identity import identify_model, require_same_model
-from enginix.model.jsonfile import refuse_other_artefact, select_language_model
+from enginix.model.jsonfile import positive_or_none, refuse_other_artefact, select_language_model
 from enginix.model.other_layouts import explain_other_config, require_model_config
 
 
@@ -105,7 +104,7 @@ class BuildCheckpoint:
             architecture, dtype = str(config["architecture"]), str(config["dtype"])
             algorithm = _require_name(quantization.get("quant_algo"))
             kv_cache = _require_name(quantization.get("kv_cache_quant_algo"))
-            positions = _parse_context_length(config.get("max_position_embeddings"))
+            positions = positive_or_none(config.get("max_position_embeddings"))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(
                 f"not a TensorRT-LLM checkpoint: {e}", where=str(where), fix="make one with enginix convert"
@@ -158,7 +157,7 @@ class BuildCheckpoint:
             quantization=quantization,
             kv_cache=kv_cache,
             context=read_model_context(text),
-            positions=_parse_context_length(text.get("max_position_embeddings")),
+            positions=positive_or_none(text.get("max_position_embeddings")),
             tensor_parallel=tensor_parallel,
             pipeline_parallel=1,
             total=sum(p.stat().st_size for p in path.glob("*.safetensors")),
@@ -223,18 +222,7 @@ def _require_rank_count(value: Any) -> int:
     raise ValueError(f"{value!r} is not a number of ranks")
 
 
-def _parse_context_length(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
 def _read_json_file(path: Path, artefact: str) -> dict[str, Any]:
     error = CheckpointError if artefact == "checkpoint" else ModelError
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise error(f"no {path.name}: not a {artefact}", where=str(path.parent)) from e
-    except (OSError, ValueError, RecursionError) as e:
-        raise error(f"unreadable: {e}", where=str(path)) from e
-    if not isinstance(content, dict):
-        raise error("not a JSON object", where=str(path))
-    return content
+    missing = error(f"no {path.name}: not a {artefact}", where=str(path.parent))
+    return read_json_object(path, error, missing=missing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.files import sha256_file
+from enginix.files import read_json_object, sha256_file
 from enginix.kinds.tensorrt.build.options import OptionValue
 from enginix.model.jsonfile import detect_other_content
 
@@ -76,14 +75,8 @@ def check_adapters(options: dict[str, OptionValue], inputs: list[Path], base: st
 
 def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: list[Path], base: str) -> None:
     where = str(path / ADAPTER_CONFIG)
-    try:
-        config = json.loads((path / ADAPTER_CONFIG).read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise UsageError("missing", where=where, fix="pass an adapter as PEFT saves it") from e
-    except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"unreadable: {e}", where=where, fix="save the adapter again") from e
-    if not isinstance(config, dict):
-        raise UsageError("not a JSON object", where=where, fix="save the adapter again")
+    missing = UsageError("missing", where=where, fix="pass an adapter as PEFT saves it")
+    config = read_json_object(path / ADAPTER_CONFIG, UsageError, "save the adapter again", missing)
     named_input = find_input_path(path, inputs)
     if named_input is not None:
         raise UsageError(

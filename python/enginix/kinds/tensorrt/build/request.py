@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.files import read_json_object
 from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.effective_build import EffectiveBuild, predict_build
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
@@ -113,13 +113,7 @@ def read_request(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is unreadable, or not a JSON object.
     """
-    try:
-        request_fields = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"unreadable: {e}", where=str(path)) from e
-    if not isinstance(request_fields, dict):
-        raise UsageError("not a JSON object", where=str(path))
-    return request_fields
+    return read_json_object(path, UsageError)
 
 
 def check_request_shape(request_fields: dict[str, Any]) -> None:
