@@ -75,8 +75,7 @@ def run_program(
     except subprocess.TimeoutExpired as e:
         raise MachineError(f"still running after {timeout} s, killed", where=words[0]) from e
     if check and completed.returncode != 0:
-        lines = (completed.stderr or completed.stdout).strip().splitlines()
-        last = lines[-1] if lines else "no output"
+        last = read_last_line(completed.stderr or completed.stdout)
         raise MachineError(f"exit status {completed.returncode}: {last}", where=words[0])
     return completed
 
@@ -128,6 +127,12 @@ def start_program(
             child.wait()
 
 
+def read_last_line(output: str, otherwise: str = "no output") -> str:
+    """Return the last line that a program printed; ``otherwise`` where it printed none."""
+    lines = output.strip().splitlines()
+    return lines[-1] if lines else otherwise
+
+
 def _explain_start(program: str, error: OSError) -> MachineError:
     if isinstance(error, FileNotFoundError):
         return MachineError("program not found", where=program, fix="install it, or put it on PATH")
@@ -147,6 +152,5 @@ def query_python(python: Path, script: str, *words: str, failure: str, fix: str 
     try:
         return json.loads(done.stdout)
     except ValueError as e:
-        lines = done.stderr.strip().splitlines()
-        last = lines[-1] if lines else "no output"
+        last = read_last_line(done.stderr)
         raise MachineError(f"{failure}: {last}", where=str(python), fix=fix) from e

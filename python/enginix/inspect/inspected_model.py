@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enginix import manifest
@@ -80,9 +80,8 @@ def open_model(source: str, revision: str | None = None) -> Iterator[InspectedMo
         files = {f.path: f.size for f in lock.files}
         expected = {f.path: f.sha256 for f in lock.files}
         with tempfile.TemporaryDirectory(prefix="enginix-") as scratch:
-            yield _lay_out_remote(
-                Path(scratch), source, lock.repo, lock.revision, files, expected, lock.license, lock.gated
-            )
+            pinned = (lock.repo, lock.revision, lock.license, lock.gated)
+            yield _lay_out_remote(InspectedModel(Path(scratch), source, files, *pinned), expected)
     elif (name := (address := parse_hub_source(source)).name) and locks.REPO.fullmatch(name):
         if address.type != "model":
             raise UsageError("is a dataset", where=source, fix="pass a model")
@@ -91,9 +90,8 @@ def open_model(source: str, revision: str | None = None) -> Iterator[InspectedMo
         files = {path: f.size for path, f in listed.items()}
         _refuse_hostile(name, files)
         with tempfile.TemporaryDirectory(prefix="enginix-") as scratch:
-            yield _lay_out_remote(
-                Path(scratch), name, name, info.revision, files, listed, info.license, info.gated
-            )
+            found = (name, info.revision, info.license, info.gated)
+            yield _lay_out_remote(InspectedModel(Path(scratch), name, files, *found), listed)
     else:
         raise UsageError(
             "no such directory or lock file, and not owner/name", where=source, fix="check the spelling"
@@ -156,15 +154,10 @@ def _read_card_license(directory: Path) -> str | None:
 
 
 def _lay_out_remote(
-    scratch: Path,
-    source: str,
-    repo: str,
-    revision: str,
-    files: Mapping[str, int],
-    expected: Mapping[str, str] | Mapping[str, api.RemoteFile],
-    license_: str | None,
-    gated: str | bool,
+    model: InspectedModel, expected: Mapping[str, str] | Mapping[str, api.RemoteFile]
 ) -> InspectedModel:
+    """Fetch small files and headers into the model's directory; ``repo`` and ``revision`` are known."""
+    scratch, files, repo, revision = model.directory, model.files, str(model.repo), str(model.revision)
     fetched = 0
     for name in SMALL_FILES:
         if name not in files:
@@ -175,9 +168,7 @@ def _lay_out_remote(
     shards = _select_shards(scratch, files)
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         sizes = list(pool.map(lambda name: _fetch_header(scratch, repo, revision, name, files[name]), shards))
-    return InspectedModel(
-        scratch, source, files, repo, revision, license_, gated, fetched=fetched + sum(sizes)
-    )
+    return replace(model, fetched=fetched + sum(sizes))
 
 
 def _fetch_small(repo: str, revision: str, name: str, size: int, expected: str | api.RemoteFile) -> bytes:

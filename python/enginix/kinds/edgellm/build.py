@@ -34,6 +34,7 @@ from enginix.kinds.edgellm.unsupported_models import (
     require_covered_context,
     require_direct_reading,
 )
+from enginix.letter_case import to_snake_case
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import DescribedGpu, list_running_kinds
 from enginix.manifest import Manifest
@@ -48,15 +49,11 @@ if TYPE_CHECKING:
 TENSORRT_VERSION_CODE = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
 BUILDERS = ("direct", "onnx")
 LAUNCH_SCRIPT = Path(__file__).with_name("launch.py")
-_ONNX_FLAGS = {
+# Limits of an engine, and the flags of llm_build for them.
+_LIMIT_FLAGS = {
     "maxInputLen": "--maxInputLen",
     "maxBatchSize": "--maxBatchSize",
     "maxKvCacheCapacity": "--maxKVCacheCapacity",
-}
-_CONFIG_KEYS = {
-    "maxInputLen": "max_input_len",
-    "maxBatchSize": "max_batch_size",
-    "maxKvCacheCapacity": "max_kv_cache_capacity",
 }
 
 
@@ -94,20 +91,15 @@ def resolve_edgellm_limits(given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: a limit is unknown or of another type, or the prompt is larger than the KV cache.
     """
     rows = load_table("edgellm")["build"]
-    full_limits = options.check_stage_options(
-        "build", {**{name: row["default"] for name, row in rows.items()}, **given}
-    )
+    defaults = {name: row["default"] for name, row in rows.items()}
+    full_limits = options.check_stage_options("build", {**defaults, **given})
     if int(full_limits["maxInputLen"]) > int(full_limits["maxKvCacheCapacity"]):
         raise UsageError(
             f"maxInputLen {full_limits['maxInputLen']} is beyond maxKvCacheCapacity "
             f"{full_limits['maxKvCacheCapacity']}",
             fix="raise maxKvCacheCapacity, which holds prompt and answer",
         )
-    refusal = find_uncountable_limit(
-        int(full_limits["maxInputLen"]),
-        int(full_limits["maxBatchSize"]),
-        int(full_limits["maxKvCacheCapacity"]),
-    )
+    refusal = find_uncountable_limit(*(int(full_limits[name]) for name in _LIMIT_FLAGS))
     if refusal is not None:
         raise UsageError(refusal, fix="lower one of the limits")
     return dict(full_limits)
@@ -169,13 +161,10 @@ def _find_gpu(build_options: EdgellmBuildOptions) -> tuple[MachineGpu, Machine]:
     from enginix.machine.target import find_target, probe_machine
 
     build_target = find_target(build_options.target)
-    refusal = (
-        None
-        if build_options.plugin
-        else explain_missing_payload(build_target.sm, build_options.target, detect_system())
-    )
-    if refusal:
-        raise UsageError(refusal, fix=describe_other_ways(find_gpu(build_options.target)))
+    if not build_options.plugin:
+        refusal = explain_missing_payload(build_target.sm, build_options.target, detect_system())
+        if refusal:
+            raise UsageError(refusal, fix=describe_other_ways(find_gpu(build_options.target)))
     machine = probe_machine(find_driver(build_options.driver))
     fitting = [gpu for gpu in machine.gpus if gpu.sm == build_target.sm]
     if not fitting:
@@ -309,23 +298,13 @@ def _make_builder_command(
 ) -> list[str]:
     if build_options.builder == "onnx":
         assert build_options.llm_build is not None
-        words = [
-            os.path.abspath(build_options.llm_build),
-            "--onnxDir",
-            os.path.abspath(export / "llm"),
-            "--engineDir",
-            str(engine),
-        ]
-        for name, flag in _ONNX_FLAGS.items():
+        words = [os.path.abspath(build_options.llm_build), "--onnxDir", os.path.abspath(export / "llm")]
+        words += ["--engineDir", str(engine)]
+        for name, flag in _LIMIT_FLAGS.items():
             words += [flag, str(full_limits[name])]
         return words
-    words = [
-        "--model-dir",
-        os.path.abspath(model),
-        "--engine-dir",
-        str(engine),
-        *options.format_stage_flags("build", full_limits),
-    ]
+    words = ["--model-dir", os.path.abspath(model), "--engine-dir", str(engine)]
+    words += options.format_stage_flags("build", full_limits)
     if build_options.plugin:
         words += ["--plugin-path", os.path.abspath(build_options.plugin)]
     return [_find_python(build_options), str(LAUNCH_SCRIPT), "experimental.builder.cli", "-", *words]
@@ -353,8 +332,6 @@ def _run_builder(command: list[str], model: Path, gpus: Mapping[str, str]) -> in
         # Largest child of this process so far, which is the builder (getrusage(2): KiB).
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
     text = done.stdout + done.stderr
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = lines[-1][:400] if lines else "no output"
     if "TensorRTDependencyError" in text:
         raise MachineError(
             "the runtime has no TensorRT",
@@ -368,7 +345,8 @@ def _run_builder(command: list[str], model: Path, gpus: Mapping[str, str]) -> in
         raise MachineError(
             "the builder ran out of memory", where=str(model), fix="lower maxBatchSize or maxKvCacheCapacity"
         )
-    raise MachineError(f"the builder ended with status {done.returncode}: {last}", where=str(model))
+    last = process.read_last_line(text).strip()
+    raise MachineError(f"the builder ended with status {done.returncode}: {last[:400]}", where=str(model))
 
 
 def _check_built_engine(
@@ -378,18 +356,16 @@ def _check_built_engine(
     if not engine_file.is_file() or engine_file.stat().st_size == 0:
         raise ExportError("the builder reported success without an llm.engine", where=str(engine))
     config = read_object(engine / "config.json")
-    stated_limits = config.get("builder_config")
-    for name, key in _CONFIG_KEYS.items():
+    where, stated_limits = str(engine / "config.json"), config.get("builder_config")
+    for name in _LIMIT_FLAGS:
+        key = to_snake_case(name)
         value = stated_limits.get(key) if isinstance(stated_limits, dict) else None
         if value != full_limits[name]:
-            raise ExportError(
-                f"{key} is {value}, asked for {full_limits[name]}", where=str(engine / "config.json")
-            )
+            raise ExportError(f"{key} is {value}, asked for {full_limits[name]}", where=where)
     if builder == "direct" and not isinstance(config.get("checkpoint_identity"), dict):
         raise ExportError(
-            "checkpoint_identity is missing, so the server would build the engine again",
-            where=str(engine / "config.json"),
+            "checkpoint_identity is missing, so the server would build the engine again", where=where
         )
-    compare_engine_config(config, facts, builder, str(engine / "config.json"))
+    compare_engine_config(config, facts, builder, where)
     for path in sorted(engine.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -23,6 +23,8 @@ from enginix.triton.suggestions import suggest_fix
 
 # Kind reference's ensemble is a Python model; Triton's own ensembles have no instances.
 TOKENIZER_MODELS = ("preprocessing", "postprocessing", "ensemble")
+# What is wrong with a model, and how to fix it.
+Mistake = tuple[str, str | None]
 PATHS = ("tokenizer_dir", "gpt_model_path", "enginix_path", "interpreter_checkpoint")
 
 
@@ -71,19 +73,18 @@ def validate_repository(
         )
     for name, model_config in configs.items():
         problems += _check_model_directory(repository / name, model_config)
+        mistakes = [*_check_model_config(name, model_config)]
         if known and name in known:
-            problems += _check_interface(model_config, known[name])
+            mistakes += _check_interface(model_config, known[name])
         if max_batch_size is not None and model_config.max_batch_size > max_batch_size:
-            problems.append(
-                RepositoryProblem(
-                    name,
-                    f"max_batch_size: {model_config.max_batch_size} is above the engine's {max_batch_size}",
-                    f"--max-batch-size {max_batch_size} or less, or build the engine with more",
-                )
-            )
+            what = f"max_batch_size: {model_config.max_batch_size} is above the engine's {max_batch_size}"
+            fix = f"--max-batch-size {max_batch_size} or less, or build the engine with more"
+            mistakes.append((what, fix))
+        problems += [RepositoryProblem(name, *mistake) for mistake in mistakes]
     for name, model_config in configs.items():
         if model_config.HasField("ensemble_scheduling"):
-            problems += _check_ensemble(name, model_config, configs)
+            mistakes = [*_check_ensemble(model_config, configs)]
+            problems += [RepositoryProblem(name, *mistake) for mistake in mistakes]
         if (repository / name / "1" / triton_model.MODEL_YAML).is_file():
             try:
                 triton_model.check_model_yaml(repository / name, model_config)
@@ -99,56 +100,45 @@ def validate_repository(
 def _check_model_directory(directory: Path, model_config: Any) -> Iterator[RepositoryProblem]:
     name = directory.name
     if model_config.name != name:
-        yield RepositoryProblem(
-            name, f"name: {model_config.name!r} is not the directory's name", f'write name: "{name}"'
-        )
+        what = f"name: {model_config.name!r} is not the directory's name"
+        yield RepositoryProblem(name, what, f'write name: "{name}"')
     versions = [p for p in directory.iterdir() if p.is_dir() and p.name.isdigit() and int(p.name) > 0]
     if not versions:
-        yield RepositoryProblem(
-            name, "no numeric version directory", f"create {name}/1, empty for an ensemble"
-        )
-    is_ensemble = model_config.HasField("ensemble_scheduling")
+        fix = f"create {name}/1, empty for an ensemble"
+        yield RepositoryProblem(name, "no numeric version directory", fix)
     if model_config.backend == "python":
-        for version in versions:
-            if not _has_code(version / "model.py"):
-                yield RepositoryProblem(
-                    f"{name}/{version.name}", "no model.py, which the Python backend loads"
-                )
+        for version in (v.name for v in versions if not _has_code(v / "model.py")):
+            yield RepositoryProblem(f"{name}/{version}", "no model.py, which the Python backend loads")
+
+
+def _check_model_config(name: str, model_config: Any) -> Iterator[Mistake]:
+    is_ensemble = model_config.HasField("ensemble_scheduling")
     if is_ensemble and model_config.instance_group:
-        yield RepositoryProblem(name, "instance_group: an ensemble has no instances", "remove it")
+        yield "instance_group: an ensemble has no instances", "remove it"
     if is_ensemble and (model_config.backend or model_config.platform != "ensemble"):
-        yield RepositoryProblem(
-            name,
+        yield (
             f"backend: {model_config.backend or model_config.platform!r} on an ensemble",
             'write platform: "ensemble" only',
         )
     if not is_ensemble and not (model_config.backend or model_config.platform):
-        yield RepositoryProblem(
-            name, "backend: missing", 'write backend: "python", or the one that runs the model'
-        )
+        yield "backend: missing", 'write backend: "python", or the one that runs the model'
     for size in model_config.dynamic_batching.preferred_batch_size:
         if size > model_config.max_batch_size:
-            yield RepositoryProblem(
-                name,
+            yield (
                 f"preferred_batch_size: {size} is above max_batch_size {model_config.max_batch_size}",
                 "lower it",
             )
     gpus = (schema.ModelInstanceGroup.KIND_GPU, schema.ModelInstanceGroup.KIND_AUTO)
-    if (
-        name in TOKENIZER_MODELS
-        and not is_ensemble
-        and any(g.kind in gpus for g in model_config.instance_group)
-    ):
-        yield RepositoryProblem(name, "instance_group kind: a tokenizer needs no GPU", "write kind: KIND_CPU")
+    uses_gpu = any(g.kind in gpus for g in model_config.instance_group)
+    if name in TOKENIZER_MODELS and not is_ensemble and uses_gpu:
+        yield "instance_group kind: a tokenizer needs no GPU", "write kind: KIND_CPU"
     for kind, tensors in (("input", model_config.input), ("output", model_config.output)):
         names = [t.name for t in tensors]
         for twice in sorted({n for n in names if names.count(n) > 1}):
-            yield RepositoryProblem(name, f"{kind} {twice}: declared twice", "remove one")
+            yield f"{kind} {twice}: declared twice", "remove one"
     for key in PATHS:
         if key in model_config.parameters and not Path(model_config.parameters[key].string_value).is_dir():
-            yield RepositoryProblem(
-                name, f"parameter {key}: {model_config.parameters[key].string_value!r} is not a directory"
-            )
+            yield f"parameter {key}: {model_config.parameters[key].string_value!r} is not a directory", None
 
 
 def _has_code(path: Path) -> bool:
@@ -157,15 +147,13 @@ def _has_code(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and os.readlink(path).startswith(f"{image}/"))
 
 
-def _check_interface(model_config: Any, known: ModelContract) -> Iterator[RepositoryProblem]:
+def _check_interface(model_config: Any, known: ModelContract) -> Iterator[Mistake]:
     """Check parameter keys and tensors; Triton ignores unknown parameter keys silently."""
     for key in sorted(model_config.parameters):
         if key not in known.parameters:
-            yield RepositoryProblem(
-                known.name, f"parameter {key}: unknown", suggest_fix(key, known.parameters)
-            )
+            yield f"parameter {key}: unknown", suggest_fix(key, known.parameters)
     for key in sorted(known.required - set(model_config.parameters)):
-        yield RepositoryProblem(known.name, f"parameter {key}: missing", "write it, empty if nothing else")
+        yield f"parameter {key}: missing", "write it, empty if nothing else"
     for kind, tensors, expected in (
         ("input", model_config.input, known.inputs),
         ("output", model_config.output, known.outputs),
@@ -173,22 +161,18 @@ def _check_interface(model_config: Any, known: ModelContract) -> Iterator[Reposi
         types = {t.name: (f"TYPE_{t.type}", t.dims) for t in expected}
         for tensor in tensors:
             if tensor.name not in types:
-                yield RepositoryProblem(
-                    known.name, f"{kind} {tensor.name}: unknown", suggest_fix(tensor.name, types)
-                )
+                yield f"{kind} {tensor.name}: unknown", suggest_fix(tensor.name, types)
                 continue
             type_name = config.type_name(tensor.data_type)
             if (type_name, tuple(tensor.dims)) != types[tensor.name]:
-                yield RepositoryProblem(
-                    known.name,
+                yield (
                     f"{kind} {tensor.name}: {type_name} {list(tensor.dims)}, "
                     f"expected {types[tensor.name][0]} {list(types[tensor.name][1])}",
+                    None,
                 )
 
 
-def _check_ensemble(
-    name: str, ensemble_config: Any, configs: Mapping[str, Any]
-) -> Iterator[RepositoryProblem]:
+def _check_ensemble(ensemble_config: Any, configs: Mapping[str, Any]) -> Iterator[Mistake]:
     # Ensemble tensor → its type, by the ensemble's inputs and every step's outputs.
     types: dict[str, tuple[int, str]] = {
         t.name: (t.data_type, "the ensemble's input") for t in ensemble_config.input
@@ -197,77 +181,57 @@ def _check_ensemble(
     for step in ensemble_config.ensemble_scheduling.step:
         model = configs.get(step.model_name)
         if model is None:
-            yield RepositoryProblem(
-                name, f"step {step.model_name}: no such model", suggest_fix(step.model_name, configs)
-            )
+            yield f"step {step.model_name}: no such model", suggest_fix(step.model_name, configs)
             continue
         if ensemble_config.max_batch_size > model.max_batch_size:
-            yield RepositoryProblem(
-                name,
+            yield (
                 f"max_batch_size: {ensemble_config.max_batch_size} is above {step.model_name}'s "
                 f"{model.max_batch_size}",
                 "make them equal",
             )
         if not ensemble_config.max_batch_size and model.max_batch_size:
-            yield RepositoryProblem(
-                name,
+            yield (
                 f"max_batch_size: 0 over {step.model_name}'s {model.max_batch_size} changes all shapes",
                 "make them equal",
             )
         outputs = {t.name: t for t in model.output}
         for key, tensor in sorted(step.output_map.items()):
             if key not in outputs:
-                yield RepositoryProblem(
-                    name, f"step {step.model_name}: no output {key}", suggest_fix(key, outputs)
-                )
+                yield f"step {step.model_name}: no output {key}", suggest_fix(key, outputs)
             elif tensor in types:
-                yield RepositoryProblem(name, f"tensor {tensor}: produced twice", "rename one")
+                yield f"tensor {tensor}: produced twice", "rename one"
             else:
                 types[tensor] = (outputs[key].data_type, f"{step.model_name}'s output {key}")
     for step in ensemble_config.ensemble_scheduling.step:
         model = configs.get(step.model_name)
         if model is not None:
             used.update(step.input_map.values())
-            yield from _check_step_inputs(name, step, model, types)
+            yield from _check_step_inputs(step, model, types)
     for tensor in ensemble_config.input:
         if tensor.name not in used:
-            yield RepositoryProblem(
-                name, f"input {tensor.name}: no step uses it", "map it in a step, or remove it"
-            )
+            yield f"input {tensor.name}: no step uses it", "map it in a step, or remove it"
     for tensor in ensemble_config.output:
         if tensor.name not in types:
-            yield RepositoryProblem(
-                name, f"output {tensor.name}: no step produces it", suggest_fix(tensor.name, types)
-            )
+            yield f"output {tensor.name}: no step produces it", suggest_fix(tensor.name, types)
         elif types[tensor.name][0] != tensor.data_type:
-            yield _datatype_problem(name, f"output {tensor.name}", tensor.data_type, types[tensor.name])
+            yield _describe_other_type(f"output {tensor.name}", tensor.data_type, types[tensor.name])
 
 
-def _check_step_inputs(
-    name: str, step: Any, model: Any, types: Mapping[str, tuple[int, str]]
-) -> Iterator[RepositoryProblem]:
+def _check_step_inputs(step: Any, model: Any, types: Mapping[str, tuple[int, str]]) -> Iterator[Mistake]:
     inputs = {t.name: t for t in model.input}
     for key, tensor in sorted(step.input_map.items()):
         if key not in inputs:
-            yield RepositoryProblem(name, f"step {step.model_name}: no input {key}", suggest_fix(key, inputs))
+            yield f"step {step.model_name}: no input {key}", suggest_fix(key, inputs)
         elif tensor not in types:
-            yield RepositoryProblem(
-                name, f"tensor {tensor}: no input and no step produces it", suggest_fix(tensor, types)
-            )
+            yield f"tensor {tensor}: no input and no step produces it", suggest_fix(tensor, types)
         elif types[tensor][0] != inputs[key].data_type:
-            yield _datatype_problem(
-                name, f"step {step.model_name}: input {key}", inputs[key].data_type, types[tensor]
-            )
+            subject = f"step {step.model_name}: input {key}"
+            yield _describe_other_type(subject, inputs[key].data_type, types[tensor])
     for key, tensor in sorted(inputs.items()):
         if key not in step.input_map and not tensor.optional:
-            yield RepositoryProblem(
-                name, f"step {step.model_name}: required input {key} is not mapped", "map it"
-            )
+            yield f"step {step.model_name}: required input {key} is not mapped", "map it"
 
 
-def _datatype_problem(name: str, subject: str, expected: int, actual: tuple[int, str]) -> RepositoryProblem:
-    return RepositoryProblem(
-        name,
-        f"{subject} is {config.type_name(expected)}, but {actual[1]} is {config.type_name(actual[0])}",
-        "give both the same data_type",
-    )
+def _describe_other_type(subject: str, expected: int, actual: tuple[int, str]) -> Mistake:
+    what = f"{subject} is {config.type_name(expected)}, but {actual[1]} is {config.type_name(actual[0])}"
+    return what, "give both the same data_type"

@@ -136,8 +136,7 @@ def start_recording(model: Path, out: Path, environment: dict[str, str]) -> Iter
                     fix="free about the weights' size of both",
                 )
             if done.returncode != 0 or not (out / ENGINE_FILE).is_file():
-                lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-                last = lines[-1][:300] if lines else f"status {done.returncode}"
+                last = process.read_last_line(done.stderr, f"status {done.returncode}").strip()[:300]
                 for path in (out, model.absolute()):
                     last = last.replace(str(path), path.name)
                 raise GateError(f"NVIDIA's direct builder makes no graph of this model: {last}")

@@ -232,24 +232,17 @@ def ask_model(
     tokens, out = work / "tokens.json", work / "logits.npy"
     tokens.write_text(json.dumps(questions.sequences))
     package = str(Path(enginix.__file__).parents[1])
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        LOGITS_MODULE,
-        os.path.abspath(source.directory),
-        tokens,
-        out,
-    ]
+    model = os.path.abspath(source.directory)
+    command: list[str | Path] = [sys.executable, "-m", LOGITS_MODULE, model, tokens, out]
     settings = {**environment, "PYTHONPATH": package, "OMP_WAIT_POLICY": "PASSIVE"}
     with process.start_program(command, env=settings, cwd=work) as wait:
 
         def read_answers() -> ModelAnswers:
             done = wait()
             if done.returncode != 0 or not out.exists():
-                lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+                last = process.read_last_line(done.stderr, f"status {done.returncode}").strip()[:300]
                 raise ModelError(
-                    "transformers cannot compute the model's logits: "
-                    + (lines[-1][:300] if lines else f"status {done.returncode}"),
+                    f"transformers cannot compute the model's logits: {last}",
                     where=str(source.directory),
                     fix="the gate export needs them; see that transformers loads this model",
                 )
