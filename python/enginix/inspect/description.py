@@ -19,7 +19,7 @@ from enginix.model import ModelWeights, open_weights
 from enginix.model.class_defaults import EXPERT_COUNT_KEYS, fill_absent_sizes
 from enginix.model.context_length import read_model_context
 from enginix.model.family_config import name_family_sizes
-from enginix.model.jsonfile import read_object
+from enginix.model.jsonfile import read_architecture, read_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.number_formats import read_algorithms
 from enginix.model.other_layouts import require_model_config
@@ -101,19 +101,16 @@ def describe_model(model: InspectedModel) -> ModelDescription:
     """
     raw = read_object(model.directory / "config.json")
     require_model_config(raw, model.source)
-    weights = _open_model_weights(model)
+    has_weights = SINGLE in model.files or INDEX in model.files
+    weights = open_weights(model.directory) if has_weights else None
     # Models of text and images keep the language model's sizes one level down.
     text = raw.get("text_config")
     sizes = dict(fill_absent_sizes({**raw, **text} if isinstance(text, dict) else raw))
-    names = raw.get("architectures")
-    architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    architecture = read_architecture(raw)
     kv_heads = find_kv_heads(sizes, architecture)
     sizes = sizes | name_family_sizes(sizes, architecture)
-    heads, hidden = (
-        _read_size(sizes, "num_attention_heads", "n_head"),
-        _read_size(sizes, "hidden_size", "n_embd"),
-    )
-    head_size = _read_head_size(sizes, heads, hidden)
+    heads = _read_size(sizes, "num_attention_heads", "n_head")
+    hidden = _read_size(sizes, "hidden_size", "n_embd")
     dtype = sizes.get("dtype", sizes.get("torch_dtype"))
     return ModelDescription(
         source=model.source,
@@ -130,7 +127,7 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         kv_heads=kv_heads
         or _read_size(sizes, "num_key_value_heads")
         or (None if sizes.get("block_configs") else heads),
-        head_size=head_size,
+        head_size=_read_head_size(sizes, heads, hidden),
         hidden_size=hidden,
         intermediate_size=_read_size(sizes, "intermediate_size", "n_inner"),
         experts=_read_size(sizes, *EXPERT_COUNT_KEYS),
@@ -146,12 +143,6 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         refusal=_find_refusal(model.directory, weights),
         fetched=model.fetched,
     )
-
-
-def _open_model_weights(model: InspectedModel) -> ModelWeights | None:
-    if SINGLE in model.files or INDEX in model.files:
-        return open_weights(model.directory)
-    return None
 
 
 def _read_head_size(sizes: Mapping[str, Any], heads: int | None, hidden: int | None) -> int | None:
@@ -181,12 +172,8 @@ def _read_quantization(model: InspectedModel, raw: Mapping[str, Any]) -> Inspect
     sidecar, inline = model.directory / "hf_quant_config.json", raw.get("quantization_config")
     said_by, producer, entry = "config.json", None, inline
     if sidecar.exists():
-        sidecar_content = read_object(sidecar)
-        said_by, producer, entry = (
-            sidecar.name,
-            sidecar_content.get("producer"),
-            sidecar_content.get("quantization"),
-        )
+        content = read_object(sidecar)
+        said_by, producer, entry = sidecar.name, content.get("producer"), content.get("quantization")
     if not isinstance(entry, dict):
         return None
     producer = entry.get("producer", producer)

@@ -39,10 +39,8 @@ def render_description(d: ModelDescription) -> str:
     if d.heads:
         row("heads", f"{d.heads}, {d.kv_heads} KV heads, of size {d.head_size}")
     if d.hidden_size:
-        row(
-            "hidden size",
-            f"{d.hidden_size}" + (f", MLP {d.intermediate_size}" if d.intermediate_size else ""),
-        )
+        mlp = f", MLP {d.intermediate_size}" if d.intermediate_size else ""
+        row("hidden size", f"{d.hidden_size}{mlp}")
     if d.experts:
         row("experts", f"{d.experts} a layer, {d.experts_per_token} a token")
     row("vocabulary", f"{d.vocabulary:,}" + (", tied" if d.tied_embeddings else "") if d.vocabulary else None)
@@ -52,15 +50,11 @@ def render_description(d: ModelDescription) -> str:
         by = f" by {q.producer}" if q.producer else ""
         group = f", groups of {q.group_size}" if q.group_size else ""
         row("quantization", f"{q.algorithm or 'none'}{by}{group} ({q.said_by})")
-        row(
-            "not quantized",
-            ", ".join(q.exclude[:6]) + (f", … ({len(q.exclude)})" if len(q.exclude) > 6 else ""),
-        )
+        more = f", … ({len(q.exclude)})" if len(q.exclude) > 6 else ""
+        row("not quantized", ", ".join(q.exclude[:6]) + more)
     else:
         row("quantization", "none")
-    row(
-        "KV cache", d.quantization.kv_cache if d.quantization and d.quantization.kv_cache else "model's dtype"
-    )
+    row("KV cache", (d.quantization and d.quantization.kv_cache) or "model's dtype")
     row("chat template", d.chat_template or "none")
     row("convertible", f"no: {d.refusal}" if d.refusal else "yes")
     row("files", f"{sum(map(len, d.files.values()))}, {format_bytes(d.size)}")

@@ -10,14 +10,7 @@ from typing import Any
 
 from enginix.errors import MachineError, UsageError
 from enginix.machine.driver import Driver
-from enginix.machine.gpu_table import (
-    GpuRow,
-    describe_gpu,
-    find_gpu,
-    is_unnamed,
-    list_gpu_names,
-    name_size,
-)
+from enginix.machine.gpu_table import GpuRow, describe_gpu, find_gpu, is_unnamed, list_gpu_names, name_size
 from enginix.tables import load_table
 
 _MIB = 1 << 20

@@ -203,6 +203,12 @@ def refuse_other_artefact(directory: Path) -> None:
         raise ModelError(other[0], where=str(directory), fix=other[1])
 
 
+def read_architecture(config: Mapping[str, Any]) -> str | None:
+    """Return the architecture that a parsed ``config.json`` names first; None without one."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
 def positive_or_none(value: Any) -> int | None:
     """Return a whole number of at least 1; None for any other value."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

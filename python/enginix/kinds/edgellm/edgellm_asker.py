@@ -86,16 +86,13 @@ def ask_edgellm_engine(
         (state / "key").touch(0o600)
         (state / "key").write_text(key + "\n")
         port = choose_loopback_port()
+        python, driver = ask_options.python, ask_options.driver
         options = EdgellmServeOptions(
-            state / "s",
-            port=port,
-            key_file=state / "key",
-            python=ask_options.python,
-            driver=ask_options.driver,
+            state / "s", port=port, key_file=state / "key", python=python, driver=driver
         )
         (state / "s").mkdir()
         command = prepare_server(engine, model, options)
-        versions = process.run_program([ask_options.python or sys.executable, "-c", _VERSIONS], cwd=state)
+        versions = process.run_program([python or sys.executable, "-c", _VERSIONS], cwd=state)
         console.print_message(f"asking {engine_manifest.name} by its own server")
         with _run_server(command, state / "log", port, key, ask_options.stall) as ask_one:
             asker = _EdgellmAsker(ask_one, limit, longest)
@@ -104,8 +101,8 @@ def ask_edgellm_engine(
             **json.loads(versions.stdout),
             "runtime": engine_manifest.runtime,
             "server": "tensorrt-edgellm-serve",
+            **_find_stand_in_mark(state / "log"),
         }
-        executed_by |= _find_stand_in_mark(state / "log")
         record = {
             "format": 1,
             "material": question_set.material,
@@ -124,21 +121,14 @@ class _EdgellmAsker:
         self.next: dict[int, tuple[list[list[int]], list[list[float]]]] = {}
         self.misread: dict[str, str] = {}
 
-    def ask_everything(self, question_set: EngineQuestions) -> dict[str, Any]:
+    def ask_everything(self, questions: EngineQuestions) -> dict[str, Any]:
+        prompts, most, count = questions.prompts, questions.continued, questions.next
         runs = {
-            "batch": self.run(
-                question_set.prompts, question_set.continued, question_set.next, together=True, keep=True
-            ),
-            "again": self.run(question_set.prompts, question_set.continued, question_set.next, together=True),
-            "alone": self.run(
-                question_set.prompts, question_set.continued, question_set.next, together=False
-            ),
-            "replies": self.run(
-                question_set.questions, question_set.answered, question_set.next, together=True
-            ),
-            "recalls": self.run(
-                question_set.recalls, question_set.answered, question_set.next, together=False
-            ),
+            "batch": self.run(prompts, most, count, together=True, keep=True),
+            "again": self.run(prompts, most, count, together=True),
+            "alone": self.run(prompts, most, count, together=False),
+            "replies": self.run(questions.questions, questions.answered, count, together=True),
+            "recalls": self.run(questions.recalls, questions.answered, count, together=False),
         }
         misread = [f"{text}: {why}" for text, why in sorted(self.misread.items())]
         limits = {"limit": self.limit, "longest": self.longest}
@@ -206,7 +196,7 @@ def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: f
         return [line[:300] for line in lines if '"POST /' not in line and '"GET /' not in line]
 
     def tail() -> str:
-        return "\n    ".join(log_lines()[-8:]) or "no output"
+        return "it said:\n    " + ("\n    ".join(log_lines()[-8:]) or "no output")
 
     def call(path: str, body: dict[str, Any] | None, seconds: float) -> Any:
         request = urllib.request.Request(
@@ -234,25 +224,19 @@ def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: f
             return _parse_completion(call("/v1/chat/completions", body, stall), count)
         except urllib.error.HTTPError as e:
             why = e.read(400).decode("utf-8", "replace")
-            raise GateError(
-                f"the engine failed while answering: {e.code}: {why}", fix=f"it said:\n    {tail()}"
-            ) from e
+            raise GateError(f"the engine failed while answering: {e.code}: {why}", fix=tail()) from e
         except TimeoutError as e:
-            raise GateError(f"no answer for {int(stall)} s: it hangs", fix=f"it said:\n    {tail()}") from e
+            raise GateError(f"no answer for {int(stall)} s: it hangs", fix=tail()) from e
         except (OSError, ValueError, http.client.HTTPException) as e:  # the latter: ended within an answer
-            raise GateError(f"the server is gone: {e}", fix=f"it said:\n    {tail()}") from e
+            raise GateError(f"the server is gone: {e}", fix=tail()) from e
 
     try:
         begun = time.monotonic()
         while True:
             if child.poll() is not None:
-                raise MachineError(
-                    f"the server ended with status {child.returncode}", fix=f"it said:\n    {tail()}"
-                )
+                raise MachineError(f"the server ended with status {child.returncode}", fix=tail())
             if time.monotonic() - begun > stall:
-                raise MachineError(
-                    f"the server is not ready after {int(stall)} s", fix=f"it said:\n    {tail()}"
-                )
+                raise MachineError(f"the server is not ready after {int(stall)} s", fix=tail())
             with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
                 call("/health/ready", None, 10)
                 break

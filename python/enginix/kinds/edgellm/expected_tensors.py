@@ -94,14 +94,10 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
     for name, shape in expected.items():
         tensor = weights.tensors.get(name)
         if tensor is None:
-            uninitialized = (
-                "; the exporter would take its values from uninitialized memory, and report success"
-            )
-            raise ModelError(
-                f"tensor {name} is missing{uninitialized if _LAYER.match(name) else ''}",
-                where=where,
-                fix=_explain_missing(name),
-            )
+            what = f"tensor {name} is missing"
+            if _LAYER.match(name):
+                what += "; the exporter would take its values from uninitialized memory, and report success"
+            raise ModelError(what, where=where, fix=_explain_missing(name))
         if tensor.dtype not in (FLOAT_DTYPES if not quantized else {**FLOAT_DTYPES, **_CODE_SCALES}):
             stored = ", ".join(FLOAT_DTYPES)
             raise ModelError(

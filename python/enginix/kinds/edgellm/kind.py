@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from enginix.kinds.registry.engine_kind import EngineKind
-from enginix.kinds.registry.model_verdict import (
-    ModelVerdict,
-    explain_architecture,
-    list_format_targets,
-)
+from enginix.kinds.registry.model_verdict import ModelVerdict, explain_architecture, list_format_targets
 from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table
 

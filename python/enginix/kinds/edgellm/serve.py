@@ -140,13 +140,8 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
     bundle, versions = _find_bundle(python, model, cache, limits)
     check.require_versions(engine_manifest, engine, versions)
     _link_engine(engine / "engine", bundle, cache)
-    words = [
-        python,
-        str(LAUNCH_SCRIPT),
-        "experimental.server.cli",
-        os.path.abspath(serve_options.key_file) if serve_options.key_file else "-",
-        os.path.abspath(model),
-    ]
+    key_file = os.path.abspath(serve_options.key_file) if serve_options.key_file else "-"
+    words = [python, str(LAUNCH_SCRIPT), "experimental.server.cli", key_file, os.path.abspath(model)]
     words += ["--host", serve_options.host, "--port", str(serve_options.port), "--cache-dir", str(cache)]
     words += [*options.format_stage_flags("build", limits), *flags]
     home = Path(os.path.abspath(serve_options.state)) / "home"

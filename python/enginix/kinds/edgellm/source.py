@@ -24,11 +24,7 @@ from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.end_tokens import list_named_end_tokens
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms, read_edgellm_formats
-from enginix.model.quantization import (
-    canonical_algorithm,
-    find_contradiction,
-    find_exclusion_contradiction,
-)
+from enginix.model.quantization import canonical_algorithm, find_contradiction, find_exclusion_contradiction
 
 SIDECAR = "hf_quant_config.json"
 

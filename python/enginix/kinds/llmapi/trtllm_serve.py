@@ -53,14 +53,8 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
     is_compiled = find_kind(engine_manifest.kind).is_compiled
     model = engine / ("engine" if is_compiled else "model")
     words = ["trtllm-serve", str(model), flags["backend"], tables["backends"][engine_manifest.kind]]
-    words += [
-        flags["tokenizer"],
-        str(engine / "tokenizer"),
-        flags["host"],
-        serving.host,
-        flags["port"],
-        str(serving.port),
-    ]
+    words += [flags["tokenizer"], str(engine / "tokenizer")]
+    words += [flags["host"], serving.host, flags["port"], str(serving.port)]
     limits = engine_manifest.options.get("limits", {})
     if not isinstance(limits, dict):
         raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again")

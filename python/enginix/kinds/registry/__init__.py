@@ -59,8 +59,7 @@ def find_triton_support(name: str) -> TritonSupport:
     kind = find_kind(name)
     if kind.triton is None:
         raise UsageError(
-            f"kind {name} is not served by Triton",
-            fix=f"pass one of {', '.join(list_triton_kinds())}",
+            f"kind {name} is not served by Triton", fix=f"pass one of {', '.join(list_triton_kinds())}"
         )
     return kind.triton
 

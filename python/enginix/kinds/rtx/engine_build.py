@@ -34,7 +34,7 @@ from enginix.kinds.rtx.plan_header import PlanHeader
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
-from enginix.model.jsonfile import read_object, refuse_other_artefact
+from enginix.model.jsonfile import read_architecture, read_object, refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import layout
 from enginix.reference.config import read_executor_config
@@ -144,8 +144,7 @@ def _find_model_architecture(model: Path) -> str | None:
     """Return the architecture that a model's config.json names; None without that file or name."""
     if not (model / "config.json").is_file():
         return None
-    names = read_object(model / "config.json").get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    return read_architecture(read_object(model / "config.json"))
 
 
 def _judge_unlisted_weights(

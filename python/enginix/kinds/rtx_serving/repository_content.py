@@ -69,7 +69,4 @@ def read_contract(options: Mapping[str, Any]) -> Mapping[str, contract.ModelCont
     """Return the contract of every repository of this kind."""
     models = contract.load_reference_contract()
     executor = models[contract.EXECUTOR]
-    return {
-        **models,
-        contract.EXECUTOR: replace(executor, parameters=executor.parameters | {INTERPRETER}),
-    }
+    return {**models, contract.EXECUTOR: replace(executor, parameters=executor.parameters | {INTERPRETER})}

@@ -76,11 +76,9 @@ def ask_trtllm_engine(engine: Path, questions_file: Path, out: Path, options: Tr
             where=str(engine),
             fix=f"pass one of kind {' or '.join(KINDS)}",
         )
-    questions_file = Path(
-        os.path.realpath(
-            questions_file / engine_questions.FILE if questions_file.is_dir() else questions_file
-        )
-    )
+    if questions_file.is_dir():
+        questions_file /= engine_questions.FILE
+    questions_file = Path(os.path.realpath(questions_file))
     engine_questions.read_engine_questions(questions_file)
     runtime = table.find_runtime(engine_manifest.runtime, engine_manifest.kind, options.pin)
     engine_request = _build_request(engine, engine_manifest)

@@ -127,21 +127,12 @@ def load_engine(request: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
         arguments["gather_generation_logits"] = True
     else:
         llm_class = package.LLM
+    cache_config = api.KvCacheConfig(**cache)
     llm = llm_class(
-        model=request["model"],
-        skip_tokenizer_init=True,
-        kv_cache_config=api.KvCacheConfig(**cache),
-        **arguments,
+        model=request["model"], skip_tokenizer_init=True, kv_cache_config=cache_config, **arguments
     )
-    executes = type(llm)
-    return (
-        llm,
-        api,
-        {
-            "tensorrt_llm": package.__version__,
-            "class": f"{executes.__module__}.{executes.__qualname__}",
-        },
-    )
+    executes = f"{type(llm).__module__}.{type(llm).__qualname__}"
+    return llm, api, {"tensorrt_llm": package.__version__, "class": executes}
 
 
 def main(path: str) -> None:
@@ -175,8 +166,9 @@ def main(path: str) -> None:
         "kind": request["kind"],
         "by": executed_by,
         **asker.said,
+        "limit": asker.limit,
+        "longest": asker.longest,
     }
-    record |= {"limit": asker.limit, "longest": asker.longest}
     with open(os.path.join(request["output"], "said.json"), "w", encoding="utf-8") as f:
         json.dump(record, f, indent=1, sort_keys=True)
         f.write("\n")

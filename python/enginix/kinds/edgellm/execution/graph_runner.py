@@ -92,14 +92,14 @@ def _make_operators(rounded: bool) -> list[type]:
         with np.errstate(over="ignore"):
             return ((1 / (1 + np.exp(-x.astype(np.float32)))).astype(x.dtype),)
 
-    plugins = [make_plugin(domain, name, row) for (domain, name), row in PLUGIN_NODES.items()]
-    own = [
-        type("Sigmoid", (OpRun,), {"op_domain": "", "_run": squash}),
-        type("MatMul", (OpRun,), {"op_domain": "", "_run": multiply}),
-        type("Gemm", (OpRun,), {"op_domain": "", "_run": multiply_transposed}),
-    ]
+    def make_operator(name: str, run: Any, base: type = OpRun) -> type:
+        return type(name, (base,), {"op_domain": "", "_run": run})
+
+    operators = [make_plugin(domain, name, row) for (domain, name), row in PLUGIN_NODES.items()]
+    operators += [make_operator("Sigmoid", squash), make_operator("MatMul", multiply)]
+    operators.append(make_operator("Gemm", multiply_transposed))
     if rounded:
-        return plugins + own
+        return operators
     cast: Any = load_op("", "Cast")
 
     def cast_wide(self: Any, x: Array, to: int | None = None, **options: Any) -> tuple[Array]:
@@ -116,11 +116,8 @@ def _make_operators(rounded: bool) -> list[type]:
         quotient = np.divide(x, factor, out=np.zeros_like(x, np.float32), where=factor != 0)
         return (quotient * find_gain(factor),)
 
-    smooth = [
-        type("Cast", (cast,), {"op_domain": "", "_run": cast_wide}),
-        type("QuantizeLinear", (OpRun,), {"op_domain": "", "_run": quantize_smoothly}),
-    ]
-    return [*plugins, *own, *smooth]
+    smooth = [make_operator("Cast", cast_wide, cast), make_operator("QuantizeLinear", quantize_smoothly)]
+    return operators + smooth
 
 
 def _read_attributes(proto: Any) -> dict[str, Any]:

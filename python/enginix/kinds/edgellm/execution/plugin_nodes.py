@@ -200,9 +200,7 @@ def _concatenate(attributes: Attributes, inputs: tuple[Array, ...], rounded: boo
     return (np.concatenate(inputs, axis=-1),)
 
 
-def _make_int4_product(
-    restore: Callable[[Array, int, int], int4_layouts.Codes | None],
-) -> Compute:
+def _make_int4_product(restore: Callable[[Array, int, int], int4_layouts.Codes | None]) -> Compute:
     def compute(attributes: Attributes, inputs: tuple[Array, ...], rounded: bool) -> tuple[Array, ...]:
         x, weight, scale = inputs
         n, k, group = (attributes[key] for key in ("gemm_n", "gemm_k", "group_size"))

@@ -39,12 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_build_machine(args)
         else:
             paths = BuildPaths(args.out, args.rootfs, args.driver, in_place=True, timing=args.timing)
-            build_tensorrt_engine(
-                make_build_request(read_request(args.request), args.checkpoint, args.model),
-                args.checkpoint,
-                args.model,
-                paths,
-            )
+            request = make_build_request(read_request(args.request), args.checkpoint, args.model)
+            build_tensorrt_engine(request, args.checkpoint, args.model, paths)
     except Exception as e:
         return console.report_error(e)
     return 0
@@ -57,10 +53,8 @@ def check_build_machine(args: argparse.Namespace) -> None:
         MachineError: the machine cannot build for the target.
     """
     request_fields = read_request(args.request)
-    runtime, build_target = (
-        table.find_runtime(request_fields["runtime"], "tensorrt"),
-        find_target(str(request_fields["target"])),
-    )
+    runtime = table.find_runtime(request_fields["runtime"], "tensorrt")
+    build_target = find_target(str(request_fields["target"]))
     check_namespaces()
     preflight.check_version(runtime, args.rootfs)
     host_machine = probe_machine(drivers.find_driver(args.driver))

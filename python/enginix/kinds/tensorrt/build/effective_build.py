@@ -166,41 +166,16 @@ def _settle_lengths(config: dict[str, Any], plugins: Mapping[str, Any], subject:
             (subject.context or 2048) * find_rotary_factor(subject.rotary_scaling)
         )
     config["max_input_len"] = min(config["max_input_len"], config["max_seq_len"])
-    config["max_num_tokens"], config["opt_num_tokens"] = compute_step_tokens(
-        tokens=config["max_num_tokens"],
-        optimal=config["opt_num_tokens"],
-        batch=config["max_batch_size"],
-        prompt=config["max_input_len"],
-        sequence=config["max_seq_len"],
-        beams=config["max_beam_width"],
-        plugins=plugins,
-    )
-
-
-def compute_step_tokens(
-    *,
-    tokens: int,
-    optimal: int | None,
-    batch: int,
-    prompt: int,
-    sequence: int,
-    beams: int,
-    plugins: Mapping[str, Any],
-) -> tuple[int, int | None]:
-    """Return max_num_tokens and opt_num_tokens as check_max_num_tokens leaves them.
-
-    Args:
-        tokens, optimal: requested values.
-        plugins: ``remove_input_padding``, ``context_fmha``, ``tokens_per_block``, ``multiple_profiles``.
-    """
-    most = batch * sequence
+    tokens, optimal, batch = (config[n] for n in ("max_num_tokens", "opt_num_tokens", "max_batch_size"))
+    most = batch * config["max_seq_len"]
     if not plugins["remove_input_padding"]:
-        return most, optimal
+        config["max_num_tokens"] = most
+        return
     if optimal is None and not plugins["multiple_profiles"]:
-        optimal = min(batch * beams, tokens)
-    tokens = min(tokens, most)
-    tokens = max(tokens, plugins["tokens_per_block"] if plugins["context_fmha"] else prompt)
-    return tokens, None if optimal is None else min(optimal, tokens)
+        optimal = min(batch * config["max_beam_width"], tokens)
+    least = plugins["tokens_per_block"] if plugins["context_fmha"] else config["max_input_len"]
+    config["max_num_tokens"] = tokens = max(min(tokens, most), least)
+    config["opt_num_tokens"] = None if optimal is None else min(optimal, tokens)
 
 
 def _settle_fusions(plugins: dict[str, Any], subject: BuildSubject) -> None:
@@ -209,11 +184,8 @@ def _settle_fusions(plugins: dict[str, Any], subject: BuildSubject) -> None:
         plugins["reduce_fusion"] = False
     if not plugins["reduce_fusion"]:
         plugins["user_buffer"] = False
-    if (
-        plugins["reduce_fusion"]
-        or subject.architecture != "LlamaForCausalLM"
-        or subject.quantization != "NVFP4"
-    ):
+    is_nvfp4_llama = (subject.architecture, subject.quantization) == ("LlamaForCausalLM", "NVFP4")
+    if plugins["reduce_fusion"] or not is_nvfp4_llama:
         plugins["norm_quant_fusion"] = False
 
 
@@ -258,10 +230,8 @@ def _settle_context_attention(plugins: dict[str, Any], subject: BuildSubject) ->
 
 
 def _settle_eagle(config: Mapping[str, Any], plugins: dict[str, Any]) -> None:
-    if (
-        config["speculative_decoding_mode"]
-        != load_table("build_effects")["speculativeDecodingModes"]["eagle"]
-    ):
+    modes = load_table("build_effects")["speculativeDecodingModes"]
+    if config["speculative_decoding_mode"] != modes["eagle"]:
         return
     for name, most in (("max_batch_size", 512), ("max_draft_len", 256)):
         if config[name] > most:

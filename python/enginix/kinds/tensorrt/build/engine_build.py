@@ -73,7 +73,11 @@ def build_tensorrt_engine(
     check_adapters(request.options, inputs, str(compute_model_identity(model).get("repo", request.name)))
     watch, identity = SourceWatch(*inputs), checkpoint.identity(model)
     driver = drivers.find_driver(paths.driver)
-    with _make_work_directory() as work, _open_output(paths) as out:
+    with (
+        tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as name,
+        _open_output(paths) as out,
+    ):
+        work = Path(os.path.realpath(name))
         sandbox, preflight_result = _run_preflight(request, checkpoint, model, paths, driver, work, out)
         report_phase("build")
         engine = out / "engine"
@@ -89,13 +93,9 @@ def build_tensorrt_engine(
         engine_manifest = result.describe_engine(
             request, checkpoint, effective, identity, preflight_result, outcome, ranks, timing, nccl
         )
-        model_fields = {
-            **engine_manifest.model,
-            **read_windows(model),
-            END_TOKENS_KEY: list(read_end_tokens(model)),
-        }
+        more = {**read_windows(model), END_TOKENS_KEY: list(read_end_tokens(model))}
         watch.require_unchanged()
-        engine_manifest = replace(engine_manifest, model=model_fields).write(out)
+        engine_manifest = replace(engine_manifest, model=engine_manifest.model | more).write(out)
     return engine_manifest
 
 
@@ -185,12 +185,6 @@ def _run_preflight(
     for note in preflight_result.notes:
         console.print_message(f"note: {note}")
     return sandbox, preflight_result
-
-
-@contextlib.contextmanager
-def _make_work_directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as name:
-        yield Path(os.path.realpath(name))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,12 @@ from enginix.kinds.tensorrt.build.build_subject import BuildSubject, make_build_
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.identity import identify_model, require_same_model
-from enginix.model.jsonfile import positive_or_none, refuse_other_artefact, select_language_model
+from enginix.model.jsonfile import (
+    positive_or_none,
+    read_architecture,
+    refuse_other_artefact,
+    select_language_model,
+)
 from enginix.model.other_layouts import explain_other_config, require_model_config
 
 
@@ -97,10 +102,7 @@ class BuildCheckpoint:
             raise CheckpointError(other[0], where=str(path), fix=other[1])
         try:
             mapping, quantization = config.get("mapping") or {}, config.get("quantization") or {}
-            tp, pp = (
-                _require_rank_count(mapping.get("tp_size", 1)),
-                _require_rank_count(mapping.get("pp_size", 1)),
-            )
+            tp, pp = (_require_rank_count(mapping.get(name, 1)) for name in ("tp_size", "pp_size"))
             architecture, dtype = str(config["architecture"]), str(config["dtype"])
             algorithm = _require_name(quantization.get("quant_algo"))
             kv_cache = _require_name(quantization.get("kv_cache_quant_algo"))
@@ -145,14 +147,11 @@ class BuildCheckpoint:
         """
         config = _read_json_file(path / "config.json", "model")
         require_model_config(config, str(path))
-        names = config.get("architectures")
         text = fill_absent_sizes(select_language_model(config))
         quantization, kv_cache = _read_model_quantization(path, config)
         return BuildCheckpoint(
             path=None,
-            architecture=names[0]
-            if isinstance(names, list) and names and isinstance(names[0], str)
-            else None,
+            architecture=read_architecture(config),
             dtype=next((d for n in ("torch_dtype", "dtype") if isinstance(d := config.get(n), str)), None),
             quantization=quantization,
             kv_cache=kv_cache,

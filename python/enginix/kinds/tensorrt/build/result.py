@@ -65,18 +65,13 @@ def verify_engine(
     for rank in range(checkpoint.world_size):
         name = f"rank{rank}.engine"
         size = (engine / name).stat().st_size if (engine / name).is_file() else 0
-        weights = (
-            0
-            if request.options.get("stripPlan") or request.options.get("fastBuild")
-            else checkpoint.ranks.get(rank, 0)
-        )
-        if size == 0 or size < weights // 2:
-            what = (
-                "missing or empty"
-                if size == 0
-                else f"{format_bytes(size)}, its weights alone take {format_bytes(weights)}"
-            )
-            raise BuildError(f"{what}: a partial engine", where=name, fix=fix)
+        is_stripped = request.options.get("stripPlan") or request.options.get("fastBuild")
+        weights = 0 if is_stripped else checkpoint.ranks.get(rank, 0)
+        if size == 0:
+            raise BuildError("missing or empty: a partial engine", where=name, fix=fix)
+        if size < weights // 2:
+            sizes_differ = f"{format_bytes(size)}, its weights alone take {format_bytes(weights)}"
+            raise BuildError(f"{sizes_differ}: a partial engine", where=name, fix=fix)
         sizes[name] = size
     return sizes, differences
 
@@ -139,16 +134,11 @@ def read_gate_verdicts(request: BuildRequest, checkpoint: BuildCheckpoint) -> An
     if request.gates is None:
         return "not gated"
     reference_manifest = manifest.read_manifest(request.gates, "engine")
-    gated_checkpoint, manifest_path = (
-        reference_manifest.inputs.get("checkpoint"),
-        checkpoint.path and checkpoint.path / manifest.MANIFEST_FILE,
-    )
+    gated_checkpoint = reference_manifest.inputs.get("checkpoint")
+    gated_digest = gated_checkpoint.get("manifestSha256") if isinstance(gated_checkpoint, dict) else None
+    manifest_path = checkpoint.path and checkpoint.path / manifest.MANIFEST_FILE
     digest = sha256_file(manifest_path) if manifest_path and manifest_path.exists() else None
-    is_same_checkpoint = (
-        isinstance(gated_checkpoint, dict)
-        and digest is not None
-        and gated_checkpoint.get("manifestSha256") == digest
-    )
+    is_same_checkpoint = digest is not None and gated_digest == digest
     if reference_manifest.kind != "reference" or not is_same_checkpoint:
         raise ManifestError(
             "is not a reference engine of this checkpoint",
@@ -180,7 +170,6 @@ def describe_engine(
         inputs: identities of model and checkpoint.
         nccl: NCCL's version, and its source.
     """
-    runtime, machine = request.runtime, preflight_result.machine
     # By content, never by path.
     requested_options = {
         n: hash_adapters(v) if n == "loraDir" else v for n, v in sorted(request.options.items())
@@ -208,11 +197,7 @@ def describe_engine(
             "memory": preflight_result.gpu.total,
             "count": checkpoint.world_size,
         },
-        runtime={
-            **runtime.describe(),
-            **nccl,
-            "driver": machine.driver,
-        },
+        runtime={**request.runtime.describe(), **nccl, "driver": preflight_result.machine.driver},
         tools={"enginix": __version__},
         results={
             "gates": read_gate_verdicts(request, checkpoint),

@@ -37,27 +37,12 @@ def make_build_command(
     """Return the command line of the stage; it has only flags of the runtime's contract."""
     cache = ["--input_timing_cache", str(sandbox.inside / TIMING_IN)] if request.timing_cache else []
     if request.strategy == "llm-api":
-        return [
-            sandbox.runtime.python if sandbox.rootfs is not None else "python3",
-            str(LLM_API_SCRIPT),
-            str(sandbox.inside / "request.json"),
-        ]
-    return [
-        "trtllm-build",
-        "--checkpoint_dir",
-        str(checkpoint.path),
-        "--output_dir",
-        str(engine),
-        "--output_timing_cache",
-        str(timing),
-        *cache,
-        "--workers",
-        str(request.workers),
-        "--log_level",
-        "info",
-        *request.limits.flags(),
-        *build_options.format_option_flags(request.options),
-    ]
+        python = sandbox.runtime.python if sandbox.rootfs is not None else "python3"
+        return [python, str(LLM_API_SCRIPT), str(sandbox.inside / "request.json")]
+    words = ["trtllm-build", "--checkpoint_dir", str(checkpoint.path), "--output_dir", str(engine)]
+    words += ["--output_timing_cache", str(timing), *cache]
+    words += ["--workers", str(request.workers), "--log_level", "info"]
+    return [*words, *request.limits.flags(), *build_options.format_option_flags(request.options)]
 
 
 def run_build(
@@ -72,7 +57,9 @@ def run_build(
     # TensorRT-LLM writes these paths into config.json: copies in the work directory keep inputs' paths out.
     if request.timing_cache is not None:
         shutil.copyfile(request.timing_cache, sandbox.work / TIMING_IN)
-    request = _copy_request_adapters(request, sandbox)
+    if isinstance(adapters := request.options.get("loraDir"), list):
+        copied = copy_adapters(adapters, sandbox.work, sandbox.inside)
+        request = replace(request, options={**request.options, "loraDir": copied})
     words = make_build_command(request, checkpoint, engine, timing, sandbox)
     if request.strategy == "llm-api":
         llm_api_request: dict[str, Any] = {
@@ -116,18 +103,9 @@ def read_nccl_version(sandbox: Sandbox) -> dict[str, str]:
             return {"nccl": version, "ncclSource": "ncclGetVersion in the runtime"}
     if sandbox.rootfs is not None and (version := image.find_image_nccl(sandbox.rootfs, runtime)) is not None:
         return {"nccl": version, "ncclSource": "the image's files"}
-    table_version = runtime.row.get("nccl")
-    return (
-        {"nccl": table_version, "ncclSource": "the table of runtimes, not the image"} if table_version else {}
-    )
-
-
-def _copy_request_adapters(request: BuildRequest, sandbox: Sandbox) -> BuildRequest:
-    adapters = request.options.get("loraDir")
-    if not isinstance(adapters, list):
-        return request
-    copied = copy_adapters(adapters, sandbox.work, sandbox.inside)
-    return replace(request, options={**request.options, "loraDir": copied})
+    if table_version := runtime.row.get("nccl"):
+        return {"nccl": table_version, "ncclSource": "the table of runtimes, not the image"}
+    return {}
 
 
 def make_llm_api_fields(options: dict[str, OptionValue]) -> dict[str, dict[str, OptionValue]]:
