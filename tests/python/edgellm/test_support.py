@@ -556,7 +556,7 @@ def test_every_parameter_of_a_scaling_is_compared(rope: dict[str, Any], tmp_path
     raw = json.loads((TINY / "config.json").read_text()) | {"head_dim": 64, "rope_parameters": rope}
     config = parse_export_config(raw, tmp_path)
     tiny = read_export_source(TINY)
-    source = ExportSource(tmp_path, raw, config, tiny.weights, None, None, tiny.texts)
+    source = ExportSource(tmp_path, config, tiny.weights, None, None, tiny.texts)
     right = export_config(source)
     compare_runtime_config(right, source.facts, "config.json")
     reads = load_table("edgellm")["rope"]["types"][rope["rope_type"]]["reads"]
@@ -629,7 +629,7 @@ def test_accepted_rotary_embeddings_are_the_same_function_in_transformers(
         config = parse_export_config(raw, Path("model"))
     except ModelError:
         return
-    source = ExportSource(TINY, raw, config, TINY_SOURCE.weights, None, None, TINY_SOURCE.texts)
+    source = ExportSource(TINY, config, TINY_SOURCE.weights, None, None, TINY_SOURCE.texts)
     frequencies, magnitude = compute_runtime_frequencies(export_config(source))
     made = LlamaConfig(head_dim=head, max_position_embeddings=2048, rope_parameters=raw["rope_parameters"])
     if rope["rope_type"] == "default":

@@ -19,6 +19,7 @@ from enginix.kinds.edgellm.coverage import JOINED_PROJECTIONS, PREFIX
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.expected_tensors import SCALE_ERROR
 from enginix.kinds.edgellm.graph import ELEMENT_BITS, Constant, Graph, Node
+from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -27,10 +28,7 @@ _INT4_PRODUCTS = ("Int4GroupwiseGemmPlugin", "Int4GroupwiseGemmPluginV2")
 _QUANTIZERS = ("QuantizeLinear", "TRT_FP4DynamicQuantize")
 _PASSING_OPS = ("Cast", "Reshape", "Transpose", "DequantizeLinear", *_QUANTIZERS)
 _FIX = "quantize the model again; if it stays so, TensorRT Edge-LLM does not support this model"
-_STORED: Mapping[str, Any] = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-}  # fmt: skip
+_STORED: Mapping[str, Any] = {**FLOAT_DTYPES, "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn)}
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,13 @@ class ExportSource:
     """A model to export.
 
     Attributes:
-        config: the parsed config.json.
-        model: the same, read by the shared reader, as transformers means it.
+        model: its configuration, as transformers means it.
         quantization: ``quant_algo`` of hf_quant_config.json, a key of edgellm.json's formats; None without.
         kv_cache: ``FP8`` or None.
         texts: chat template and tokens that end an answer.
     """
 
     directory: Path
-    config: Mapping[str, Any]
     model: ModelConfig
     weights: ModelWeights
     quantization: str | None
@@ -216,4 +214,4 @@ def read_export_source(model: Path) -> ExportSource:
     if kv_cache is not None:
         _require_kv_scales(weights, config.num_layers)
     require_float16_values(weights)
-    return ExportSource(model, raw, config, weights, quantization, kv_cache, texts)
+    return ExportSource(model, config, weights, quantization, kv_cache, texts)

@@ -137,16 +137,9 @@ def build_reference_engine(
     with new_directory(out) as partial:
         gate_evidence = gates.build_gate_evidence(prompts, ())
         if gate_bounds:
-            compared_model = options.reference or model
+            models = (model, model, options.reference or model)
             case = CheckpointGateInputs(
-                checkpoint,
-                model,
-                model,
-                compared_model,
-                gate_bounds,
-                options.questions,
-                options.device,
-                options.original,
+                checkpoint, *models, gate_bounds, options.questions, options.device, options.original
             )
             outcomes, gate_evidence = judge_checkpoint(case, load)
             gates.require_gates_passed(outcomes)
@@ -155,12 +148,11 @@ def build_reference_engine(
         content = list_content(checkpoint, "checkpoint/")
         _put_checkpoint(checkpoint, partial / "checkpoint", link=options.link_checkpoint)
         copy_tokenizer_files(model, partial / "tokenizer")
-        report.write_evidence_files(
-            partial, options.name or manifest.read_artefact_name(model), gate_evidence
-        )
+        name = options.name or manifest.read_artefact_name(model)
+        report.write_evidence_files(partial, name, gate_evidence)
         engine_manifest = Manifest(
             artefact="engine",
-            name=options.name or manifest.read_artefact_name(model),
+            name=name,
             kind="reference",
             model={**config.describe(), **read_windows(model), END_TOKENS_KEY: list(ends)},
             inputs=inputs,

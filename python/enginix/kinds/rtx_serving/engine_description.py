@@ -13,16 +13,9 @@ from enginix.kinds.rtx.engine_shape import EngineShape
 PLAN_FOLDER, FILE = "engine", "engine.json"
 FORMAT = 1
 _COUNTS = (
-    "length",
-    "slots",
-    "stepTokens",
-    "maxSeqLen",
-    "cacheLength",
-    "layers",
-    "keyValueHeads",
-    "headSize",
+    "length", "slots", "stepTokens", "maxSeqLen", "cacheLength", "layers", "keyValueHeads", "headSize",
     "vocabSize",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

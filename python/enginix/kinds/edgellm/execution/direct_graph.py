@@ -26,6 +26,7 @@ from enginix.errors import GateError, MachineError, ModelError
 from enginix.kinds.edgellm import checks, graph_contract
 from enginix.kinds.edgellm.errors import ExportError, refuse_differences
 from enginix.kinds.edgellm.execution import export_gate
+from enginix.kinds.edgellm.expected_tensors import TABLE
 from enginix.kinds.edgellm.graph import Constant, Graph, read_graph
 from enginix.kinds.edgellm.runtime_config import compare_engine_config
 from enginix.kinds.edgellm.source import ExportSource
@@ -37,7 +38,7 @@ from enginix.tables import load_table
 
 RECORDER_MODULE = "enginix.kinds.edgellm.execution.direct_graph"
 ENGINE_FILE = "llm.engine"
-TABLE, TABLE_BINDING = "model.embed_tokens.weight", "__embedding__"
+TABLE_BINDING = "__embedding__"
 # A GPU of SM 120: for dense models on one GPU the builder defines the same network for all of them.
 _COMPUTE_CAPABILITY = (12, 0)
 _BINDINGS = "checkpoint_weight_bindings"

@@ -27,7 +27,9 @@ from enginix.errors import GateError, ModelError
 from enginix.kinds.edgellm.execution.graph_runner import GraphRunner, list_plugin_nodes
 from enginix.kinds.edgellm.execution.plugin_nodes import FLOAT8, Array
 from enginix.kinds.edgellm.execution.rope_table import make_rope_table, read_exported_rope
+from enginix.kinds.edgellm.expected_tensors import TABLE
 from enginix.kinds.edgellm.graph import Graph
+from enginix.kinds.edgellm.graph_contract import PAGE
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.kinds.edgellm.values import Expected
 from enginix.model import TensorInfo, read_header
@@ -35,7 +37,6 @@ from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 
 NAME = "export"
-TABLE = "model.embed_tokens.weight"
 LOGITS_MODULE = "enginix.kinds.edgellm.execution.model_logits"
 MODES = ("smooth", "rounded", "half")  # of model_logits, which this process does not import: it needs torch
 LENGTHS = (1, 6, 40)  # of the prompts that are read together
@@ -44,7 +45,6 @@ SMALL = 1 << 25  # elements of a model that costs little time: all its weights t
 LONGEST = 320  # tokens that the gate reads of one sequence at most
 STEPS = 2  # cached steps after each prompt
 BEYOND = 8  # tokens beyond a window
-PAGE = 128  # tokens of a page of the KV cache (edgellm.json, memory.pageTokens)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,13 @@ FP8_LEAST = 2.0**-9
 FP4_NUMBERS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
+Operation = Callable[..., torch.Tensor]
+_ELEMENTWISE: dict[str, Operation] = {
+    "SUM": torch.add, "PROD": torch.mul, "GREATER": torch.gt, "AND": torch.logical_and,
+}  # fmt: skip
+_UNARY: dict[str, Operation] = {"SQRT": torch.sqrt, "RECIP": torch.reciprocal, "NOT": torch.logical_not}
+
+
 def as_tensor(array: Array) -> torch.Tensor:
     """Return a tensor over an array's memory, of any of the dtypes that networks have."""
     if not array.flags.writeable:
@@ -113,22 +120,16 @@ class NetworkInterpreter:
         self.is_wide, self.rounds_codes = is_wide, rounds_codes
         trt, network, constants = self.trt, self.network, writer.constants
         self._exact = writer.exact if is_wide else {}
-        self._types = {
-            trt.float32: torch.float32,
-            trt.float16: torch.float16,
-            trt.bfloat16: torch.bfloat16,
-            trt.int32: torch.int32,
-            trt.bool: torch.bool,
-            trt.int8: torch.int8,
-            trt.fp8: torch.float8_e4m3fn,
-            trt.fp4: torch.float32,  # PyTorch has no such type: the numbers, not the codes
-        }
+        same = ("float32", "float16", "bfloat16", "int32", "bool", "int8")
+        self._types = {getattr(trt, name): getattr(torch, name) for name in same}
+        # PyTorch has no FP4: the numbers, not the codes.
+        self._types |= {trt.fp8: torch.float8_e4m3fn, trt.fp4: torch.float32}
         self._steps = self._list_steps()
         self._layers: list[_LayerPlan] = []
         self._constants: dict[str, torch.Tensor] = {}
         for index in range(network.num_layers):
             layer = network.get_layer(index)
-            kind = str(layer.type).rsplit(".", 1)[-1]
+            kind = _name_member(layer.type)
             if kind not in self._steps:
                 raise GateError(f"layer {layer.name} is of type {kind}", fix="this network is not enginix's")
             interface, step = self._steps[kind]
@@ -143,15 +144,14 @@ class NetworkInterpreter:
         """Return a constant: NVIDIA's copy where it gives one back, else the array that it was made of."""
         output, weights = layer.get_output(0), layer.weights
         if output.name in self._exact:
-            return as_tensor(self._exact[output.name]).reshape(tuple(layer.shape))
-        if hasattr(weights, "ravel"):
-            return as_tensor(weights).reshape(tuple(layer.shape))
-        array = constants[output.name]
-        if output.dtype == self.trt.int4:
-            return unpack_int4_columns(as_tensor(array)).reshape(tuple(layer.shape))
-        if output.dtype == self.trt.fp4:
-            return unpack_fp4_columns(as_tensor(array)).reshape(tuple(layer.shape))
-        return as_tensor(array).reshape(tuple(layer.shape))
+            tensor = as_tensor(self._exact[output.name])
+        elif hasattr(weights, "ravel"):
+            tensor = as_tensor(weights)
+        else:
+            unpack = {self.trt.int4: unpack_int4_columns, self.trt.fp4: unpack_fp4_columns}
+            tensor = as_tensor(constants[output.name])
+            tensor = unpack[output.dtype](tensor) if output.dtype in unpack else tensor
+        return tensor.reshape(tuple(layer.shape))
 
     def _plan_layer(self, layer: Any, step: Step) -> _LayerPlan:
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
@@ -178,7 +178,6 @@ class NetworkInterpreter:
             GateError: a layer's result has another type or shape than the network says.
         """
         values: dict[str, torch.Tensor] = {name: self._widen(tensor) for name, tensor in inputs.items()}
-        outputs = {self.network.get_output(i).name for i in range(self.network.num_outputs)}
         for index, plan in enumerate(self._layers):
             arguments = list[Any]()
             for name in plan.inputs:
@@ -190,8 +189,9 @@ class NetworkInterpreter:
                 _check_result(plan.layer, expected, value)
                 values[expected[0]] = value
             for name in plan.inputs:
-                if name is not None and self._last_use.get(name) == index and name not in outputs:
+                if name is not None and self._last_use.get(name) == index:
                     values.pop(name, None)
+        outputs = (self.network.get_output(i).name for i in range(self.network.num_outputs))
         return {name: values[name] for name in outputs}
 
     def _widen(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -232,20 +232,11 @@ class NetworkInterpreter:
         }
 
     def _elementwise(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
-        operations: dict[str, Callable[..., Any]] = {
-            "SUM": torch.add,
-            "PROD": torch.mul,
-            "GREATER": torch.gt,
-            "AND": torch.logical_and,
-        }
         a, b = (self._widen(x) for x in inputs)
-        result: torch.Tensor = operations[str(layer.op).rsplit(".", 1)[-1]](a, b)
-        return result
+        return _ELEMENTWISE[_name_member(layer.op)](a, b)
 
     def _unary(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
-        operations = {"SQRT": torch.sqrt, "RECIP": torch.reciprocal, "NOT": torch.logical_not}
-        result: torch.Tensor = operations[str(layer.op).rsplit(".", 1)[-1]](inputs[0])
-        return result
+        return _UNARY[_name_member(layer.op)](inputs[0])
 
     def _activation(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
         # IActivationLayer.type hides the layer's own type.
@@ -374,6 +365,11 @@ class NetworkInterpreter:
             scale = scale.view(shape)
         result: torch.Tensor = (codes * scale).to(self._result_type(layer.to_type))
         return result
+
+
+def _name_member(member: Any) -> str:
+    """Return the name of a member of one of the library's enumerations."""
+    return str(member).rsplit(".", 1)[-1]
 
 
 def _permute(x: torch.Tensor, permutation: Any) -> torch.Tensor:

@@ -15,21 +15,10 @@ from enginix.model.jsonfile import detect_other_content
 
 ADAPTER_CONFIG = "adapter_config.json"
 # PEFT's names that TensorRT-LLM maps; others raise a KeyError in its loader (lora_helper.py, 1.1/1.2 era).
-MODULE_NAMES = {
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "qkv_proj": "attn_qkv",
-    "o_proj": "attn_dense",
-    "gate_proj": "mlp_h_to_4h",
-    "down_proj": "mlp_4h_to_h",
-    "up_proj": "mlp_gate",
-    "w1": "moe_h_to_4h",
-    "w2": "moe_4h_to_h",
-    "w3": "moe_gate",
-    "gate": "moe_router",
-    "gate_up_proj": "mlp_gate_up",
-}
+MODULE_NAMES = (
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "down_proj", "up_proj",
+    "w1", "w2", "w3", "gate", "gate_up_proj",
+)  # fmt: skip
 LARGEST_SEARCHED_FILE = 16 << 20
 
 

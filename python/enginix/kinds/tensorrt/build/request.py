@@ -21,27 +21,6 @@ from enginix.tables import load_table
 from enginix.wording import list_known
 
 STRATEGIES = ("checkpoint", "llm-api")
-REQUEST_KEYS = {
-    "acceptDriver",
-    "gates",
-    "kind",
-    "limits",
-    "llmArgs",
-    "name",
-    "named",
-    "options",
-    "pin",
-    "plan",
-    "profile",
-    "runtime",
-    "stallMinutes",
-    "strategy",
-    "target",
-    "tensorParallel",
-    "timingCache",
-    "workers",
-}
-
 REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     **{n: (str, "a text") for n in ("name", "target", "strategy", "timingCache", "profile")},
     "runtime": ((str, dict), "a name, or a description: like, image, versions"),
@@ -54,6 +33,7 @@ REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "tensorParallel": (int, "a whole number"),
     "llmArgs": (dict, "an object"),
 }
+REQUEST_KEYS = {*REQUEST_TYPES, "kind"}
 
 
 @dataclass(frozen=True)
