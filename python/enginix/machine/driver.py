@@ -15,32 +15,18 @@ DRIVER_HOME = Path("/run/opengl-driver")
 # User-mode driver parts that CUDA programs load (NVIDIA container toolkit: the capabilities compute and
 # utility).
 DRIVER_LIBRARIES = (
-    "libcuda.so*",
-    "libcudadebugger.so*",
-    "libnvidia-ml.so*",
-    "libnvidia-ptxjitcompiler.so*",
-    "libnvidia-nvvm*.so*",
-    "libnvidia-gpucomp.so*",
-    "libnvidia-nscq.so*",
-    "libnvidia-cfg.so*",
+    "libcuda.so*", "libcudadebugger.so*", "libnvidia-ml.so*", "libnvidia-ptxjitcompiler.so*",
+    "libnvidia-nvvm*.so*", "libnvidia-gpucomp.so*", "libnvidia-nscq.so*", "libnvidia-cfg.so*",
     "libnvidia-pkcs11*.so*",
-)
+)  # fmt: skip
 LIBRARY_DIRECTORIES = (
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-    "/usr/lib64",
-    "/usr/local/nvidia/lib64",
-    "/usr/lib/wsl/lib",
-    "/usr/lib",
-)
+    "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64",
+    "/usr/lib/wsl/lib", "/usr/lib",
+)  # fmt: skip
 DEVICE_PATTERNS = (
-    "/dev/nvidia[0-9]*",
-    "/dev/nvidiactl",
-    "/dev/nvidia-uvm*",
-    "/dev/nvidia-modeset",
-    "/dev/nvidia-caps*",
+    "/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/nvidia-uvm*", "/dev/nvidia-modeset", "/dev/nvidia-caps*",
     "/dev/dxg",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -187,12 +187,9 @@ def _query_nvidia_smi(program: Path) -> Machine:
     from enginix import process
 
     def ask(what: str, fields: tuple[str, ...]) -> list[list[str]]:
-        line: list[str | Path] = [
-            program,
-            f"--query-{what}={','.join(fields)}",
-            "--format=csv,noheader,nounits",
-        ]
-        done = process.run_program(line, timeout=30, check=False)
+        query = f"--query-{what}={','.join(fields)}"
+        words: list[str | Path] = [program, query, "--format=csv,noheader,nounits"]
+        done = process.run_program(words, timeout=30, check=False)
         if "No devices were found" in done.stdout + done.stderr:  # exit status 6, and 0 of older releases
             raise _make_no_gpu_error(str(program))
         if done.returncode != 0:
@@ -224,10 +221,9 @@ def _query_nvidia_smi(program: Path) -> Machine:
         process_rows = ask("compute-apps", ("gpu_uuid", "pid", "used_memory")) if gpu_rows else []
         processes_by_gpu: dict[str, list[GpuProcess]] = {}
         for uuid, pid, memory in process_rows:
-            if not pid.isdigit():
-                continue  # "[N/A]", as Jetson's has it
-            used = int(memory) * _MIB if memory.isdigit() else None
-            processes_by_gpu.setdefault(uuid, []).append(GpuProcess(int(pid), used))
+            if pid.isdigit():  # not "[N/A]", as Jetson's has it
+                used = int(memory) * _MIB if memory.isdigit() else None
+                processes_by_gpu.setdefault(uuid, []).append(GpuProcess(int(pid), used))
         gpus = tuple(
             MachineGpu(
                 index=int(row[0]),

@@ -34,8 +34,7 @@ def check_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, Edg
             raise UsageError(f"{name} is {value!r}", where=f"edgellm {stage}", fix=known)
         if "least" in row and value < row["least"]:
             raise UsageError(f"{name} is {value}, least is {row['least']}", where=f"edgellm {stage}")
-        typed_value: EdgellmOptionValue = value
-        values[name] = typed_value
+        values[name] = value
     return values
 
 

@@ -181,10 +181,8 @@ def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> Non
     with contextlib.suppress(OSError):
         if subprocess.run([python, "-c", probe], check=False, capture_output=True, cwd="/").returncode == 0:
             return
-    runtime, gpu = (
-        engine_manifest.runtime.get("id") or "tensorrt-edgellm",
-        engine_manifest.target.get("name") or engine_manifest.target.get("gpu"),
-    )
+    runtime = engine_manifest.runtime.get("id") or "tensorrt-edgellm"
+    gpu = engine_manifest.target.get("name") or engine_manifest.target.get("gpu")
     runtime_option = f"--rootfs, the root file system of {runtime}" if runs_in_image else "--python FILE"
     raise MachineError(
         f"an engine of kind {engine_manifest.kind} is executed by {runtime} on {gpu or 'its GPU'}, "

@@ -173,15 +173,12 @@ def _check_llm_argument(where: str, name: str, value: Any, runtime: str) -> None
     tables = load_table("llm_args")
     rows = tables["arguments"]
     if name in tables["tensorrtOnly"]["names"]:
-        raise UsageError(
-            "belongs to the TensorRT backend alone", where=where, fix="leave it out for the kind llmapi"
-        )
-    if name not in rows or (runtime in tables["read"] and runtime not in rows[name]["runtimes"]):
-        raise UsageError(
-            f"unknown to the runtime {runtime}" if runtime in tables["read"] else "unknown",
-            where=where,
-            fix=suggest_name(name, rows) or None,
-        )
+        fix = "leave it out for the kind llmapi"
+        raise UsageError("belongs to the TensorRT backend alone", where=where, fix=fix)
+    is_read = runtime in tables["read"]
+    if name not in rows or (is_read and runtime not in rows[name]["runtimes"]):
+        what = f"unknown to the runtime {runtime}" if is_read else "unknown"
+        raise UsageError(what, where=where, fix=suggest_name(name, rows) or None)
     _check_argument_value(where, rows[name], value)
 
 
@@ -224,11 +221,8 @@ def _find_value_fields(where: str, row: Mapping[str, Any], value: Mapping[str, A
             )
         name = choice["classes"].get(kind) if isinstance(kind, str) else None
         if name is None:
-            raise UsageError(
-                f"{choice['key']} is {kind!r}",
-                where=where,
-                fix=list_known(str(kind), sorted(choice["classes"])),
-            )
+            known = list_known(str(kind), sorted(choice["classes"]))
+            raise UsageError(f"{choice['key']} is {kind!r}", where=where, fix=known)
     return None if name is None else dict(tables["classes"][name]["fields"])
 
 
@@ -240,17 +234,9 @@ def _fits_argument_row(row: Mapping[str, Any], value: Any) -> bool:
     if kind in ("int", "number"):
         return (whole if kind == "int" else number) and bool(least <= value <= most)
     if kind == "list":
-        items = row.get("items")
-        return (
-            isinstance(value, list)
-            and (bool(value) or not row.get("filled", False))
-            and all(
-                _fits_argument_row({**row, "type": "int"}, item)
-                if items == "int"
-                else _fits_argument_row({"type": "list", "items": "int"}, item)
-                for item in value
-            )
-        )
+        inner = {**row, "type": "int"} if row.get("items") == "int" else {"type": "list", "items": "int"}
+        is_list = isinstance(value, list) and (bool(value) or not row.get("filled", False))
+        return is_list and all(_fits_argument_row(inner, item) for item in value)
     return {
         "bool": isinstance(value, bool),
         "string": isinstance(value, str),
@@ -272,9 +258,7 @@ def _describe_expected_value(row: Mapping[str, Any]) -> str:
         "bool": "bool: true or false",
         "string": "a text",
         "object": "an object",
-        "list": "a list of lists of whole numbers"
-        if row.get("items") == "ints"
-        else "a list of whole numbers",
+        "list": f"a list of {'lists of ' * (row.get('items') == 'ints')}whole numbers",
         "any": "an object or a text",
     }
     return " ".join([names[row["type"]], *([", ".join(limits)] if limits else [])])
@@ -313,12 +297,10 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
     requested = dict(request.arguments)
     if request.target is not None:
         has_experts = any(config.get(key) for key in EXPERT_COUNT_KEYS)
-        requested = {
-            **resolve_format_arguments(
-                request.target, request.runtime, checkpoint.quantization, checkpoint.dtype, has_experts
-            ),
-            **requested,
-        }
+        format_arguments = resolve_format_arguments(
+            request.target, request.runtime, checkpoint.quantization, checkpoint.dtype, has_experts
+        )
+        requested = {**format_arguments, **requested}
     names = load_table("llm_args")["limits"]
     arguments = {names[k]: v for k, v in asdict(limits).items()} | {
         "tensor_parallel_size": request.tensor_parallel,
@@ -333,24 +315,17 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
         else:
             shutil.copytree(model, partial / "model")
         copy_tokenizer_files(model, partial / "tokenizer")
-        runtime, gpu = request.runtime, request.target
+        ends = list(read_end_tokens(model))
+        gpu, ranks = request.target, request.tensor_parallel
         engine_manifest = Manifest(
             artefact="engine",
             name=request.name or read_artefact_name(model),
             kind="llmapi",
-            model={
-                **checkpoint.describe_model(),
-                **read_windows(model),
-                END_TOKENS_KEY: list(read_end_tokens(model)),
-            },
+            model={**checkpoint.describe_model(), **read_windows(model), END_TOKENS_KEY: ends},
             inputs={"model": compute_model_identity(model)},
-            options={
-                "limits": asdict(limits),
-                "llmArgs": requested,
-                "tensorParallel": request.tensor_parallel,
-            },
-            target={"name": gpu.name, "sm": gpu.sm, "count": request.tensor_parallel} if gpu else {},
-            runtime=runtime.describe(),
+            options={"limits": asdict(limits), "llmArgs": requested, "tensorParallel": ranks},
+            target={"name": gpu.name, "sm": gpu.sm, "count": ranks} if gpu else {},
+            runtime=request.runtime.describe(),
             tools={"enginix": __version__},
             results={"gates": "not gated"},
         )

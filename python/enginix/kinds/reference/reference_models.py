@@ -16,6 +16,7 @@ from enginix.errors import RepositoryError
 from enginix.kinds.reference.served_engine import ServedEngine
 from enginix.triton import config, contract
 from enginix.triton.options import RepositoryOptions, resolve_batch_size
+from enginix.triton.parameters import as_text
 
 # Model → module, and its class.
 CLASSES = {
@@ -34,7 +35,7 @@ def build_reference_configs(engine: ServedEngine, options: RepositoryOptions, co
         "max_tokens_limit": str(options.max_tokens_limit),
         "max_seq_len": str(engine.max_seq_len),
         "end_ids": ",".join(map(str, engine.end_ids)),
-        "exclude_input_in_output": _format_boolean(options.exclude_input_in_output),
+        "exclude_input_in_output": as_text(options.exclude_input_in_output),
         "cancellation_check_period_ms": "100",
     }
 
@@ -49,27 +50,21 @@ def build_reference_configs(engine: ServedEngine, options: RepositoryOptions, co
             parameters=shared | parameters,
         )
 
+    executor = {
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": str(engine.executed),
+        "max_beam_width": "1",
+        "max_queue_size": str(options.max_queue_size),
+        "device": options.device,
+    }
+    ensemble = {
+        "tokenizer_dir": str(engine.directory / "tokenizer"),
+        "add_special_tokens": as_text(options.add_special_tokens),
+        "skip_special_tokens": as_text(options.skip_special_tokens),
+    }
     return {
-        contract.EXECUTOR: model(
-            contract.EXECUTOR,
-            1,
-            {
-                "gpt_model_type": "inflight_fused_batching",
-                "gpt_model_path": str(engine.executed),
-                "max_beam_width": "1",
-                "max_queue_size": str(options.max_queue_size),
-                "device": options.device,
-            },
-        ),
-        contract.ENSEMBLE: model(
-            contract.ENSEMBLE,
-            options.ensemble_instances,
-            {
-                "tokenizer_dir": str(engine.tokenizer),
-                "add_special_tokens": _format_boolean(options.add_special_tokens),
-                "skip_special_tokens": _format_boolean(options.skip_special_tokens),
-            },
-        ),
+        contract.EXECUTOR: model(contract.EXECUTOR, 1, executor),
+        contract.ENSEMBLE: model(contract.ENSEMBLE, options.ensemble_instances, ensemble),
     }
 
 
@@ -98,7 +93,3 @@ def write_model_shims(directory: Path, classes: Mapping[str, tuple[str, str]] = 
     for name, (module, kind) in classes.items():
         shim = text.replace("@MODULE@", module).replace("@CLASS@", kind)
         (directory / name / "1" / "model.py").write_text(shim, "utf-8")
-
-
-def _format_boolean(value: bool) -> str:
-    return "true" if value else "false"

@@ -35,11 +35,6 @@ class ServedEngine:
     max_seq_len: int
     end_ids: tuple[int, ...]
 
-    @property
-    def tokenizer(self) -> Path:
-        """Return the directory of the tokenizer."""
-        return self.directory / "tokenizer"
-
 
 def read_reference_engine(directory: Path) -> ServedEngine:
     """Read an engine's manifest, limits and tokenizer settings.

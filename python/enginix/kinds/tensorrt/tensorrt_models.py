@@ -26,7 +26,7 @@ from enginix.model.jsonfile import positive_or_none, read_object
 from enginix.tables import load_table
 from enginix.triton import config, contract
 from enginix.triton.options import RepositoryOptions
-from enginix.triton.parameters import TRUE, check_parameters
+from enginix.triton.parameters import TRUE, as_text, check_parameters
 from enginix.wording import list_known
 
 BLS = "tensorrt_llm_bls"
@@ -79,12 +79,9 @@ def read_tensorrt_engine(directory: Path, engine_manifest: Manifest) -> Tensorrt
         if not (directory / part).exists():
             raise RepositoryError("missing", where=str(directory / part), fix="build the engine again")
     _check_end_token(directory / "tokenizer")
-    limits = engine_manifest.options.get("limits")
-    limits = limits if isinstance(limits, dict) else {}
-    plugins = engine_manifest.options.get("plugins")
-    plugins = plugins if isinstance(plugins, dict) else {}
-    paged = plugins.get("usePagedContextFmha")
-    mode = plugins.get("speculativeDecodingMode")
+    sections = (engine_manifest.options.get(name) for name in ("limits", "plugins"))
+    limits, plugins = (section if isinstance(section, dict) else {} for section in sections)
+    paged, mode = plugins.get("usePagedContextFmha"), plugins.get("speculativeDecodingMode")
     prompt, step = (positive_or_none(limits.get(name)) for name in ("maxInputLen", "maxNumTokens"))
     return TensorrtEngine(
         directory,
@@ -181,7 +178,6 @@ def build_tensorrt_configs(
         "max_queue_delay_microseconds": options.max_queue_delay_microseconds,
         "max_queue_size": options.max_queue_size,
     }
-    yes = {True: "true", False: "false"}
     return {
         "preprocessing": config.build_model_config(
             known["preprocessing"],
@@ -189,7 +185,7 @@ def build_tensorrt_configs(
             instances=options.preprocessing_instances,
             parameters={
                 "tokenizer_dir": tokenizer,
-                "add_special_tokens": yes[options.add_special_tokens],
+                "add_special_tokens": as_text(options.add_special_tokens),
                 # NVIDIA's code requires both keys.
                 "multimodal_model_path": "",
                 "gpt_model_path": engine_path,
@@ -210,7 +206,10 @@ def build_tensorrt_configs(
             known["postprocessing"],
             max_batch_size=batch,
             instances=options.postprocessing_instances,
-            parameters={"tokenizer_dir": tokenizer, "skip_special_tokens": yes[options.skip_special_tokens]},
+            parameters={
+                "tokenizer_dir": tokenizer,
+                "skip_special_tokens": as_text(options.skip_special_tokens),
+            },
         ),
         "ensemble": config.build_ensemble_config(known["ensemble"], max_batch_size=batch),
         BLS: config.build_model_config(
@@ -220,7 +219,7 @@ def build_tensorrt_configs(
             decoupled=models.decoupled,
             dynamic_batching=False,
             parameters={
-                "accumulate_tokens": yes[models.accumulate_tokens],
+                "accumulate_tokens": as_text(models.accumulate_tokens),
                 "tensorrt_llm_model_name": "tensorrt_llm",
                 "tensorrt_llm_draft_model_name": "",
                 "multimodal_encoders_name": "",
@@ -250,15 +249,16 @@ def _build_executor_parameters(
                 fix=f"build it with usePagedContextFmha, or set {key} to false",
             )
     _check_engine_support(engine, parameters, where)
+    windows = read_engine_windows(engine.manifest, engine.max_seq_len, str(engine.directory))
     return {
         **DEFAULTS,
         # The backend's own default is true for every engine.
         "enable_kv_cache_reuse": "false" if engine.paged_context is False else "true",
         # Without it the backend refuses a prompt above max_num_tokens.
         **({"enable_chunked_context": "true"} if engine.longer_prompts and engine.paged_context else {}),
-        "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
+        "exclude_input_in_output": as_text(options.exclude_input_in_output),
         "max_beam_width": "1",
-        **_format_attention_windows(engine),
+        **({"max_attention_window_size": ",".join(map(str, windows))} if windows else {}),
         **parameters,
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine.directory / "engine"),
@@ -267,11 +267,6 @@ def _build_executor_parameters(
         "guided_decoding_backend": parameters.get("guided_decoding_backend", ""),
         "xgrammar_tokenizer_info_path": parameters.get("xgrammar_tokenizer_info_path", ""),
     }
-
-
-def _format_attention_windows(engine: TensorrtEngine) -> dict[str, str]:
-    windows = read_engine_windows(engine.manifest, engine.max_seq_len, str(engine.directory))
-    return {"max_attention_window_size": ",".join(map(str, windows))} if windows else {}
 
 
 def _check_engine_support(engine: TensorrtEngine, parameters: Mapping[str, str], where: str) -> None:
@@ -284,11 +279,8 @@ def _check_engine_support(engine: TensorrtEngine, parameters: Mapping[str, str],
     needed = SPECULATIVE.get(mode or "")
     if needed is not None and engine.speculative != needed:
         built = engine.speculative or "no speculative decoding"
-        refuse(
-            "decoding_mode",
-            f"{mode}, but the engine was built for {built}",
-            f"build it with speculativeDecodingMode = {needed}",
-        )
+        fix = f"build it with speculativeDecodingMode = {needed}"
+        refuse("decoding_mode", f"{mode}, but the engine was built for {built}", fix)
     for key, required_mode in (("medusa_choices", "medusa"), ("eagle_choices", "eagle")):
         if key in parameters and mode != required_mode:
             refuse(key, f"only read with decoding_mode {required_mode}", f"set it, or leave {key} out")
@@ -298,11 +290,8 @@ def _check_engine_support(engine: TensorrtEngine, parameters: Mapping[str, str],
         refuse("gpu_weights_percent", "the engine was built without weight streaming", "build it with it")
     windows = [int(n) for n in parameters.get("max_attention_window_size", "0").split(",")]
     if engine.max_seq_len is not None and max(windows) > engine.max_seq_len:
-        refuse(
-            "max_attention_window_size",
-            f"{max(windows)} is above the engine's {engine.max_seq_len}",
-            f"{engine.max_seq_len} or less",
-        )
+        reason = f"{max(windows)} is above the engine's {engine.max_seq_len}"
+        refuse("max_attention_window_size", reason, f"{engine.max_seq_len} or less")
 
 
 def link_models(

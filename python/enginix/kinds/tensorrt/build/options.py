@@ -47,9 +47,8 @@ class EngineLimits:
     def flags(self) -> list[str]:
         """Return all limits as flags of trtllm-build."""
         rows = load_table("build_options")["limits"]
-        return [
-            word for name, value in sorted(asdict(self).items()) for word in (rows[name]["flag"], str(value))
-        ]
+        limits = sorted(asdict(self).items())
+        return [word for name, value in limits for word in (rows[name]["flag"], str(value))]
 
     def as_build_config(self) -> dict[str, int]:
         """Return the limits by their names in an engine's config.json."""
@@ -133,35 +132,23 @@ def _check_option(name: str, value: Any, runtime: str) -> OptionValue:
     if name in tables["own"]:
         raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]['why']}")
     if name not in rows or (runtime in tables["read"] and runtime not in rows[name]["runtimes"]):
-        raise UsageError(
-            f"unknown to the runtime {runtime}",
-            where=where,
-            fix=suggest_name(name, rows, f"known: {', '.join(sorted(rows))}"),
-        )
-    row = rows[name]
-    kind = row["type"]
-    fits = {
-        "switch": isinstance(value, bool),
-        "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_INTEGER,
-        "enum": isinstance(value, str) and value in (row["choices"] or ()),
-        "strings": isinstance(value, list)
-        and bool(value)
-        and all(isinstance(v, str) and v in (row["choices"] or (v,)) for v in value),
-        "string": isinstance(value, str),
+        known = suggest_name(name, rows, f"known: {', '.join(sorted(rows))}")
+        raise UsageError(f"unknown to the runtime {runtime}", where=where, fix=known)
+    kind, choices = rows[name]["type"], rows[name]["choices"] or ()
+    words = value if isinstance(value, list) else []
+    fits, expected = {
+        "switch": (isinstance(value, bool), "true or false"),
+        "bool": (isinstance(value, bool), "true or false"),
+        "int": (type(value) is int and 0 <= value <= LARGEST_INTEGER, "a whole number"),
+        "enum": (isinstance(value, str) and value in choices, ", ".join(choices)),
+        "strings": (
+            bool(words) and all(isinstance(v, str) and v in (choices or (v,)) for v in words),
+            f"a list of {', '.join(choices)}" if choices else "a list",
+        ),
+        "string": (isinstance(value, str), "a text"),
     }[kind]
     if not fits:
-        expected = {
-            "switch": "true or false",
-            "bool": "true or false",
-            "int": "a whole number",
-            "strings": "a list",
-        }
-        choices = ", ".join(row["choices"] or ())
-        expectation = choices if kind == "enum" else expected.get(kind, "a text")
-        if kind == "strings" and choices:
-            expectation = f"a list of {choices}"
-        raise UsageError(f"is {value!r}", where=where, fix=f"pass {expectation}")
+        raise UsageError(f"is {value!r}", where=where, fix=f"pass {expected}")
     return value  # type: ignore[no-any-return]
 
 
