@@ -93,20 +93,12 @@ class _RowIndex:
         """Yield places that may hold the tensor: constant, side, and first row."""
         rows, columns = expected.shape
         # Use a distinctive row: zeros would make every matrix a candidate.
-        row = next(
-            (
-                r
-                for r in range(min(rows, 64))
-                if np.unique(expected.rows(r, r + 1)[:, :KEY_ELEMENTS]).size > 1
-            ),
-            0,
-        )
-        for name, side, found_row in self.rows.get(
-            expected.rows(row, row + 1)[:, :KEY_ELEMENTS].tobytes(), []
-        ):
+        starts = (expected.rows(r, r + 1)[:, :KEY_ELEMENTS] for r in range(min(rows, 64)))
+        row = next((r for r, start in enumerate(starts) if np.unique(start).size > 1), 0)
+        key = expected.rows(row, row + 1)[:, :KEY_ELEMENTS].tobytes()
+        for name, side, found_row in self.rows.get(key, []):
             array, begin = self.sides[name, side], found_row - row
-            is_inside = array.shape[1] == columns and begin >= 0 and begin + rows <= array.shape[0]
-            if is_inside:
+            if array.shape[1] == columns and begin >= 0 and begin + rows <= array.shape[0]:
                 yield name, side, begin
 
     def holds(self, expected: Expected, place: _Place) -> bool:
@@ -191,16 +183,15 @@ class Coverage:
         kinds = {"FLOAT": value, "FLOAT16": narrow}
 
         def holds(constant: Constant) -> bool:
-            return constant.elements == 1 and np.float32(constant.array().reshape(-1)[0]) == kinds.get(
-                constant.dtype
-            )
+            stored = constant.array().reshape(-1)
+            return constant.elements == 1 and np.float32(stored[0]) == kinds.get(constant.dtype)
 
+        if named is not None and holds(named):
+            self.claims.take("by name", named.name, 0, 1)
+            if named.dtype == "FLOAT16" and value != 0:
+                self.claims.worst_scale = max(self.claims.worst_scale, error)
+            return True
         if named is not None:
-            if holds(named):
-                self.claims.take("by name", named.name, 0, 1)
-                if named.dtype == "FLOAT16" and value != 0:
-                    self.claims.worst_scale = max(self.claims.worst_scale, error)
-                return True
             return False
         if any(map(holds, self._scalars)):
             self.claims.method_counts["shared scale"] += 1
@@ -211,19 +202,17 @@ class Coverage:
                 self.claims.method_counts["joined scale"] += 1
                 return True
         if tensor.name.endswith((".k_scale", ".v_scale")):
-            scales = [
-                n.attributes.get("qkv_scales", []) for n in self.graph.nodes if n.op == "AttentionPlugin"
-            ]
-            if any(np.isclose(s, value, rtol=1e-3) for row in scales for s in row):
+            attentions = [n for n in self.graph.nodes if n.op == "AttentionPlugin"]
+            scales = [s for n in attentions for s in n.attributes.get("qkv_scales", [])]
+            if any(np.isclose(s, value, rtol=1e-3) for s in scales):
                 self.claims.method_counts["attribute"] += 1
                 return True
         return False
 
     @property
     def _scalars(self) -> list[Constant]:
-        return [
-            c for c in self.graph.constants.values() if c.elements == 1 and c.dtype in ("FLOAT", "FLOAT16")
-        ]
+        constants = self.graph.constants.values()
+        return [c for c in constants if c.elements == 1 and c.dtype in ("FLOAT", "FLOAT16")]
 
     def _vector(self, tensor: TensorInfo) -> bool:
         """Claim a vector: a whole constant, or a part of a joined one (a bias of several projections)."""
@@ -271,11 +260,8 @@ class Coverage:
         if self.embedding is None:
             raise ExportError("embedding.safetensors holds no table", where=tensor.name, fix=_FIX)
         if self.embedding.shape != tensor.shape:
-            raise ExportError(
-                f"the exported table is {list(self.embedding.shape)}, the checkpoint's {list(tensor.shape)}",
-                where=tensor.name,
-                fix=_FIX,
-            )
+            shapes = f"{list(self.embedding.shape)}, the checkpoint's {list(tensor.shape)}"
+            raise ExportError(f"the exported table is {shapes}", where=tensor.name, fix=_FIX)
         if self.embedding.dtype == "F16":
             expected = Expected(tensor, "FLOAT16")
             stored = Expected(self.embedding, "FLOAT16")
@@ -302,7 +288,7 @@ class Coverage:
             return self._scalar(tensor, named)
         if named is not None and self._by_name(tensor, named):
             return True
-        if named is not None and not self._index_has_joined(tensor):
+        if named is not None and not any(f".{part}." in tensor.name for part in JOINED_PROJECTIONS):
             return False
         if len(tensor.shape) == 1:
             return self._vector(tensor)
@@ -331,10 +317,6 @@ class Coverage:
         key = _claim_key(name, side)
         return not self.claims.rows.get(other) and self.claims.find_free(key, begin, end) == begin
 
-    @staticmethod
-    def _index_has_joined(tensor: TensorInfo) -> bool:
-        return any(f".{part}." in tensor.name for part in JOINED_PROJECTIONS)
-
     def _given(self, name: str) -> bool:
         """Tell whether the checkpoint has a scale of the graph, alone or for joined projections."""
         name = re.sub(r"__dup\d+$", "", name.removeprefix(PREFIX))
@@ -350,9 +332,8 @@ class Coverage:
                 continue
             if constant.dtype in ("INT64", "INT32", "BOOL"):
                 continue
-            is_whole = self.claims.is_covered(name, self._rows(constant)) or self.claims.is_covered(
-                f"{name} bytes", constant.data.size
-            )
+            covered_bytes = self.claims.is_covered(f"{name} bytes", constant.data.size)
+            is_whole = covered_bytes or self.claims.is_covered(name, self._rows(constant))
             if not is_whole and not _is_neutral(constant):
                 names.append(name)
         return names
@@ -381,19 +362,13 @@ def check_coverage(
     coverage = Coverage(graph, (t.name for t in sorted_tensors), embedding, tied)
     missing_names = [t.name for t in sorted_tensors if not coverage.account(t)]
     if missing_names:
-        raise ExportError(
-            f"{_format_weight_names(missing_names)} of the checkpoint not in the export",
-            where=str(graph.path),
-            fix=_FIX,
-        )
+        what = f"{_format_weight_names(missing_names)} of the checkpoint not in the export"
+        raise ExportError(what, where=str(graph.path), fix=_FIX)
     unexplained_names = coverage.list_unexplained()
     if unexplained_names:
-        described = [_describe_constant(graph, name) for name in unexplained_names]
-        raise ExportError(
-            f"{_format_weight_names(described)} in the export, which come from no tensor of the checkpoint",
-            where=str(graph.path),
-            fix=_FIX,
-        )
+        described = _format_weight_names([_describe_constant(graph, name) for name in unexplained_names])
+        what = f"{described} in the export, which come from no tensor of the checkpoint"
+        raise ExportError(what, where=str(graph.path), fix=_FIX)
     claims = coverage.claims
     return {
         "tensors": len(sorted_tensors),

@@ -37,9 +37,13 @@ from enginix.model.llmapi_advice import explain_no_pytorch_class
 from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
 
-NEEDED_KEYS = (
-    "layers", "heads", "kvHeads", "headSize", "hiddenSize", "intermediateSize", "vocabulary", "context",
-)  # fmt: skip
+# Size → the lock's key of it.
+_SIZES = {
+    "layers": "layers", "heads": "heads", "kv_heads": "kvHeads", "head_size": "headSize",
+    "hidden_size": "hiddenSize", "mlp_width": "intermediateSize", "vocabulary": "vocabulary",
+    "context": "context",
+}  # fmt: skip
+NEEDED_KEYS = tuple(_SIZES.values())
 
 
 def plan_from_lock(
@@ -74,6 +78,11 @@ def plan_from_lock(
     windows = read_locked_windows(metadata)
     limits = resolve_plan_limits(sizes, request, windows)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
+    notes = ["from the lock alone: weights of a rank are the mean, a lower bound"]
+    notes += list_gpu_notes(sizes, gpu, request.kind) + _list_model_notes(metadata, kind.built_from)
+    notes += list_changed_options(request, limits)
+    if limits.max_seq_len > sizes.context:
+        notes.append(f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}")
     return MemoryPlan(
         source=source,
         kind=request.kind,
@@ -89,17 +98,7 @@ def plan_from_lock(
             *find_window_obstacles(request, windows),
         ),
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
-        notes=(
-            "from the lock alone: weights of a rank are the mean, a lower bound",
-            *list_gpu_notes(sizes, gpu, request.kind),
-            *_list_model_notes(metadata, kind.built_from),
-            *list_changed_options(request, limits),
-            *(
-                [f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}"]
-                if limits.max_seq_len > sizes.context
-                else []
-            ),
-        ),
+        notes=tuple(notes),
     )
 
 
@@ -156,17 +155,11 @@ def _read_sizes(
     if dtype == "float32":  # written as float16, as TensorRT-LLM does
         dtype, total = "float16", total // 2
     element = ELEMENT_BYTES[str(dtype)]
+    counts = {size: metadata[key] for size, key in _SIZES.items()}
+    if built_from == "model":
+        counts["context"] = metadata.get(PYTORCH_CONTEXT_KEY, counts["context"])
     sizes = ModelSizes(
-        layers=metadata["layers"],
-        heads=metadata["heads"],
-        kv_heads=metadata["kvHeads"],
-        head_size=metadata["headSize"],
-        hidden_size=metadata["hiddenSize"],
-        mlp_width=metadata["intermediateSize"],
-        vocabulary=metadata["vocabulary"],
-        context=metadata.get(PYTORCH_CONTEXT_KEY, metadata["context"])
-        if built_from == "model"
-        else metadata["context"],
+        **counts,
         element_bytes=element,
         quantization=metadata.get("quantization") or "NO_QUANT",
         kv_bits=cache_bits[cache] if cache else 8 * element,

@@ -25,11 +25,7 @@ class StepInputs:
     last_indices: torch.Tensor
 
     def as_tensors(self) -> dict[str, torch.Tensor]:
-        return {
-            "input_ids": self.input_ids,
-            "write_indices": self.write_indices,
-            "last_indices": self.last_indices,
-        }
+        return dict(vars(self))
 
 
 def make_step_inputs(

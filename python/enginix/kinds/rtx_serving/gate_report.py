@@ -14,9 +14,9 @@ from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.files import sha256_file
 from enginix.kinds.gating.gate_asking import GateAsking
 from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
-from enginix.kinds.rtx_serving.load_executor import load_step_backend
 from enginix.kinds.rtx_serving.rtx_asker import ask_rtx_engine
 from enginix.kinds.rtx_serving.start import INTERPRETED, NEVER_EXECUTED
+from enginix.kinds.rtx_serving.step_backend import load_step_backend
 from enginix.machine import driver as drivers
 from enginix.machine.target import probe_machine
 from enginix.manifest import MANIFEST_FILE

@@ -28,8 +28,8 @@ class RtxExecutor(TensorrtLlm):
 
         def make_scheduler(plan_folder: Path, device: str, max_batch_size: int) -> tuple[Any, Any]:
             # torch and NVIDIA's library are needed here and nowhere else in the repository's models.
-            from enginix.kinds.rtx_serving.load_executor import load_step_backend
             from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
+            from enginix.kinds.rtx_serving.step_backend import load_step_backend
             from enginix.reference.scheduler import GenerationRequest
 
             step_backend = load_step_backend(plan_folder.parent, checkpoint)
