@@ -25,8 +25,8 @@ _OWN_SIZE = re.compile(r"-[0-9]+gb$", re.ASCII)
 
 
 @dataclass(frozen=True)
-class GpuRow:
-    """One GPU of the table, or one that the user described.
+class TargetGpu:
+    """A target GPU.
 
     Attributes:
         name: as the table has it, or ``sm89-16gb``.
@@ -38,15 +38,21 @@ class GpuRow:
     """
 
     name: str
-    product: str
-    part: str
     sm: int
     memory: int
-    formats: tuple[str, ...]
-    unified: bool
-    source: str
+    formats: tuple[str, ...] = ()
+    unified: bool = False
     system: str | None = None
     is_listed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRow(TargetGpu):
+    """One GPU of the table, or one that the user described, with what is known of its part."""
+
+    product: str
+    part: str
+    source: str
 
 
 def list_gpu_names() -> list[str]:
@@ -202,14 +208,14 @@ def _make_row(name: str, row: dict[str, Any]) -> GpuRow:
     memory = int(row["memoryMiB"]) << 20 if row.get("memoryMiB") else (row["memoryGB"] or 0) * 10**9
     return GpuRow(
         name,
-        row["product"],
-        row["part"],
         row["sm"],
         memory,
         tuple(row["formats"]),
         row.get("unified", False),
-        row["source"],
         load_table("gpus")["partSystems"].get(row["part"]),
+        product=row["product"],
+        part=row["part"],
+        source=row["source"],
     )
 
 
@@ -230,12 +236,11 @@ def _describe_unnamed(name: str, sm: int, gigabytes: int, is_listed: bool) -> Gp
         )
     return GpuRow(
         name,
-        f"a GPU of SM {sm}",
-        "other",
         sm,
         gigabytes * 10**9,
         tuple(reached[-1]),
-        False,
-        "SM and memory as the name gives them; formats by SM (formatSources)",
         is_listed=is_listed,
+        product=f"a GPU of SM {sm}",
+        part="other",
+        source="SM and memory as the name gives them; formats by SM (formatSources)",
     )

@@ -9,27 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from enginix.machine.gpu_table import TargetGpu
 from enginix.tables import load_table
 
 # Kinds that TensorRT-LLM executes.
 _TENSORRT_LLM = ("tensorrt", "llmapi")
 # The kinds of which `enginix plan` takes the first that a GPU runs.
 _PLANNED = ("tensorrt", "llmapi", "edgellm", "reference")
-
-
-class DescribedGpu(Protocol):
-    """A GPU of the table, or one that a name describes."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def sm(self) -> int: ...
-    @property
-    def system(self) -> str | None: ...
-    @property
-    def is_listed(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ def _read_kinds() -> Mapping[str, Mapping[str, Any]]:
     return kinds
 
 
-def has_code(kind: str, gpu: DescribedGpu) -> bool:
+def has_code(kind: str, gpu: TargetGpu) -> bool:
     """Tell whether a kind's software has code for a GPU, on a system that may have it.
 
     An SM that the table does not have (``sm130-64gb-unlisted``) is left to the PyTorch backend to judge.
@@ -56,12 +44,12 @@ def has_code(kind: str, gpu: DescribedGpu) -> bool:
     return any(gpu.sm in known for system, known in sms.items() if gpu.system in (None, system))
 
 
-def list_running_kinds(gpu: DescribedGpu) -> list[str]:
+def list_running_kinds(gpu: TargetGpu) -> list[str]:
     """Return the kinds whose software has code for a GPU."""
     return [kind for kind in _read_kinds() if has_code(kind, gpu)]
 
 
-def choose_planned_kind(gpu: DescribedGpu) -> str:
+def choose_planned_kind(gpu: TargetGpu) -> str:
     """Return the kind that a memory plan is for where its user names none."""
     return next(kind for kind in _PLANNED if has_code(kind, gpu))
 
@@ -72,9 +60,7 @@ def find_first_version(kind: str, sm: int) -> str | None:
     return version
 
 
-def explain_unsupported_gpu(
-    kind: str, gpu: DescribedGpu, version: str | None = None
-) -> UnsupportedGpu | None:
+def explain_unsupported_gpu(kind: str, gpu: TargetGpu, version: str | None = None) -> UnsupportedGpu | None:
     """Explain why a kind does not run on a GPU; None if it does.
 
     Args:

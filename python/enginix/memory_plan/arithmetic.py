@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from enginix.errors import EnginixError
-from enginix.machine.gpu_table import find_gpu
+from enginix.machine.gpu_table import TargetGpu
 from enginix.model.number_formats import read_algorithms, read_packed_bits, supports_sm
 from enginix.tables import load_table
 
@@ -59,27 +59,6 @@ class ModelSizes:
     latent: int = 0
     cached_layers: int = 0
     state: int = 0
-
-
-@dataclass(frozen=True)
-class TargetGpu:
-    """A target GPU.
-
-    Attributes:
-        memory: bytes of one GPU.
-        formats: number formats that it computes with, by their names in gpus.json.
-        unified: whether its memory is the CPU's as well.
-        system: the one system that has it (``aarch64-linux``); None for any.
-        is_listed: whether the table has its SM.
-    """
-
-    name: str
-    sm: int
-    memory: int
-    formats: tuple[str, ...] = ()
-    unified: bool = False
-    system: str | None = None
-    is_listed: bool = True
 
 
 @dataclass(frozen=True)
@@ -334,13 +313,3 @@ def iterate_halvings(value: int, least: int) -> Iterator[int]:
     """Yield half of a value, half of that, and so on, down to ``least``."""
     while (value := value // 2) >= least:
         yield value
-
-
-def find_target_gpu(name: str) -> TargetGpu:
-    """Return a target of gpus.json; its memory is 0 where the table has none.
-
-    Raises:
-        UsageError: not in the table; the nearest names are given.
-    """
-    row = find_gpu(name)
-    return TargetGpu(row.name, row.sm, row.memory, row.formats, row.unified, row.system, row.is_listed)

@@ -20,7 +20,7 @@ from enginix.inspect import describe_model, open_model
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import plan_memory
 from enginix.kinds.reference.reference_build import build_reference_engine
-from enginix.memory_plan.arithmetic import find_target_gpu
+from enginix.machine.gpu_table import find_gpu
 from enginix.memory_plan.weights import CheckpointSizes
 from enginix.model import open_weights
 from enginix.model.config import parse_config, read_model_config
@@ -185,7 +185,7 @@ def test_plan_and_compare_refuse_what_conversion_and_build_refuse(
         assert whole[kind].takes or (name, kind) == ("MPTForCausalLM", "reference")
         assert rows[kind].takes is takes[kind]
         with open_model(str(model)) as opened:
-            obstacles = plan_memory(opened, find_target_gpu("h200"), PlanRequest(kind)).obstacles
+            obstacles = plan_memory(opened, find_gpu("h200"), PlanRequest(kind)).obstacles
         assert obstacles == (() if takes[kind] else rows[kind].why)
     if not tensorrt:
         with pytest.raises(EnginixError):

@@ -21,7 +21,7 @@ from enginix.kinds.planning.checkpoint_refusal import LOCK_LACKS_VALUES
 from enginix.kinds.planning.lock_plan import plan_from_lock
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import plan_memory
-from enginix.memory_plan.arithmetic import find_target_gpu
+from enginix.machine.gpu_table import find_gpu
 from enginix.model.family_rows import list_family_rows
 from enginix.report.kinds import compare_kinds, read_compared_model
 from enginix.tables import load_table
@@ -43,7 +43,7 @@ def compare_both(directory: Path) -> None:
         if theirs.takes and not ours.takes and kind in KINDS:
             assert LOCK_LACKS_VALUES in theirs.why, (kind, ours.why)
     config = (directory / "config.json").read_bytes()
-    facts, gpu = extract_model_metadata({"config.json": config}, "lock"), find_target_gpu("h200")
+    facts, gpu = extract_model_metadata({"config.json": config}, "lock"), find_gpu("h200")
     for kind in KINDS:
         try:
             plan = plan_from_lock(facts, {"model.safetensors": 1000}, gpu, PlanRequest(kind), "lock")

@@ -17,7 +17,7 @@ from enginix.hub.lock import Selection
 from enginix.hub.locking import make_lock
 from enginix.kinds.planning.lock_plan import plan_from_lock
 from enginix.kinds.planning.plan_record import PlanRequest
-from enginix.memory_plan.arithmetic import TargetGpu
+from enginix.machine.gpu_table import TargetGpu
 from hub import Hub
 
 Start = Callable[..., Hub]

@@ -21,10 +21,10 @@ from enginix.inspect import describe_model, open_model
 from enginix.kinds.planning.lock_plan import NEEDED_KEYS, plan_from_lock
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import find_kv_certainty
+from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan.arithmetic import (
     ModelSizes,
     PlanLimits,
-    TargetGpu,
     compute_kv_token,
     estimate_workspace,
 )

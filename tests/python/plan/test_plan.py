@@ -24,8 +24,9 @@ from enginix.inspect import open_model
 from enginix.kinds.planning.lock_plan import plan_from_lock
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import plan_memory
+from enginix.machine.gpu_table import TargetGpu, find_gpu
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, find_target_gpu
+from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits
 from enginix.memory_plan.weights import CheckpointSizes
 from enginix.model import open_weights
 from enginix.model.config import read_model_config
@@ -252,10 +253,10 @@ def test_what_is_not_counted_is_named_with_a_fix_that_works(gone: list[str], tmp
         (tmp_path / "model/config.json").write_text(json.dumps(raw))
         with open_model(str(tmp_path / "model")) as model:
             if raw is not lacking:
-                assert plan_memory(model, find_target_gpu("h200"), PlanRequest(kind="llmapi")).fits
+                assert plan_memory(model, find_gpu("h200"), PlanRequest(kind="llmapi")).fits
                 continue
             with pytest.raises(EnginixError, match="plan does not count NovelForCausalLM") as caught:
-                plan_memory(model, find_target_gpu("h200"), PlanRequest(kind="llmapi"))
+                plan_memory(model, find_gpu("h200"), PlanRequest(kind="llmapi"))
             assert gone[0] in caught.value.what and gone[0] in str(caught.value.fix)
 
 
@@ -331,13 +332,13 @@ def test_edgellm_knows_the_layout_of_its_own_architectures_alone(name: str, tmp_
     (tmp_path / "model/config.json").write_text(json.dumps(raw))
     request = PlanRequest(kind="edgellm")
     with open_model(str(tmp_path / "model")) as model:
-        assert plan_memory(model, find_target_gpu("rtx-5090"), request).certainty.kv_token == "estimate"
+        assert plan_memory(model, find_gpu("rtx-5090"), request).certainty.kv_token == "estimate"
 
 
 def test_an_architecture_or_format_that_edgellm_does_not_take_is_an_obstacle() -> None:
     from enginix.kinds.edgellm import memory_plan
 
-    gpu = arithmetic.find_target_gpu("rtx-3090")
+    gpu = find_gpu("rtx-3090")
     assert memory_plan.find_edgellm_obstacles("Qwen3ForCausalLM", "NO_QUANT", gpu) == []
     assert (
         "architecture MambaForCausalLM is not supported"
@@ -427,5 +428,5 @@ def test_a_class_that_the_pytorch_backend_lacks_is_told(
     metadata = {**locked.model, "architecture": architecture}
     files = {file.path: file.size for file in locked.files}
     for kind in ("llmapi", "tensorrt"):
-        plan = plan_from_lock(metadata, files, find_target_gpu("h200"), PlanRequest(kind), "x.lock.json")
+        plan = plan_from_lock(metadata, files, find_gpu("h200"), PlanRequest(kind), "x.lock.json")
         assert any(note.startswith(told) for note in plan.notes) == (is_told and kind == "llmapi")

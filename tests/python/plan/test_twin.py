@@ -13,8 +13,7 @@ import pytest
 from enginix.cli import main
 from enginix.kinds.planning.lock_plan import count_weight_bytes, plan_from_lock
 from enginix.kinds.planning.plan_record import PlanRequest
-from enginix.machine.gpu_table import find_gpu
-from enginix.memory_plan.arithmetic import TargetGpu
+from enginix.machine.gpu_table import TargetGpu, find_gpu
 from enginix.tables import load_table
 from nix_evaluation import check, needs_nix
 

@@ -19,7 +19,8 @@ from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import check_plan_request
 from enginix.kinds.registry import KIND_NAMES, find_kind, list_kinds
 from enginix.kinds.rtx_planning.memory_plan import find_rtx_obstacles
-from enginix.memory_plan.arithmetic import ModelSizes, find_target_gpu
+from enginix.machine.gpu_table import find_gpu
+from enginix.memory_plan.arithmetic import ModelSizes
 from enginix.model.family_rows import list_family_rows
 from enginix.report.artefacts import Artefact
 from enginix.report.comparison.artefact_comparison import compare_artefacts
@@ -87,7 +88,7 @@ def test_edgellm_runs_where_the_wheel_has_a_payload() -> None:
         )
     }
     assert "b200" in row.targets and "gb200" not in row.targets and "gb10" in row.targets
-    (reason,) = find_edgellm_obstacles("Qwen3ForCausalLM", "NO_QUANT", find_target_gpu("gb200"))
+    (reason,) = find_edgellm_obstacles("Qwen3ForCausalLM", "NO_QUANT", find_gpu("gb200"))
     assert "no payload for SM 100 on aarch64 (gb200)" in reason
     assert 'use kind "tensorrt" or "llmapi" or "reference"' in reason
 
@@ -132,7 +133,7 @@ def test_plan_and_compare_agree_on_llmapi(quantization: str, target: str) -> Non
     row = {row.kind: row for row in compare_kinds(model, target)}["llmapi"]
     sizes = ModelSizes(1, 1, 1, 1, 1, 1, 1, 1, quantization=quantization)
     obstacles = find_model_obstacles("llmapi", "Qwen3ForCausalLM", quantization)
-    obstacles += find_format_obstacles(sizes, find_target_gpu(target), "llmapi")
+    obstacles += find_format_obstacles(sizes, find_gpu(target), "llmapi")
     assert (row.takes is False) == bool(obstacles)
 
 
@@ -207,7 +208,7 @@ def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
     row = judge(kind, "Qwen3ForCausalLM", name)
     sizes = ModelSizes(4, 8, 4, 32, 128, 512, 2048, 2048, quantization=name)
     for target in GPUS:
-        gpu = find_target_gpu(target)
+        gpu = find_gpu(target)
         obstacles = find_model_obstacles(kind, "Qwen3ForCausalLM", name)
         if kind == "edgellm":
             obstacles += find_edgellm_obstacles("Qwen3ForCausalLM", name, gpu)

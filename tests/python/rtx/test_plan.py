@@ -30,9 +30,9 @@ from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.writer import NetworkWriter
 from enginix.kinds.rtx.plan_header import check_plan_header
 from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
+from enginix.machine.gpu_table import find_gpu
 from enginix.machine.target import Machine, MachineGpu
 from enginix.manifest import read_manifest
-from enginix.memory_plan.arithmetic import find_target_gpu
 from enginix.report.kinds import compare_kinds, read_compared_model
 
 TINY = Path(__file__).resolve().parents[2] / "models/tiny-qwen3"
@@ -340,7 +340,7 @@ def test_the_kv_cache_of_a_memory_plan_is_that_of_the_engine(engine: Path) -> No
     described = json.loads((engine / "engine/engine.json").read_text())
     with open_model(str(TINY)) as model:
         request = PlanRequest(kind="rtx", max_batch_size=2, max_seq_len=32)
-        found = plan_memory(model, find_target_gpu("rtx-4090"), request)
+        found = plan_memory(model, find_gpu("rtx-4090"), request)
     positions = described["slots"] * (described["maxSeqLen"] + found.limits.step_tokens - 1)
     assert found.memory.need_tokens == positions
     heads = described["layers"] * described["keyValueHeads"] * described["headSize"]

@@ -24,7 +24,7 @@ from enginix.model.number_formats import read_kv_cache_bits
 
 if TYPE_CHECKING:
     from enginix.kinds.planning.plan_record import MemoryPlan, PlanRequest
-    from enginix.memory_plan.arithmetic import TargetGpu
+    from enginix.machine.gpu_table import TargetGpu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,10 +133,10 @@ def _choose_kind(gpu: TargetGpu) -> str:
 def _resolve_gpu(args: argparse.Namespace) -> TargetGpu:
     from dataclasses import replace
 
+    from enginix.machine.gpu_table import find_gpu
     from enginix.machine.kind_support import explain_unsupported_gpu
-    from enginix.memory_plan.arithmetic import find_target_gpu
 
-    gpu_row = find_target_gpu(args.target) if args.target is not None else _find_own_gpu()
+    gpu_row = find_gpu(args.target) if args.target is not None else _find_own_gpu()
     if args.memory is not None:
         if not 0 < args.memory < 1e6:
             raise UsageError(f"--memory is {args.memory}", fix="pass gigabytes above 0, for instance 24")
@@ -158,8 +158,8 @@ def _find_own_gpu() -> TargetGpu:
     from dataclasses import replace
 
     from enginix.machine.driver import find_driver
+    from enginix.machine.gpu_table import find_gpu
     from enginix.machine.target import name_target, probe_machine
-    from enginix.memory_plan.arithmetic import find_target_gpu
 
     try:
         gpu = probe_machine(find_driver(None)).gpus[0]
@@ -168,7 +168,7 @@ def _find_own_gpu() -> TargetGpu:
             f"no --target is given, and this machine has no GPU: {e.what}",
             fix="--target GPU; enginix target lists the names",
         ) from e
-    return replace(find_target_gpu(name_target(gpu)), memory=gpu.total)
+    return replace(find_gpu(name_target(gpu)), memory=gpu.total)
 
 
 def _plan_memory(args: argparse.Namespace, request: PlanRequest, gpu: TargetGpu) -> MemoryPlan:

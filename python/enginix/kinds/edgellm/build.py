@@ -35,8 +35,8 @@ from enginix.kinds.edgellm.unsupported_models import (
     require_direct_reading,
 )
 from enginix.letter_case import to_snake_case
-from enginix.machine.gpu_table import find_gpu
-from enginix.machine.kind_support import DescribedGpu, list_running_kinds
+from enginix.machine.gpu_table import TargetGpu, find_gpu
+from enginix.machine.kind_support import list_running_kinds
 from enginix.manifest import Manifest
 from enginix.model.identity import require_same_model
 from enginix.model.jsonfile import read_object
@@ -130,7 +130,7 @@ def explain_missing_payload(sm: int, target: str, system: str) -> str | None:
     )
 
 
-def describe_other_ways(gpu: DescribedGpu) -> str:
+def describe_other_ways(gpu: TargetGpu) -> str:
     """Return what to do where the wheel has no payload for a GPU."""
     others = " or ".join(f'"{kind}"' for kind in list_running_kinds(gpu) if kind != "edgellm")
     if gpu.sm in load_table("edgellm")["sourceSms"]["sms"]:

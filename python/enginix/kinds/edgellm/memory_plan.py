@@ -18,6 +18,7 @@ from enginix.kinds.edgellm.build import (
     find_uncountable_limit,
     format_cpu,
 )
+from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
     FEWEST_TOKENS,
@@ -27,7 +28,6 @@ from enginix.memory_plan.arithmetic import (
     ModelSizes,
     RankMemory,
     RankWeights,
-    TargetGpu,
 )
 from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table

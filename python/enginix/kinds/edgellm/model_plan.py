@@ -18,8 +18,8 @@ from enginix.kinds.planning.plan_record import (
     PlanRequest,
 )
 from enginix.kinds.planning.planner import read_kv_bits, require_one_gpu, resolve_sizes
+from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.model import open_weights
 
 

@@ -28,8 +28,9 @@ from enginix.kinds.planning.planner import (
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook
+from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
+from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes
 from enginix.model.attention_window import WINDOW_KEY
 from enginix.model.config_rules import explain_other_class
 from enginix.model.context_length import PYTORCH_CONTEXT_KEY

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.registry import find_kind, is_portable
+from enginix.machine.gpu_table import TargetGpu
 from enginix.machine.kind_support import explain_unsupported_gpu, find_first_version
-from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu
+from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits
 from enginix.model.number_formats import (
     describe_fallback,
     find_fallback,

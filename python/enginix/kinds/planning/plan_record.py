@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol
 
 from enginix.inspect import InspectedModel, ModelDescription
 from enginix.letter_case import camel_case_keys
+from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import Change, ModelSizes, RankMemory, TargetGpu
+from enginix.memory_plan.arithmetic import Change, ModelSizes, RankMemory
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class MemoryPlan:
             "tightest": self.memory.tightest,
             "model": self.source,
             "kind": self.kind,
-            "target": asdict(self.gpu),
+            "target": {field.name: getattr(self.gpu, field.name) for field in fields(TargetGpu)},
             "limits": asdict(self.limits),
             "memory": {
                 **asdict(self.memory),

@@ -25,8 +25,9 @@ from enginix.kinds.planning.plan_record import (
     PlanRequest,
 )
 from enginix.kinds.registry import find_kind, is_portable, load_hook
+from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, PlanLimits, RankMemory, TargetGpu
+from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, PlanLimits, RankMemory
 from enginix.memory_plan.kv_layout import find_latent, find_recurrent_layers, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights

@@ -29,6 +29,7 @@ from enginix.kinds.planning.plan_record import (
 from enginix.kinds.planning.planner import require_one_gpu, resolve_sizes
 from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support, resolve_engine_shape
 from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
     SHORTEST_SEQUENCE,
@@ -37,7 +38,6 @@ from enginix.memory_plan.arithmetic import (
     ModelSizes,
     RankMemory,
     RankWeights,
-    TargetGpu,
 )
 from enginix.model import open_weights
 from enginix.tables import load_table
