@@ -5,9 +5,11 @@ The converter's own layout gives the tensors of a rank; no weight and no scale i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 from enginix.checkpoint import config as ckpt
 from enginix.checkpoint.byte_sources import OutputTensor, SourceFileReader
@@ -99,23 +101,19 @@ class CheckpointSizes:
     def _layout(
         self, mapping: CheckpointMapping, quantization: str | None, kv_cache: str | None
     ) -> tuple[CheckpointLayout, dict[str, str | None]]:
-        plain = CheckpointLayout(
-            ckpt.parse_checkpoint_config(
-                describe_checkpoint_config(self.model, self.dtype, mapping, {}), ckpt.FILE
-            )
-        )
-        if quantization is not None:
-            keys = {"quant_algo": quantization, "group_size": 16 if quantization == "NVFP4" else 128}
+        def lay_out(keys: dict[str, Any], quant_cfg: Mapping[str, Any] | None = None) -> CheckpointLayout:
             raw = describe_checkpoint_config(self.model, self.dtype, mapping, keys)
+            return CheckpointLayout(ckpt.parse_checkpoint_config(raw, ckpt.FILE, quant_cfg))
+
+        plain = lay_out({})
+        if quantization is not None:
             every = {m.name: quantization for m in _list_linears(plain) if m.quantizable}
-            return CheckpointLayout(ckpt.parse_checkpoint_config(raw, ckpt.FILE)), dict(every)
+            group_size = 16 if quantization == "NVFP4" else 128
+            return lay_out({"quant_algo": quantization, "group_size": group_size}), dict(every)
         with SourceFileReader() as reader:
             source = SourceTensors(self.weights, reader, name_source_tensors(self.model))
             resolved = resolve_quantization(self.model.quantization, plain, source, kv_cache=kv_cache)
-        raw = describe_checkpoint_config(self.model, self.dtype, mapping, resolved.keys)
-        return CheckpointLayout(
-            ckpt.parse_checkpoint_config(raw, ckpt.FILE, resolved.quant_cfg)
-        ), resolved.algorithms
+        return lay_out(resolved.keys, resolved.quant_cfg), resolved.algorithms
 
     def _outputs(
         self, layout: CheckpointLayout, rank: int, algorithms: dict[str, str | None], form: str

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.files import dump_json, write_text
 from enginix.kinds.llmapi import triton_model
 from enginix.kinds.tensorrt import tensorrt_models
 from enginix.triton import contract
@@ -31,10 +32,9 @@ def prepare_content(request: ContentRequest) -> RepositoryContent:
         )
 
     def fill(out: Path) -> None:
-        triton_model.write_model_yaml(
-            out / contract.EXECUTOR / "1",
-            triton_model.build_model_yaml(directory, decoupled=models.decoupled),
-        )
+        described = triton_model.build_model_yaml(directory, decoupled=models.decoupled)
+        # JSON is YAML.
+        write_text(out / contract.EXECUTOR / "1" / triton_model.MODEL_YAML, dump_json(described))
         around = {contract.EXECUTOR: "Llmapi"} if models.chat else {}
         tensorrt_models.link_models(out, request.rootfs, {contract.EXECUTOR: "llmapi"}, around)
 

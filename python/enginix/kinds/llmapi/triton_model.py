@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import RepositoryError
-from enginix.files import dump_json, write_text
 from enginix.triton import config, contract
 
 MODEL_YAML = "model.yaml"
@@ -69,11 +68,6 @@ def build_model_yaml(engine: Path, *, decoupled: bool) -> dict[str, Any]:
             "cancellation_check_period_ms": CANCELLATION_MS,
         },
     }
-
-
-def write_model_yaml(version: Path, described: dict[str, Any]) -> None:
-    """Write ``model.yaml`` as JSON, which is YAML."""
-    write_text(version / MODEL_YAML, dump_json(described))
 
 
 def check_model_yaml(model: Path, model_config: Any) -> None:

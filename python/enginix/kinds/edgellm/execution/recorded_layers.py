@@ -6,7 +6,7 @@ import ctypes
 import enum
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,15 +14,8 @@ from onnx import helper
 
 from enginix.errors import GateError
 
-
-class LayerOwner(Protocol):
-    """The network that layers belong to."""
-
-    layers: list[Layer]
-
-    def make_name(self) -> str:
-        """Return a name that no other value has."""
-        ...
+if TYPE_CHECKING:
+    from enginix.kinds.edgellm.execution.network_recorder import Network
 
 
 class DataType(enum.Enum):
@@ -79,7 +72,7 @@ class ITensor:
 class Layer:
     """A layer; its settings are read when the network is written, since the builder sets them afterwards."""
 
-    def __init__(self, network: LayerOwner, emit: Callable[[Layer], None], inputs: Sequence[ITensor]) -> None:
+    def __init__(self, network: Network, emit: Callable[[Layer], None], inputs: Sequence[ITensor]) -> None:
         self.__dict__.update(network=network, emit=emit, inputs=list(inputs), outputs=[], settings={})
         network.layers.append(self)
 

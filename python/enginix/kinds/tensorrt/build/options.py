@@ -96,23 +96,19 @@ def _check_limit(name: str, value: Any) -> None:
 
 
 def check_build_options(values: Mapping[str, Any], runtime: str) -> dict[str, OptionValue]:
-    """Check names and types of options for a runtime.
+    """Check names and types of options for a runtime; warn where the runtime's text was not read.
 
     Raises:
         UsageError: an option is unknown, removed or of another type; names the nearest or the replacement.
     """
-    return {name: _check_runtime_option(name, value, runtime) for name, value in values.items()}
-
-
-def _check_runtime_option(name: str, value: Any, runtime: str) -> OptionValue:
-    """Check an option; one that a runtime takes whose text was not read is told in a warning."""
-    tables = load_table("build_options")
-    checked = _check_option(name, value, runtime)
-    if runtime not in tables["read"]:
-        console.print_message(
-            f"warning: option {name}: checked by the text of {tables['read'][-1]}; that of {runtime} was not "
-            "read"
-        )
+    tables, checked = load_table("build_options"), dict[str, OptionValue]()
+    for name, value in values.items():
+        checked[name] = _check_option(name, value, runtime)
+        if runtime not in tables["read"]:
+            console.print_message(
+                f"warning: option {name}: checked by the text of {tables['read'][-1]}; that of {runtime} was "
+                "not read"
+            )
     return checked
 
 
