@@ -495,7 +495,7 @@ def export_config(source: ExportSource) -> dict[str, Any]:
     """What NVIDIA's exporter writes for a model, but for what it takes from its own reader."""
     scaling = dict(source.model.rope.scaling or {"rope_type": source.model.rope.type})
     return {
-        **describe_runtime_config(source.facts),
+        **describe_runtime_config(source),
         "rope_scaling": {**scaling, "type": scaling["rope_type"]},
     }
 
@@ -511,18 +511,18 @@ def damage(value: Any) -> Any:
 def test_every_key_of_the_runtimes_configuration_is_compared(model: Path) -> None:
     source = read_export_source(model)
     right = export_config(source)
-    compare_runtime_config(right, source.facts, "config.json")
-    for key in describe_runtime_config(source.facts):
+    compare_runtime_config(right, source, "config.json")
+    for key in describe_runtime_config(source):
         with pytest.raises(ExportError, match=key):
-            compare_runtime_config({**right, key: damage(right[key])}, source.facts, "config.json")
+            compare_runtime_config({**right, key: damage(right[key])}, source, "config.json")
         with pytest.raises(ExportError, match=key):
-            compare_runtime_config({k: v for k, v in right.items() if k != key}, source.facts, "config.json")
+            compare_runtime_config({k: v for k, v in right.items() if k != key}, source, "config.json")
     with pytest.raises(ExportError, match="use_rope"):
-        compare_runtime_config({**right, "use_rope": False}, source.facts, "config.json")
+        compare_runtime_config({**right, "use_rope": False}, source, "config.json")
     with pytest.raises(ExportError, match="sliding_window_size"):
-        compare_runtime_config({**right, "sliding_window_size": 4}, source.facts, "config.json")
+        compare_runtime_config({**right, "sliding_window_size": 4}, source, "config.json")
     with pytest.raises(ExportError, match="eos_token_id"):
-        compare_runtime_config({**right, "eos_token_id": []}, source.facts, "config.json")
+        compare_runtime_config({**right, "eos_token_id": []}, source, "config.json")
 
 
 @pytest.mark.parametrize("builder", ["direct", "onnx"])
@@ -533,17 +533,17 @@ def test_every_key_of_an_engines_configuration_is_compared(builder: str, model: 
         for key in ("rms_norm_eps", "attention_scaling", "use_vision_bidirectional_attention"):
             del right[key]
         right |= {"checkpoint_identity": {}, "checkpoint_dir": "/model", "checkpoint_weight_bindings": []}
-    compare_engine_config(right, source.facts, builder, "config.json")
-    for key in set(right) & set(describe_runtime_config(source.facts)):
+    compare_engine_config(right, source, builder, "config.json")
+    for key in set(right) & set(describe_runtime_config(source)):
         with pytest.raises(ExportError, match=key):
-            compare_engine_config({**right, key: damage(right[key])}, source.facts, builder, "config.json")
+            compare_engine_config({**right, key: damage(right[key])}, source, builder, "config.json")
         with pytest.raises(ExportError, match=key):
             missing = {k: v for k, v in right.items() if k != key}
-            compare_engine_config(missing, source.facts, builder, "config.json")
+            compare_engine_config(missing, source, builder, "config.json")
     strange = {"checkpoint_dir": "/m"} if builder == "onnx" else {"reduced_vocab_size": 7}
     for more in (strange, {"original_max_position_embeddings": 5}, {"sliding_window_size": 4}):
         with pytest.raises(ExportError, match=next(iter(more))):
-            compare_engine_config({**right, **more}, source.facts, builder, "config.json")
+            compare_engine_config({**right, **more}, source, builder, "config.json")
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -555,19 +555,16 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def test_every_parameter_of_a_scaling_is_compared(rope: dict[str, Any], tmp_path: Path) -> None:
     raw = json.loads((TINY / "config.json").read_text()) | {"head_dim": 64, "rope_parameters": rope}
     config = parse_export_config(raw, tmp_path)
-    tiny = read_export_source(TINY)
-    source = ExportSource(tmp_path, config, tiny.weights, None, None, tiny.texts)
+    source = replace(read_export_source(TINY), model=config)
     right = export_config(source)
-    compare_runtime_config(right, source.facts, "config.json")
+    compare_runtime_config(right, source, "config.json")
     reads = load_table("edgellm")["rope"]["types"][rope["rope_type"]]["reads"]
     for key in reads:
         wrong = {**right["rope_scaling"], key: (right["rope_scaling"].get(key) or 1) * 2}
         with pytest.raises(ExportError, match=key):
-            compare_runtime_config({**right, "rope_scaling": wrong}, source.facts, "config.json")
+            compare_runtime_config({**right, "rope_scaling": wrong}, source, "config.json")
     with pytest.raises(ExportError, match="type"):
-        compare_runtime_config(
-            {**right, "rope_scaling": {"rope_type": "linear"}}, source.facts, "config.json"
-        )
+        compare_runtime_config({**right, "rope_scaling": {"rope_type": "linear"}}, source, "config.json")
 
 
 def compute_runtime_frequencies(config: dict[str, Any]) -> tuple[np.ndarray, float]:
@@ -629,7 +626,7 @@ def test_accepted_rotary_embeddings_are_the_same_function_in_transformers(
         config = parse_export_config(raw, Path("model"))
     except ModelError:
         return
-    source = ExportSource(TINY, config, TINY_SOURCE.weights, None, None, TINY_SOURCE.texts)
+    source = replace(TINY_SOURCE, model=config)
     frequencies, magnitude = compute_runtime_frequencies(export_config(source))
     made = LlamaConfig(head_dim=head, max_position_embeddings=2048, rope_parameters=raw["rope_parameters"])
     if rope["rope_type"] == "default":

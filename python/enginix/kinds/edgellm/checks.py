@@ -42,8 +42,8 @@ def list_exported_files(llm: Path) -> list[str]:
 def find_attention_differences(onnx_graph: Graph, source: ExportSource) -> Iterator[str]:
     """Yield layers without one attention plugin that has a KV cache of its own and the model's parameters."""
     nodes = [n for n in onnx_graph.nodes if n.op == "AttentionPlugin" and n.domain == graph.PLUGIN_DOMAIN]
-    if len(nodes) != source.layers:
-        yield f"{len(nodes)} attention plugins for {source.layers} layers"
+    if len(nodes) != source.model.num_layers:
+        yield f"{len(nodes)} attention plugins for {source.model.num_layers} layers"
     model = source.model
     has_norms = "model.layers.0.self_attn.q_norm.weight" in source.weights.tensors
     expected: dict[str, Any] = {
@@ -67,7 +67,7 @@ def find_attention_differences(onnx_graph: Graph, source: ExportSource) -> Itera
         window = node.attributes.get("sliding_window_size")
         if not is_window_right(window, model):
             yield f"{node.name}: sliding_window_size is {window}, the model's is {model.sliding_window}"
-    for layer in range(source.layers):
+    for layer in range(source.model.num_layers):
         past, present = f"past_key_values_{layer}", f"present_key_values_{layer}"
         readers = [n for n in nodes if past in n.inputs]
         if len(readers) != 1 or past not in onnx_graph.inputs:
@@ -146,7 +146,7 @@ def _is_weight(onnx_graph: Graph, name: str) -> bool:
 
 def check_texts(llm: Path, source: ExportSource) -> None:
     """Check that the texts are the model's byte for byte."""
-    if (llm / TEMPLATE_FILE).read_bytes() != source.template.encode():
+    if (llm / TEMPLATE_FILE).read_bytes() != source.texts.template.encode():
         raise make_mismatch(f"{TEMPLATE_FILE} is not the model's", llm)
     for name in COPIED_TEXTS:
         exported, stored = (
@@ -219,14 +219,16 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     refuse_differences(find_attention_differences(onnx_graph, source), onnx_graph.path)
     graph_contract.check_contract(onnx_graph, source)
     quantized = check_quantization(onnx_graph, source)
-    weights = coverage.check_coverage(onnx_graph, source.weights.tensors.values(), embedding, source.tied)
+    weights = coverage.check_coverage(
+        onnx_graph, source.weights.tensors.values(), embedding, source.model.tie_word_embeddings
+    )
     scale_results = scales.check_scales(onnx_graph, source.weights.tensors)
     check_texts(llm, source)
-    compare_runtime_config(read_runtime_config(llm), source.facts, str(llm / "config.json"))
+    compare_runtime_config(read_runtime_config(llm), source, str(llm / "config.json"))
     return {
         "files": names,
         "notes": source.notes,
-        "attentionPlugins": source.layers,
+        "attentionPlugins": source.model.num_layers,
         "quantizationNodes": quantized,
         "weights": weights,
         "scales": scale_results,

@@ -210,7 +210,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
             kind="edgellm",
             model={
                 "architecture": model_source.model.architecture,
-                "layers": model_source.layers,
+                "layers": model_source.model.num_layers,
                 "hiddenSize": model_source.model.hidden_size,
                 "vocabSize": model_source.model.vocab_size,
                 "quantization": model_source.quantization,

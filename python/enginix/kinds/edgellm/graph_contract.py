@@ -41,7 +41,9 @@ def describe_interface(source: ExportSource) -> Interface:
         "FLOAT8E4M3FN" if source.kv_cache == "FP8" else "FLOAT16",
         (2, "num_pages", PAGE, model.num_kv_heads, model.head_dim),
     )
-    each = [n for i in range(source.layers) for n in (f"past_key_values_{i}", f"present_key_values_{i}")]
+    each = [
+        n for i in range(source.model.num_layers) for n in (f"past_key_values_{i}", f"present_key_values_{i}")
+    ]
     of_sequences = ("query_lengths", "past_lengths", "attention_sequence_lengths", "state_indices")
     return {
         "inputs_embeds": ("FLOAT16", (tokens, model.hidden_size)),
@@ -105,10 +107,10 @@ def find_other_operators(graph: Graph, source: ExportSource) -> Iterator[str]:
 
 def find_norm_differences(graph: Graph, source: ExportSource) -> Iterator[str]:
     """Yield roots of no RMSNorm, and RMSNorms that do not add the model's epsilon, as float32 has it."""
-    epsilon, norms = np.float32(source.model.norm_epsilon), 2 * source.layers + 1
+    epsilon, norms = np.float32(source.model.norm_epsilon), 2 * source.model.num_layers + 1
     roots = [node for node in graph.nodes if node.op == "Sqrt"]
     if len(roots) != norms:
-        yield f"{len(roots)} norms in the graph, {norms} in {source.layers} layers"
+        yield f"{len(roots)} norms in the graph, {norms} in {source.model.num_layers} layers"
     for root in roots:
         add = graph.producer.get(root.inputs[0])
         if epsilon == 0 and (add is None or add.op != "Add"):

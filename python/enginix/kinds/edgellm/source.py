@@ -45,44 +45,24 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class ExportSource:
+class ExportSource(ModelFacts):
     """A model to export.
 
     Attributes:
-        model: its configuration, as transformers means it.
         quantization: ``quant_algo`` of hf_quant_config.json, a key of edgellm.json's formats; None without.
-        kv_cache: ``FP8`` or None.
         texts: chat template and tokens that end an answer.
     """
 
     directory: Path
-    model: ModelConfig
     weights: ModelWeights
     quantization: str | None
-    kv_cache: str | None
     texts: ModelTexts
-
-    @property
-    def facts(self) -> ModelFacts:
-        return ModelFacts(self.model, self.kv_cache, self.texts.end_tokens)
 
     @property
     def notes(self) -> list[str]:
         """What is unusual, and no reason to refuse."""
         size = note_head_size(self.model)
         return [*self.texts.notes, *([size] if size else [])]
-
-    @property
-    def layers(self) -> int:
-        return self.model.num_layers
-
-    @property
-    def tied(self) -> bool:
-        return self.model.tie_word_embeddings
-
-    @property
-    def template(self) -> str:
-        return self.texts.template
 
 
 def _read_export_quantization(model: Path, config: ModelConfig) -> tuple[str | None, str | None]:
@@ -214,4 +194,4 @@ def read_export_source(model: Path) -> ExportSource:
     if kv_cache is not None:
         _require_kv_scales(weights, config.num_layers)
     require_float16_values(weights)
-    return ExportSource(model, config, weights, quantization, kv_cache, texts)
+    return ExportSource(config, kv_cache, texts.end_tokens, model, weights, quantization, texts)

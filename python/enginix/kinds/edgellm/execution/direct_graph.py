@@ -99,7 +99,7 @@ def check_direct_engine(engine: Path, source: ExportSource) -> Graph:
         ExportError: the configuration or the attention is another model's, or the graph is damaged.
     """
     config = checks.read_runtime_config(engine)
-    compare_engine_config(config, source.facts, "direct", str(engine / "config.json"))
+    compare_engine_config(config, source, "direct", str(engine / "config.json"))
     table = [row for row in config.get(_BINDINGS) or () if row.get("engine_name") == TABLE_BINDING]
     if len(table) != 1 or table[0].get("checkpoint_keys") != [TABLE] or table[0].get("embedding_scale") != 1:
         raise GateError("the direct builder binds the embedding table in a way that the gate does not know")

@@ -356,7 +356,7 @@ def _state_evidence(
         "reason": row["reason"],
         "prompts": questions.prompts,
         "cachedSteps": STEPS,
-        "layers": source.layers,
+        "layers": source.model.num_layers,
         "windowsExecuted": sorted(w for w in windows if w < longest),
         "windowsComparedOnly": sorted(w for w in windows if w >= longest),
         "embedding": embedding,
