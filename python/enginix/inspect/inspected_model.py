@@ -80,8 +80,8 @@ def open_model(source: str, revision: str | None = None) -> Iterator[InspectedMo
         files = {f.path: f.size for f in lock.files}
         expected = {f.path: f.sha256 for f in lock.files}
         with tempfile.TemporaryDirectory(prefix="enginix-") as scratch:
-            pinned = (lock.repo, lock.revision, lock.license, lock.gated)
-            yield _lay_out_remote(InspectedModel(Path(scratch), source, files, *pinned), expected)
+            origin = (lock.repo, lock.revision, lock.license, lock.gated)
+            yield _lay_out_remote(InspectedModel(Path(scratch), source, files, *origin), expected)
     elif (name := (address := parse_hub_source(source)).name) and locks.REPO.fullmatch(name):
         if address.type != "model":
             raise UsageError("is a dataset", where=source, fix="pass a model")
@@ -90,8 +90,8 @@ def open_model(source: str, revision: str | None = None) -> Iterator[InspectedMo
         files = {path: f.size for path, f in listed.items()}
         _refuse_hostile(name, files)
         with tempfile.TemporaryDirectory(prefix="enginix-") as scratch:
-            found = (name, info.revision, info.license, info.gated)
-            yield _lay_out_remote(InspectedModel(Path(scratch), name, files, *found), listed)
+            origin = (name, info.revision, info.license, info.gated)
+            yield _lay_out_remote(InspectedModel(Path(scratch), name, files, *origin), listed)
     else:
         raise UsageError(
             "no such directory or lock file, and not owner/name", where=source, fix="check the spelling"

@@ -45,11 +45,9 @@ class Driver:
 
     @property
     def is_present(self) -> bool:
-        """Tell whether a driver was found."""
         return self.root is not None or bool(self.libraries)
 
     def library(self, name: str) -> Path | None:
-        """Return a library by its file name."""
         if self.root is not None:
             path = self.root / "lib" / name
             return path if path.exists() else None

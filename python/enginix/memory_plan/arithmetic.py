@@ -81,7 +81,6 @@ class PlanLimits:
     quantization: str | None = None
 
     def describe(self) -> str:
-        """Return the limits as people read them."""
         world = self.tensor_parallel * self.pipeline_parallel
         return (
             f"batch {self.max_batch_size}, {self.max_num_tokens} tokens a step, "

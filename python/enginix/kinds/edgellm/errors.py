@@ -18,7 +18,6 @@ class ExportError(EnginixError):
 
 
 def make_mismatch(what: str, where: Path | str | None) -> ExportError:
-    """Return the error of an export that differs from its model."""
     fix = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
     return ExportError(what, where=None if where is None else str(where), fix=fix)
 

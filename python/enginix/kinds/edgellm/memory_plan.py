@@ -59,7 +59,6 @@ class EdgellmPlanLimits:
         return self.max_batch_size
 
     def describe(self) -> str:
-        """Return the limits as people read them."""
         return (
             f"batch {self.max_batch_size}, prompts of {self.max_input_len}, "
             f"KV cache of {self.max_kv_cache_capacity} tokens a sequence, allocated from the start"
@@ -78,14 +77,12 @@ class EdgellmPlanLimits:
 
 
 def read_page_tokens() -> int:
-    """Return the tokens of a page of the KV cache."""
     return int(load_table("edgellm")["memory"]["pageTokens"]["value"])
 
 
 def compute_edgellm_memory(
     sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> RankMemory:
-    """Compute the memory plan of the GPU."""
     return arithmetic.compute_memory(
         sizes, limits.named(), gpu, weights, KvCachePaging(read_page_tokens(), 100)
     )

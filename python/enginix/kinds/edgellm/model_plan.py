@@ -26,7 +26,6 @@ from enginix.model import open_weights
 def plan_model(
     model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
 ) -> MemoryPlan:
-    """Plan from a model's headers."""
     sizes = replace(resolve_sizes(description, None, request), element_bytes=2)
     limits = _resolve_limits(request)
     tensors = open_weights(model.directory).tensors
@@ -48,7 +47,6 @@ def plan_model(
 def plan_lock(
     metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: CountedModel
 ) -> MemoryPlan:
-    """Plan from a lock."""
     note = "from the lock alone: weights are the size of the files, a lower bound"
     limits = _resolve_limits(request)
     return _make_plan(lock, metadata.get("architecture"), gpu, limits, "lower bound", [note])

@@ -53,5 +53,4 @@ def prepare_content(request: ContentRequest) -> RepositoryContent:
 
 
 def read_contract(options: Mapping[str, Any]) -> Mapping[str, contract.ModelContract]:
-    """Return the contract of a repository with these options."""
     return contract.load_llmapi_contract(chat=options.get("chat", False) is True)

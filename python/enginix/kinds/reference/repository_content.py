@@ -34,5 +34,4 @@ def prepare_content(request: ContentRequest) -> RepositoryContent:
 
 
 def read_contract(options: Mapping[str, Any]) -> Mapping[str, contract.ModelContract]:
-    """Return the contract of every repository of this kind."""
     return contract.load_reference_contract()

@@ -70,7 +70,6 @@ class RtxPlanLimits:
         return None
 
     def describe(self) -> str:
-        """Return the limits as people read them."""
         return (
             f"{self.max_batch_size} slots of {self.max_seq_len:,} tokens, {self.step_tokens} of each a step; "
             "the KV cache is allocated from the start"
@@ -91,7 +90,6 @@ class RtxPlanLimits:
 def compute_rtx_memory(
     sizes: ModelSizes, limits: RtxPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> RankMemory:
-    """Compute the memory plan of the GPU."""
     return arithmetic.compute_memory(sizes, limits.named(), gpu, weights, KvCachePaging(1, 100))
 
 
@@ -150,7 +148,6 @@ def find_rtx_obstacles(architecture: str | None, sizes: ModelSizes, gpu: TargetG
 def plan_model(
     model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
 ) -> MemoryPlan:
-    """Plan from a model's headers."""
     sizes = resolve_sizes(description, None, request)
     obstacles, is_tied, checkpoint_refusal = list[str](), False, list[str]()
     try:
@@ -190,7 +187,6 @@ def _list_checkpoint_refusal(spec: convert.ConversionSpec) -> list[str]:
 def plan_lock(
     metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: CountedModel
 ) -> MemoryPlan:
-    """Plan from a lock."""
     sizes, is_tied = lock.sizes, metadata.get("tiedEmbeddings") is True
     # A lock does not tell whether the files hold a tied head, too.
     head = sizes.vocabulary * sizes.hidden_size * sizes.element_bytes if is_tied else 0

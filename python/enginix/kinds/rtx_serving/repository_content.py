@@ -66,7 +66,6 @@ def prepare_content(request: ContentRequest) -> RepositoryContent:
 
 
 def read_contract(options: Mapping[str, Any]) -> Mapping[str, contract.ModelContract]:
-    """Return the contract of every repository of this kind."""
     models = contract.load_reference_contract()
     executor = models[contract.EXECUTOR]
     return {**models, contract.EXECUTOR: replace(executor, parameters=executor.parameters | {INTERPRETER})}

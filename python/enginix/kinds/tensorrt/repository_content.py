@@ -36,7 +36,6 @@ def prepare_content(request: ContentRequest) -> RepositoryContent:
 
 
 def read_contract(options: Mapping[str, Any]) -> Mapping[str, contract.ModelContract]:
-    """Return the contract of a repository with these options."""
     datatypes = load_table("triton_contract")["datatypes"]
     return contract.build_tensorrt_contract(
         {name: str(options.get(name)) for name in datatypes if name in options},

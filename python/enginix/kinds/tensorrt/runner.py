@@ -22,7 +22,6 @@ from enginix.files import find_user_cache, sha256_json
 
 
 def find_cache_directory() -> Path:
-    """Return the cache's directory."""
     return find_user_cache() / "engines"
 
 
