@@ -117,11 +117,9 @@ def _check_request(request: BuildRequest, checkpoint: BuildCheckpoint) -> Effect
             f"maxSeqLen {request.limits.maxSeqLen} is more than the model's context, {checkpoint.context}",
             fix=f"use at most {checkpoint.context}",
         )
-    if request.workers > checkpoint.world_size:
-        raise UsageError(
-            f"{request.workers} workers for {checkpoint.world_size} rank(s)",
-            fix=f"--workers {checkpoint.world_size}",
-        )
+    ranks = checkpoint.world_size
+    if request.workers > ranks:
+        raise UsageError(f"{request.workers} workers for {ranks} rank(s)", fix=f"--workers {ranks}")
     build_options.check_build_options(request.options, request.runtime.id)
     if request.strategy == "llm-api":
         stage.make_llm_api_fields(request.options)
@@ -178,8 +176,7 @@ def _run_preflight(
     gpu = preflight_result.gpu
     console.print_message(
         f"{gpu.name}, SM {gpu.sm}, {format_bytes(gpu.free)} of {format_bytes(gpu.total)} free; driver "
-        f"{machine.driver}; "
-        f"runtime {request.runtime.id}; weights {format_bytes(checkpoint.total)} in "
+        f"{machine.driver}; runtime {request.runtime.id}; weights {format_bytes(checkpoint.total)} in "
         f"{checkpoint.world_size} rank(s)"
     )
     for note in preflight_result.notes:

@@ -126,23 +126,19 @@ def make_build_request(
                 f"--{name} is needed for this kind",
                 fix=f"for instance --{name} " + ("h200" if name == "target" else "trtllm-1.2.1"),
             )
-    if (request_fields.get("strategy") or "checkpoint") == "checkpoint":
-        if checkpoint_dir is None:
-            raise UsageError(
-                "CHECKPOINT is needed", fix="pass the output of enginix convert, or --strategy llm-api"
-            )
+    strategy = str(request_fields.get("strategy") or "checkpoint")
+    if strategy != "checkpoint":
+        checkpoint = BuildCheckpoint.of_model(model)
+    elif checkpoint_dir is not None:
         checkpoint = BuildCheckpoint.read(checkpoint_dir)
     else:
-        checkpoint = BuildCheckpoint.of_model(model)
+        fix = "pass the output of enginix convert, or --strategy llm-api"
+        raise UsageError("CHECKPOINT is needed", fix=fix)
     build_target = find_target(str(request_fields["target"]))
-    runtime = runtimes.find_runtime(
-        request_fields["runtime"],
-        "tensorrt",
-        Path(request_fields["pin"]) if request_fields.get("pin") else None,
-    )
+    pin, cache, gates = (_read_path(request_fields, name) for name in ("pin", "timingCache", "gates"))
+    runtime = runtimes.find_runtime(request_fields["runtime"], "tensorrt", pin)
     profile = find_profile(request_fields.get("profile"))
     options = build_options.check_build_options(request_fields.get("options") or {}, runtime.id)
-    strategy = str(request_fields.get("strategy") or "checkpoint")
     build_facts = BuildFacts(
         checkpoint.quantization,
         checkpoint.kv_cache,
@@ -152,7 +148,6 @@ def make_build_request(
         checkpoint.subject(build_target.sm).num_eagle_layers,
         strategy,
     )
-    cache = request_fields.get("timingCache")
     return BuildRequest(
         name=str(request_fields.get("name") or read_artefact_name(model)),
         target=build_target,
@@ -164,12 +159,16 @@ def make_build_request(
         named=frozenset(request_fields["named"] if request_fields.get("named") is not None else options),
         strategy=strategy,
         workers=require_count("workers", request_fields.get("workers")),
-        timing_cache=Path(cache) if cache else None,
+        timing_cache=cache,
         stall=60.0 * _require_minutes(request_fields.get("stallMinutes")),
         accept_driver=bool(request_fields.get("acceptDriver", False)),
         plan=request_fields.get("plan"),
-        gates=Path(request_fields["gates"]) if request_fields.get("gates") else None,
+        gates=gates,
     )
+
+
+def _read_path(request_fields: dict[str, Any], name: str) -> Path | None:
+    return Path(request_fields[name]) if request_fields.get(name) else None
 
 
 def predict_effective_build(request: BuildRequest, checkpoint: BuildCheckpoint) -> EffectiveBuild:
