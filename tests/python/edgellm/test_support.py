@@ -453,7 +453,7 @@ def test_two_embedded_templates_that_differ(model: Path) -> None:
     text = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").unlink()
     (model / "chat_template.json").write_text(json.dumps({"chat_template": text}))
-    assert read_export_source(model).template == text
+    assert read_export_source(model).texts.template == text
     change(model / "tokenizer_config.json", chat_template=text + "x")
     refuse(model, "chat_template.json and tokenizer_config.json have different chat templates")
 
