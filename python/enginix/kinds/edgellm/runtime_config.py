@@ -101,9 +101,9 @@ def _find_config_differences(exported: Mapping[str, Any], facts: ModelFacts) -> 
             stated = sorted(stated) if isinstance(stated, list) else stated
         if not _is_same(stated, value):
             yield f"{key} is {json.dumps(exported.get(key))}, the model's is {json.dumps(value)}"
-    window, own = exported.get("sliding_window_size"), facts.model.sliding_window
+    window, model_window = exported.get("sliding_window_size"), facts.model.sliding_window
     if not is_window_right(window, facts.model):
-        yield f"sliding_window_size is {json.dumps(window)}, the model's is {json.dumps(own)}"
+        yield f"sliding_window_size is {json.dumps(window)}, the model's is {json.dumps(model_window)}"
     yield from _find_rope_differences(exported, facts.model.rope)
     for key in sorted(set(exported) - set(expected) - {"rope_scaling", "sliding_window_size"}):
         yield f"{key} is {json.dumps(exported[key])}, which no model of this architecture has"
@@ -127,19 +127,19 @@ def _find_rope_differences(exported: Mapping[str, Any], rope: ModelRope) -> Iter
     """Yield differences of the scaling, as the runtime reads it (collectRopeConfig), from the model's."""
     scaling = exported.get("rope_scaling")
     scaling = scaling if isinstance(scaling, dict) else {}
-    own = rope.scaling or {}
+    parameters = rope.scaling or {}
     stated_type = scaling.get("type", scaling.get("rope_type", "default"))
     if stated_type != rope.type:
         yield f"rotary embedding is of type {stated_type}, the model's of {rope.type}"
     expected: dict[str, Any] = {"mrope_section": None}
     if rope.type in ("llama3", "yarn"):
-        expected |= {"factor": own.get("factor"), "original_max_position_embeddings": rope.original}
+        expected |= {"factor": parameters.get("factor"), "original_max_position_embeddings": rope.original}
     if rope.type == "llama3":
-        expected |= {key: own.get(key) for key in ("low_freq_factor", "high_freq_factor")}
+        expected |= {key: parameters.get(key) for key in ("low_freq_factor", "high_freq_factor")}
     # The runtime's own defaults of keys that may be missing.
     defaults = {"beta_fast": 32, "beta_slow": 1}
     if rope.type == "yarn":
-        expected |= {key: own.get(key) or default for key, default in defaults.items()}
+        expected |= {key: parameters.get(key) or default for key, default in defaults.items()}
     if rope.type == "dynamic":
         expected["alpha"] = None
     for key, value in expected.items():
