@@ -38,16 +38,14 @@ def _compute_yarn(rope: ModelRope, inverse: Array, rotated: int, original: float
     high = min(math.ceil(turns_at(scaling.get("beta_slow") or 1)), rotated - 1)
     span = high - low if high != low else 0.001
     ramp = np.clip((np.arange(rotated // 2) - low) / span, 0, 1)
-    frequencies: Array = inverse / scaling["factor"] * ramp + inverse * (1 - ramp)
-    return frequencies
+    return np.asarray(inverse / scaling["factor"] * ramp + inverse * (1 - ramp))
 
 
 def _compute_llama3(rope: ModelRope, inverse: Array, original: float) -> Array:
     scaling = rope.scaling or {}
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     smooth = np.clip((original * inverse / (2 * math.pi) - low) / (high - low), 0, 1)
-    frequencies: Array = inverse / scaling["factor"] * (1 - smooth) + inverse * smooth
-    return frequencies
+    return np.asarray(inverse / scaling["factor"] * (1 - smooth) + inverse * smooth)
 
 
 def compute_frequencies(rope: ModelRope, rotated: int) -> Array:

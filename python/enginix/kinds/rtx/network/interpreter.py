@@ -19,7 +19,7 @@ from enginix.kinds.rtx.network.writer import FP4_BLOCK, NetworkWriter
 
 Array = npt.NDArray[Any]
 # A layer and its inputs → its output, or all of several.
-Step = Callable[[Any, list[Any]], torch.Tensor | tuple[torch.Tensor, ...]]
+Step = Callable[[Any, list[torch.Tensor]], torch.Tensor | tuple[torch.Tensor, ...]]
 FP8_MOST, INT8_MOST, FP4_MOST = 448.0, 127.0, 6.0
 FP8_LEAST = 2.0**-9
 # Numbers of FP4 (float4_e2m1) by their code: a sign, two bits of exponent, one of mantissa.
@@ -231,24 +231,23 @@ class NetworkInterpreter:
             "DYNAMIC_QUANTIZE": (trt.IDynamicQuantizeLayer, self._dynamic_quantize),
         }
 
-    def _elementwise(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _elementwise(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         a, b = (self._widen(x) for x in inputs)
         return _ELEMENTWISE[_name_member(layer.op)](a, b)
 
-    def _unary(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _unary(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         return _UNARY[_name_member(layer.op)](inputs[0])
 
-    def _activation(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _activation(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         # IActivationLayer.type hides the layer's own type.
         if layer.type != self.trt.ActivationType.SIGMOID:
             raise GateError(f"layer {layer.name} is the activation {layer.type}, not SIGMOID")
         return torch.sigmoid(inputs[0])
 
-    def _cast(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
-        cast: torch.Tensor = inputs[0].to(self._result_type(layer.to_type))
-        return cast
+    def _cast(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return inputs[0].to(self._result_type(layer.to_type))
 
-    def _gather(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _gather(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         data, indices = inputs[0], inputs[1].long()
         if layer.axis == 0 and layer.num_elementwise_dims == 0:
             return self._widen(data[indices])
@@ -256,14 +255,13 @@ class NetworkInterpreter:
             return torch.take_along_dim(data, indices[..., None], 1)
         raise GateError(f"layer {layer.name} gathers along axis {layer.axis}")
 
-    def _reduce(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _reduce(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         if layer.op != self.trt.ReduceOperation.AVG:
             raise GateError(f"layer {layer.name} reduces by {layer.op}, not AVG")
         axes = [i for i in range(inputs[0].dim()) if layer.axes >> i & 1]
-        mean: torch.Tensor = inputs[0].mean(axes, keepdim=layer.keep_dims)
-        return mean
+        return inputs[0].mean(axes, keepdim=layer.keep_dims)
 
-    def _shuffle(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _shuffle(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         x = _permute(inputs[0], layer.first_transpose)
         shape, rows = list(layer.reshape_dims), x.shape[0]
         if len(shape) >= 0:
@@ -275,26 +273,26 @@ class NetworkInterpreter:
             x = x.reshape([rows, *sizes[1:]])
         return _permute(x, layer.second_transpose)
 
-    def _matrix_multiply(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _matrix_multiply(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Multiply with float32 sums, as GPUs do; products of 16 bits are slow on a CPU besides."""
         transpose = self.trt.MatrixOperation.TRANSPOSE
         a, b = (
             x.float().transpose(-1, -2) if operation == transpose else x.float()
             for x, operation in ((inputs[0], layer.op0), (inputs[1], layer.op1))
         )
-        result: torch.Tensor = (a @ b).to(self._result_type(layer.get_output(0).dtype))
-        return result
+        return (a @ b).to(self._result_type(layer.get_output(0).dtype))
 
-    def _rotary_embedding(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _rotary_embedding(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         x, cosines, sines, positions = inputs[:4]
         if layer.interleaved:
             raise GateError(f"layer {layer.name} does not rotate heads by halves")
-        x, passed = x.split([count := layer.rotary_embedding_dim or x.shape[-1], x.shape[-1] - count], -1)
+        count = layer.rotary_embedding_dim or x.shape[-1]
+        x, passed = torch.split(x, [count, x.shape[-1] - count], -1)
         cos, sin = (table[positions.long()][:, None] for table in (cosines, sines))
         first, second = x.chunk(2, -1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos, passed), -1)
 
-    def _cache_update(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _cache_update(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Write in place, as the library does: input and output of a cache have one address."""
         cache, update, first = inputs
         for row in range(len(cache)):
@@ -305,10 +303,9 @@ class NetworkInterpreter:
                     f"{cache.shape[2]}"
                 )
             cache[row, :, begin : begin + count] = update[row]
-        updated: torch.Tensor = cache
-        return updated
+        return cache
 
-    def _attention(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _attention(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         query, key, value, mask = inputs[:4]
         lengths = inputs[6] if len(inputs) > 6 else None
         trt, attention = self.trt, layer.attention
@@ -327,11 +324,10 @@ class NetworkInterpreter:
         scores = (shared @ key.float().transpose(-1, -2)).view(rows, heads, count, -1)
         weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
         attended = weights.view(rows, key.shape[1], shared.shape[2], -1) @ value.float()
-        result: torch.Tensor = attended.view(rows, heads, count, size).to(query.dtype)
-        return result
+        return attended.view(rows, heads, count, size).to(query.dtype)
 
-    def _quantize(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
-        x: torch.Tensor = inputs[0].float() / inputs[1].float()
+    def _quantize(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
+        x = inputs[0].float() / inputs[1].float()
         data_type = layer.get_output(0).dtype
         if not self.rounds_codes:
             return x
@@ -339,7 +335,7 @@ class NetworkInterpreter:
             return x.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn)
         return x.round().clamp(-INT8_MOST - 1, INT8_MOST).to(torch.int8)
 
-    def _dynamic_quantize(self, layer: Any, inputs: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _dynamic_quantize(self, layer: Any, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return FP4 codes, and the FP8 scale of each block in units of the second input.
 
         NVIDIA's documentation of the layer leaves blocks of zeros open: their scale is the least FP8 number.
@@ -348,14 +344,14 @@ class NetworkInterpreter:
         last = layer.axis == x.dim() - 1
         if not last or layer.block_size != FP4_BLOCK or layer.to_type != self.trt.fp4:
             raise GateError(f"layer {layer.name} does not round blocks of {FP4_BLOCK} columns to FP4")
-        blocks = x.unflatten(-1, (-1, FP4_BLOCK))
+        blocks = torch.unflatten(x, -1, (-1, FP4_BLOCK))
         if not self.rounds_codes:
             return x / unit, torch.ones_like(blocks[..., 0])
         scales = (blocks.abs().amax(-1) / FP4_MOST / unit).clamp(FP8_LEAST, FP8_MOST).to(torch.float8_e4m3fn)
         codes = round_to_fp4(blocks / (scales.float() * unit)[..., None]).flatten(-2)
         return codes, scales
 
-    def _dequantize(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+    def _dequantize(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         codes, scale = inputs[0].float(), inputs[1].float()
         if scale.dim() == codes.dim():  # a scale for each block of the last axis
             scale = scale.repeat_interleave(codes.shape[-1] // scale.shape[-1], -1)
@@ -363,8 +359,7 @@ class NetworkInterpreter:
             shape = [1] * codes.dim()
             shape[layer.axis] = scale.numel()
             scale = scale.view(shape)
-        result: torch.Tensor = (codes * scale).to(self._result_type(layer.to_type))
-        return result
+        return (codes * scale).to(self._result_type(layer.to_type))
 
 
 def _name_member(member: Any) -> str:
