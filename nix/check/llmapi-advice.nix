@@ -25,8 +25,8 @@ rec {
       architecture
     else
       throw (
-        "${function}: TensorRT-LLM's PyTorch backend has no class for ${architecture}, by its source "
-        + "of release ${table.release}. Serve the model with transformers."
+        "${function}: TensorRT-LLM's PyTorch backend has no class for ${architecture}, by its "
+        + "source of release ${table.release}. Serve the model with transformers."
       );
 
   # The texts that propose the kind become others for an architecture that is not in the list. Older
