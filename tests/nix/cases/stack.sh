@@ -42,6 +42,14 @@ test_stack_llmapi_is_refused_what_the_gpu_cannot() {
     with_lib eval "builtins.isString (($mk) ($opt) { limits.maxSeqLen = 64; runtime = \"trtllm-1.3.0rc20\"; })"
 }
 
+test_stack_reference_of_an_architecture_that_it_does_not_compute() {
+  local mk='a: (e.mkEngine { kind = "reference"; gates = { }; reference = null;
+    model = { modelName = "m"; quantization = null; model.architecture = a; revision = null; outPath = "/nix/store/x"; };
+    checkpoint = { modelName = "m"; outPath = "/nix/store/x"; }; }).drvPath'
+  ! with_lib eval "($mk) \"DbrxForCausalLM\"" && says 'the reference executor does not compute DbrxForCausalLM' &&
+    with_lib eval "builtins.isString (($mk) \"OPTForCausalLM\")" && with_lib eval "builtins.isString (($mk) null)"
+}
+
 test_stack_eagle_of_a_checkpoint_of_ones_own() {
   local mk='s: (e.mkEngine { kind = "tensorrt"; target = "h200"; limits = { maxSeqLen = 64; maxBatchSize = 8; }; gates = { }; speculative = s;
     model = m; checkpoint = { outPath = "/nix/store/x"; model = m; parallel = { tensorParallel = 1; pipelineParallel = 1; expertParallel = 1; }; }; }).request'

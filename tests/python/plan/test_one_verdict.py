@@ -107,6 +107,7 @@ def test_evaluation_judges_architectures_as_the_tables_of_the_commands() -> None
     evaluated = check(
         f"let {try_each} in map (name: {{ "
         'engine = accepts (check.target.architecture "e" name); hasEngine = check.target.hasEngine name; '
+        "computed = check.checkpoint.isComputed name; "
         'released = accepts (check.llmapiAdvice.requireClass "e" name "1.2.1"); '
         'later = accepts (check.llmapiAdvice.requireClass "e" name "1.3.0rc20"); '
         f"}}) [ {texts} ]"
@@ -114,7 +115,10 @@ def test_evaluation_judges_architectures_as_the_tables_of_the_commands() -> None
     for name, verdict in zip(names, evaluated, strict=True):
         has_engine = explain_no_engine_class(name) is None
         has_class = find_kind("llmapi").judge_model(name, None).takes is not False
+        # Of unknown names the table says nothing: their conversion is refused.
+        computed = find_kind("reference").judge_model(name, None).takes or name == "NovelForCausalLM"
         assert verdict == {
+            "computed": computed,
             "engine": has_engine,
             "hasEngine": has_engine,
             "released": has_class,
