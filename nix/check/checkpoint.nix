@@ -12,6 +12,16 @@ let
   listSizes = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
 in
 {
+  # Whether the reference executor computes an architecture; older locks do not have it.
+  # isComputed :: string|null -> bool
+  isComputed =
+    architecture:
+    let
+      converters = lib.importJSON ../../python/enginix/data/models/converters.json;
+      row = converters.converters.enginix.architectures.${toString architecture} or { };
+    in
+    row.reference or true;
+
   # Parallelism against the model's sizes, as far as the lock carries them: what
   # python/enginix/checkpoint/mapping.py refuses from config.json.
   # parallelism :: string -> set -> { tensorParallel; pipelineParallel; expertParallel; } -> set

@@ -266,6 +266,16 @@ rec {
     else
       format;
 
+  # Whether an engine of kind tensorrt can be built of an architecture.
+  # hasEngine :: string -> bool
+  hasEngine =
+    name:
+    let
+      architecture = families.${name}.writtenAs or name;
+    in
+    support.architectures.engine ? ${architecture}
+    && !(support.architectures.unbuildable ? ${architecture});
+
   # An architecture of the engine path, by the name that a checkpoint has.
   # architecture :: string -> string|null -> string|null
   architecture =

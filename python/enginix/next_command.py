@@ -92,12 +92,9 @@ def _follow_convert(args: argparse.Namespace) -> _Words:
 
 
 def _build_words(checkpoint: Path, model: Path, reference: Path | None) -> _Words:
-    from enginix.kinds.registry import find_kind
-    from enginix.model.config import read_model_config
+    from enginix.kinds.planning.checkpoint_refusal import find_checkpoint_refusal
 
-    config = read_model_config(model)
-    algorithm = None if config.quantization is None else config.quantization.algorithm
-    if not find_kind("reference").judge_model(config.architecture, algorithm).takes:
+    if find_checkpoint_refusal("reference", model) is not None:
         return []
     words = ["build", str(checkpoint), "--kind", "reference", "--model", str(model)]
     words += [] if reference is None else ["--reference", str(reference)]

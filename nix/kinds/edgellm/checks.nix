@@ -81,8 +81,9 @@ rec {
         "${function}: "
         + "${check.names.unknown "architecture" name (builtins.attrNames data.architectures)} "
         + "NVIDIA's exporter itself accepts any name and reports success. "
-        + "Instead: build an engine of kind tensorrt, or "
-        + "${check.llmapiAdvice.limit name "serve the model with the llmapi kind"}."
+        + "Instead: ${
+          lib.optionalString (check.target.hasEngine name) "build an engine of kind tensorrt, or "
+        }${check.llmapiAdvice.limit name "serve the model with the llmapi kind"}."
       );
 
   # A model's format: known to the export's checks, and executed by the GPU.

@@ -84,6 +84,9 @@ let
     ranks
     (check.limits.promised "${name}-engine" sizes llmArgs)
     gpu
+    (check.llmapiAdvice.requireClass "${name}-engine" (facts.architecture or null) (
+      row.tensorrtLlm or null
+    ))
     plan
     (
       if gpu == null then

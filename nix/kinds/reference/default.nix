@@ -46,6 +46,7 @@ in
   name ? checkpoint.modelName,
 }:
 let
+  architecture = model.model.architecture or null;
   answers =
     if gates == { } then
       null
@@ -96,6 +97,11 @@ else if runtime != "reference" then
   throw (
     "${function}: runtime = ${check.arguments.describe runtime}, "
     + "but the reference kind brings its own: leave runtime out."
+  )
+else if !check.checkpoint.isComputed architecture then
+  throw (
+    "${function}: the reference executor does not compute ${architecture}: use a kind that "
+    + "enginix compare MODEL lists."
   )
 else if limits != { } then
   throw "${function}: limits are the checkpoint's own for this kind: leave limits out."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 COPY = 1 << 20  # bytes of a block that is copied as it is
 CHUNK = 1 << 20  # bytes of a block that is transformed
 LINE = 64  # bytes of a line of the processor's cache
-TRANSPOSED = 32 << 20  # bytes of a band of a transposed matrix
+TRANSPOSED = 56 << 20  # bytes of a band of a transposed matrix
 
 
 def require_finite(tensor: TensorInfo, data: memoryview) -> None:
@@ -37,12 +39,29 @@ def require_finite(tensor: TensorInfo, data: memoryview) -> None:
         )
 
 
+class WorkBuffer:
+    """Memory that a thread uses again for each block, since the kernel clears every fresh page."""
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | bytes = b""
+
+    def reserve(self, size: int) -> memoryview:
+        """Return ``size`` bytes from the beginning of a page on, valid until the next call."""
+        if size > len(self._memory):
+            self._memory = mmap.mmap(-1, max(size, COPY), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # In huge pages, columns of a matrix miss few translations; not every kernel has them.
+            with contextlib.suppress(OSError):
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        return memoryview(self._memory)[:size]
+
+
 class SourceFileReader:
     """Reads ranges of source files into one buffer; each thread has its own reader."""
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
-        self._buffer = bytearray(COPY)
+        self._source, self._range = WorkBuffer(), (Path(), 0, 0)
+        self.transposed, self.cast = WorkBuffer(), WorkBuffer()
 
     def __enter__(self) -> SourceFileReader:
         return self
@@ -72,11 +91,17 @@ class SourceFileReader:
         self.read_into(path, begin, view)
         return view
 
+    def read_shared(self, path: Path, begin: int, end: int) -> memoryview:
+        """Return bytes of a file as :meth:`read` does; consecutive calls for one range read it once."""
+        if self._range != (path, begin, end):
+            self.read(path, begin, end)
+            self._range = (path, begin, end)
+        return self._source.reserve(end - begin)
+
     def reserve(self, size: int) -> memoryview:
         """Return a buffer of ``size`` bytes, valid until the next call."""
-        if size > len(self._buffer):
-            self._buffer = bytearray(size)
-        return memoryview(self._buffer)[:size]
+        self._range = (Path(), 0, 0)
+        return self._source.reserve(size)
 
     def read_into(self, path: Path, begin: int, view: memoryview) -> None:
         """Fill ``view`` with the bytes of a file from ``begin`` on.
@@ -223,26 +248,22 @@ class TransposedRows:
 
         item, height = self.tensor.itemsize, self.cols[1] - self.cols[0]
         element = np.dtype(f"u{item}")
-        band = max(1, TRANSPOSED // (height * item))
-        step = max(1, CHUNK // (height * item))
-        step += -step % (LINE // item)  # whole lines of the processor's cache
-        rows = np.empty((min(step, self.rows[1] - self.rows[0]), height), element)
-        cast = None
-        if self.transform is not None:
-            cast = np.empty(len(rows) * self.transform.width(height * item), np.uint8)
+        line = LINE // item  # elements
+        band, step = (-(-size // (height * item) // line) * line for size in (TRANSPOSED, CHUNK))
         for first in range(*self.rows, band):
             columns = self._read_columns(reader, first, min(first + band, self.rows[1]))
             for begin in range(0, columns.shape[1], step):
                 part = columns[:, begin : begin + step]
-                out = rows[: part.shape[1]]
+                block = reader.transposed.reserve(part.size * item)
+                out = np.frombuffer(block, element).reshape(part.shape[::-1])
                 transpose_matrix(part, out)
-                require_finite(self.tensor, out.view(np.uint8).reshape(-1).data)
-                if self.transform is None or cast is None:
-                    yield out.view(np.uint8).reshape(-1).data
+                require_finite(self.tensor, block)
+                if self.transform is None:
+                    yield block
                 else:
-                    result = cast[: len(out) * self.transform.width(height * item)]
-                    self.transform.apply(out.view(np.uint8), result)
-                    yield result.data
+                    result = reader.cast.reserve(len(out) * self.transform.width(height * item))
+                    self.transform.apply(out.view(np.uint8), np.frombuffer(result, np.uint8))
+                    yield result
 
     def _read_columns(self, reader: SourceFileReader, first: int, last: int) -> Array:
         """Return columns of the stored matrix, [inp, last - first]."""
@@ -254,7 +275,7 @@ class TransposedRows:
         stride, element = self.stored_cols * item, np.dtype(f"u{item}")
         begin = self.tensor.begin + self.cols[0] * stride
         if height * stride <= TRANSPOSED:  # one long read costs less than many short ones
-            data = reader.read(self.tensor.path, begin, begin + height * stride)
+            data = reader.read_shared(self.tensor.path, begin, begin + height * stride)
             return np.frombuffer(data, element).reshape(height, self.stored_cols)[:, first:last]
         width = (last - first) * item
         lines = reader.reserve(height * width)

@@ -90,6 +90,17 @@ void fp8_lookup(const uint8_t *restrict x, uint8_t *restrict y, size_t n, const 
   for (size_t i = 0; i < n; i++) y[i] = table[x[i] & 0x7F] | (x[i] & 0x80);
 }
 
+/* Whether an element has all bits of the mask: of an exponent, NaN or an infinity. */
+#define ANY_WITH(name, type) \
+  FOR_EVERY_CPU int name(const type *x, size_t n, type mask) { \
+    type any = 0; \
+    for (size_t i = 0; i < n; i++) any |= (type)((x[i] & mask) == mask); \
+    return any != 0; \
+  }
+
+ANY_WITH(any_with_2, uint16_t)
+ANY_WITH(any_with_4, uint32_t)
+
 /* Reads `width` bytes at the beginning of each line of a file, lines `stride` bytes apart, one behind the other.
  * Returns how many lines it read; a caller reads the rest and finds out why. */
 size_t read_lines(int file, int64_t begin, size_t stride, size_t width, size_t lines, char *out) {
@@ -113,27 +124,41 @@ void transpose_4(const uint32_t *restrict x, uint32_t *restrict y, size_t height
       COPY_TILE(r0, LEAST(r0 + TILE, height), c0, LEAST(c0 + TILE, width))
 }
 
-/* Blocks of 4 by 4 in registers. */
-static void transpose_block(const uint16_t *x, uint16_t *y, size_t height, size_t stride) {
-  const uint64_t even = 0x0000FFFF0000FFFF, low = 0xFFFFFFFF;
-  uint64_t in[4], out[4];
-  for (int i = 0; i < 4; i++) memcpy(&in[i], x + i * stride, 8);
-  uint64_t first = (in[0] & even) | (in[1] & even) << 16, second = (in[0] >> 16 & even) | (in[1] & ~even);
-  uint64_t third = (in[2] & even) | (in[3] & even) << 16, fourth = (in[2] >> 16 & even) | (in[3] & ~even);
-  out[0] = (first & low) | third << 32, out[2] = first >> 32 | (third & ~low);
-  out[1] = (second & low) | fourth << 32, out[3] = second >> 32 | (fourth & ~low);
-  for (int i = 0; i < 4; i++) memcpy(y + i * height, &out[i], 8);
+typedef uint16_t eight __attribute__((vector_size(16)));
+#ifdef __clang__
+#define ZIP(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define ZIP(a, b, ...) __builtin_shuffle(a, b, (eight){__VA_ARGS__})
+#endif
+
+/* 8 by 8 in registers: three times, row i is zipped with row i + 4. */
+static inline void transpose_block(const uint16_t *x, uint16_t *y, size_t height, size_t stride) {
+  eight rows[8], zipped[8];
+  for (int i = 0; i < 8; i++) memcpy(&rows[i], x + i * stride, 16);
+  for (int step = 0; step < 3; step++) {
+    for (int i = 0; i < 4; i++) {
+      zipped[2 * i] = ZIP(rows[i], rows[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      zipped[2 * i + 1] = ZIP(rows[i], rows[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    memcpy(rows, zipped, sizeof rows);
+  }
+  for (int i = 0; i < 8; i++) memcpy(y + i * height, &rows[i], 16);
 }
 
-void transpose_2(const uint16_t *restrict x, uint16_t *restrict y, size_t height, size_t width, size_t stride) {
-  size_t rows = height / 4 * 4, columns = width / 4 * 4;
-  for (size_t c0 = 0; c0 < columns; c0 += TILE)
-    for (size_t r0 = 0; r0 < rows; r0 += TILE) {
-      for (size_t r = r0 + TILE; r < LEAST(r0 + 2 * TILE, rows); r++)
-        for (size_t c = c0; c < LEAST(c0 + TILE, columns); c += 32) __builtin_prefetch(x + r * stride + c);
-      for (size_t c = c0; c < LEAST(c0 + TILE, columns); c += 4)
-        for (size_t r = r0; r < LEAST(r0 + TILE, rows); r += 4)
-          transpose_block(x + r * stride + c, y + c * height + r, height, stride);
+/* Tiles of whole cache lines, turned in a place of their own: with a stride that is a multiple of a page, lines
+ * of x and y would drive each other out of the cache before they are complete. */
+#define LINE 32
+FOR_EVERY_CPU void transpose_2(
+    const uint16_t *restrict x, uint16_t *restrict y, size_t height, size_t width, size_t stride) {
+  size_t rows = height / LINE * LINE, columns = width / LINE * LINE;
+  uint16_t tile[LINE * LINE];
+  for (size_t c = 0; c < columns; c += LINE)
+    for (size_t r = 0; r < rows; r += LINE) {
+      for (size_t i = r + LINE; i < LEAST(r + 2 * LINE, rows); i++) __builtin_prefetch(x + i * stride + c);
+      for (size_t i = 0; i < LINE; i += 8)
+        for (size_t j = 0; j < LINE; j += 8)
+          transpose_block(x + (r + i) * stride + c + j, tile + j * LINE + i, LINE, stride);
+      for (size_t j = 0; j < LINE; j++) memcpy(y + (c + j) * height + r, tile + j * LINE, sizeof(uint16_t) * LINE);
     }
   COPY_TILE(rows, height, 0, width)
   COPY_TILE(0, rows, columns, width)

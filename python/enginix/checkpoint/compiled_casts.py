@@ -123,6 +123,16 @@ def transpose_matrix(x: Array, out: Array) -> None:
     function(x.ctypes.data, out.ctypes.data, *x.shape, x.strides[0] // x.itemsize)
 
 
+def has_masked_bits(values: Array, mask: int) -> bool | None:
+    """Return whether an element has all bits of ``mask``; None where that is not compiled."""
+    function = getattr(find_compiled_casts(), f"any_with_{values.itemsize}", None)
+    if function is None or not _are_contiguous(values):
+        return None
+    unsigned = {2: ctypes.c_uint16, 4: ctypes.c_uint32}[values.itemsize]
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, unsigned)
+    return bool(function(values.ctypes.data, values.size, mask))
+
+
 def read_lines(file: int, begin: int, stride: int, out: Array) -> int:
     """Read the beginning of lines of a file, ``stride`` bytes apart, into the rows of ``out``.
 

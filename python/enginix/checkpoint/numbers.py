@@ -253,4 +253,6 @@ def are_any_non_finite(values: Array, dtype: str) -> bool:
     if dtype not in _NON_FINITE or not values.size:
         return False
     kind, mask = _NON_FINITE[dtype]
-    return bool((values.view(kind) & kind(mask)).max() == mask)
+    bits = values.view(kind)
+    compiled = compiled_casts.has_masked_bits(bits, mask)
+    return bool((bits & kind(mask)).max() == mask) if compiled is None else compiled

@@ -9,12 +9,28 @@ from collections.abc import Iterator
 from enginix.errors import EnginixError
 from enginix.tables import load_table
 
+NO_CLASS_FIX = "serve the model with transformers"
+
 
 def explain_no_pytorch_class(architecture: str | None) -> str | None:
     """Return that TensorRT-LLM's PyTorch backend has no class for an architecture; None where it has."""
-    if architecture is None or architecture in load_table("pytorch_backend")["architectures"]:
+    table = load_table("pytorch_backend")
+    if architecture is None or architecture in table["architectures"]:
         return None
-    return f"TensorRT-LLM's PyTorch backend has no class for {architecture}, by its source of release 1.2"
+    return (
+        f"TensorRT-LLM's PyTorch backend has no class for {architecture}, "
+        f"by its source of release {table['release']}"
+    )
+
+
+def is_in_listed_release(version: str) -> bool:
+    """Return whether TensorRT-LLM is of the release whose classes are listed, or older.
+
+    Args:
+        version: for instance ``1.3.0rc20``, whose classes are not known.
+    """
+    listed = [int(part) for part in load_table("pytorch_backend")["release"].split(".")]
+    return [int(part) for part in version.split(".")[:2]] <= listed
 
 
 def _limit_advice(fix: str, architecture: str | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from enginix import manifest
 from enginix.errors import CheckpointError
+from enginix.model.engine_classes import explain_no_engine_class
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
@@ -59,7 +60,14 @@ def _parse_executor_mapping(reader: ExecutorConfigReader, experts: ExpertsConfig
     return ExecutorMapping(tp, pp, ep)
 
 
-_OTHER_KINDS = "build an engine of kind tensorrt, or serve the model with the llmapi kind"
+def _propose_other_kinds(architecture: str) -> str:
+    """Return which kinds to use, by the tables that ``enginix plan`` refuses by."""
+    served = "serve the model with the llmapi kind"  # where it has no class, limited_llmapi_advice says so
+    if explain_no_engine_class(architecture) is not None:
+        return served
+    return f"build an engine of kind tensorrt, or {served}"
+
+
 # Keys of TensorRT-LLM's LLaMA class (for Granite) that the executor does not implement.
 _MULTIPLIERS = (
     "embedding_multiplier",
@@ -83,7 +91,7 @@ def _refuse_unsupported_keys(reader: ExecutorConfigReader) -> None:
                     raise CheckpointError(
                         f"{key} is {reader.raw[key]!r}, which the reference executor does not compute",
                         where=reader.where,
-                        fix=_OTHER_KINDS,
+                        fix=_propose_other_kinds(reader.raw["architecture"]),
                     )
         return
     activation = reader.raw.get("hidden_act", "gelu")
@@ -131,7 +139,7 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
                 f"architecture {architecture!r} is unknown to the reference executor; known: "
                 f"{', '.join(sorted(ARCHITECTURES))}",
                 where=where,
-                fix=_OTHER_KINDS,
+                fix=_propose_other_kinds(architecture),
             )
     family, is_moe = ARCHITECTURES[architecture]
     dtype = reader.text("dtype") or ""
@@ -183,7 +191,9 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     except ValueError as e:
         with limited_llmapi_advice(architecture):
             raise CheckpointError(
-                f"the reference executor does not compute {e}", where=where, fix=_OTHER_KINDS
+                f"the reference executor does not compute {e}",
+                where=where,
+                fix=_propose_other_kinds(architecture),
             ) from e
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return ExecutorConfig(

@@ -31,6 +31,7 @@ class ComparedModel:
         directory: of the model; None for a lock, which has no config.json.
         rotation: type of the rotary scaling; None where it is not known, as of a lock.
         model_type: ``model_type`` of config.json.
+        head_size: elements of an attention head; None where it is not known.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ComparedModel:
     directory: Path | None = None
     rotation: str | None = None
     model_type: str | None = None
+    head_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def read_compared_model(where: Path) -> ComparedModel:
         directory=where if where.is_dir() else None,
         rotation=rotation,
         model_type=accept_short_text(facts.get("modelType")),
+        head_size=head_size if isinstance(head_size := facts.get("headSize"), int) else None,
     )
 
 
@@ -140,6 +143,8 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
                 refusal = checkpoint_refusal.explain_config_refusal(kind, model.directory)
             takes, why = (takes, why) if refusal is None else (False, (refusal,))
         refused = kind.explain_rotation(model.rotation) if model.rotation is not None else None
+        if refused is None and model.head_size is not None:
+            refused = kind.explain_head_size(model.head_size)
         if takes is not False and refused is not None:
             takes, why, targets = False, (refused,), ()
         if (

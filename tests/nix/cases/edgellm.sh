@@ -60,7 +60,9 @@ test_edgellm_unsupported_architecture_in_the_build() {
 
 test_edgellm_unsupported_architecture_at_evaluation() {
   ! with_edge eval '(edge { model = changed "m" "" { model.architecture = "MambaForCausalLM"; }; }).name' &&
-    says 'unknown architecture "MambaForCausalLM"' && says 'accepts any name'
+    says 'unknown architecture "MambaForCausalLM"' && says 'accepts any name' && says 'Instead: build an engine of kind tensorrt, or serve' &&
+    ! with_edge eval '(edge { model = changed "m" "" { model.architecture = "DeepseekV2ForCausalLM"; }; }).name' &&
+    says 'Instead: serve the model with transformers'
 }
 
 test_edgellm_gpu_without_payload_names_those_that_have_one() {

@@ -28,6 +28,7 @@ test_stack_a_format_that_the_gpu_lacks_names_those_it_has() {
 
 test_stack_llmapi_is_refused_what_the_gpu_cannot() {
   local m='{ modelName = "m"; quantization = "NVFP4"; model = { }; revision = null; outPath = "/nix/store/x"; }'
+  local opt='{ modelName = "m"; quantization = null; model.architecture = "OPTForCausalLM"; revision = null; outPath = "/nix/store/x"; }'
   local big='{ modelName = "big"; outPath = "/nix/store/x"; quantization = null; weightBytes = 150000000000; revision = null; model = {
     architecture = "Qwen2ForCausalLM"; layers = 80; heads = 64; kvHeads = 8; headSize = 128; hiddenSize = 8192; intermediateSize = 29568;
     vocabulary = 152064; context = 32768; dtype = "bfloat16"; }; }'
@@ -36,7 +37,17 @@ test_stack_llmapi_is_refused_what_the_gpu_cannot() {
     says 'SM 90 has no hardware for NVFP4' && says 'use runtime = "trtllm-1.3.0rc20" or a later one, or a GPU with NVFP4' &&
     ! with_lib eval "($mk) ($big) { target = \"h100\"; }" && says 'big-engine: it does not fit h100' && says 'enginix plan MODEL --kind llmapi --target h100' &&
     with_lib eval "builtins.isString (($mk) ($big) { target = { gpu = \"h100\"; count = 4; }; tensorParallel = 4; })" &&
-    with_lib eval "builtins.isString (($mk) ($big) { })"
+    with_lib eval "builtins.isString (($mk) ($big) { })" &&
+    ! with_lib eval "($mk) ($opt) { limits.maxSeqLen = 64; }" && says "m-engine: TensorRT-LLM's PyTorch backend has no class for OPTForCausalLM" &&
+    with_lib eval "builtins.isString (($mk) ($opt) { limits.maxSeqLen = 64; runtime = \"trtllm-1.3.0rc20\"; })"
+}
+
+test_stack_reference_of_an_architecture_that_it_does_not_compute() {
+  local mk='a: (e.mkEngine { kind = "reference"; gates = { }; reference = null;
+    model = { modelName = "m"; quantization = null; model.architecture = a; revision = null; outPath = "/nix/store/x"; };
+    checkpoint = { modelName = "m"; outPath = "/nix/store/x"; }; }).drvPath'
+  ! with_lib eval "($mk) \"DbrxForCausalLM\"" && says 'the reference executor does not compute DbrxForCausalLM' &&
+    with_lib eval "builtins.isString (($mk) \"OPTForCausalLM\")" && with_lib eval "builtins.isString (($mk) null)"
 }
 
 test_stack_eagle_of_a_checkpoint_of_ones_own() {

@@ -73,6 +73,31 @@ def test_transposed_rows(
         assert len(made) == part.size and made == matrix.T[slice(*rows), slice(*cols)].tobytes()
 
 
+def test_parts_of_one_transposed_matrix_are_made_of_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = []
+
+    class CountingReader(SourceFileReader):
+        def read_into(self, path: Path, begin: int, view: memoryview) -> None:
+            ranges.append((begin, begin + len(view)))
+            super().read_into(path, begin, view)
+
+    matrix = np.arange(6 * 12, dtype="<u2").reshape(6, 12)
+    (tmp_path / "weights").write_bytes(matrix.tobytes())
+    info = TensorInfo("w", "F16", matrix.shape, tmp_path / "weights", 0, matrix.nbytes)
+    with CountingReader() as reader:
+        for rows in ((0, 4), (4, 8), (8, 12)):
+            made = b"".join(bytes(b) for b in TransposedRows(info, 6, 12, rows, (0, 6)).blocks(reader))
+            assert made == matrix.T[slice(*rows)].tobytes()
+        assert ranges == [(0, matrix.nbytes)]
+        # Another reading takes the buffer: the matrix is read again.
+        reader.read(info.path, 2, 6)
+        made = b"".join(bytes(b) for b in TransposedRows(info, 6, 12, (0, 4), (0, 6)).blocks(reader))
+        assert made == matrix.T[:4].tobytes()
+    assert ranges == [(0, matrix.nbytes), (2, 6), (0, matrix.nbytes)]
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_transposed_matrix_that_ends_early(
     compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

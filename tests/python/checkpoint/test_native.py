@@ -75,6 +75,31 @@ def test_casts(compiled: Any, source: str, target: str, monkeypatch: pytest.Monk
     assert into.tobytes() == numpy_cast(patterns, source, target).tobytes()
 
 
+@pytest.mark.parametrize("height", [8, 32, 33, 96])
+@pytest.mark.parametrize("width", [31, 32, 70])
+@pytest.mark.parametrize("kind", ["<u2", "<u4"])
+def test_transposition(
+    compiled: Any, kind: str, width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: compiled)
+    stored = np.random.default_rng(7).integers(0, 1 << 16, (height, width + 5)).astype(kind)
+    columns = stored[:, 3 : 3 + width]
+    out = np.empty((width, height), kind)
+    compiled_casts.transpose_matrix(columns, out)
+    assert (out == columns.T).all()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_non_finite_values_are_found(compiled: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: compiled)
+    mask = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}[dtype]
+    for pattern in PATTERNS[dtype][:: 1 if dtype != "F32" else 97]:
+        values = np.zeros(70, pattern.dtype)
+        values[int(pattern) % 70] = pattern
+        assert compiled_casts.has_masked_bits(values, mask) is bool(int(pattern) & mask == mask)
+        assert numbers.are_any_non_finite(values, dtype) is bool(int(pattern) & mask == mask)
+
+
 @pytest.mark.parametrize("source", ["F32", "BF16"])
 @pytest.mark.parametrize("odd", [65520.0, -70000.0, np.inf, -np.inf, np.nan])
 def test_what_is_not_finite_as_float16_is_left_to_numpy(

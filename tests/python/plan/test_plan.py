@@ -253,7 +253,7 @@ def test_what_is_not_counted_is_named_with_a_fix_that_works(gone: list[str], tmp
         (tmp_path / "model/config.json").write_text(json.dumps(raw))
         with open_model(str(tmp_path / "model")) as model:
             if raw is not lacking:
-                assert plan_memory(model, find_gpu("h200"), PlanRequest(kind="llmapi")).fits
+                assert plan_memory(model, find_gpu("h200"), PlanRequest(kind="llmapi")).memory.fits
                 continue
             with pytest.raises(EnginixError, match="plan does not count NovelForCausalLM") as caught:
                 plan_memory(model, find_gpu("h200"), PlanRequest(kind="llmapi"))
@@ -417,10 +417,16 @@ def test_a_class_that_the_pytorch_backend_lacks_is_told(
     raw = json.loads((model / "config.json").read_text()) | {"architectures": [architecture]}
     (model / "config.json").write_text(json.dumps(raw))
     told = f"TensorRT-LLM's PyTorch backend has no class for {architecture}"
-    assert main(["plan", str(model), "--kind", "llmapi", "--target", "h200", "--json"]) == 0
-    assert any(note.startswith(told) for note in json.loads(capsys.readouterr().out)["notes"]) == is_told
-    words = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
-    assert main([*words, "-o", str(tmp_path / "engine")]) == 0
+    status = main(["plan", str(model), "--kind", "llmapi", "--target", "h200", "--json"])
+    planned = json.loads(capsys.readouterr().out)
+    assert (status, planned["fits"]) == ((1, False) if is_told else (0, True))
+    assert any(obstacle.startswith(told) for obstacle in planned["obstacles"]) == is_told
+    assert not any("no class" in note for note in planned["notes"])
+    words = ["build", "--kind", "llmapi", "--model", str(model), "--runtime"]
+    assert main([*words, "trtllm-1.2.1", "-o", str(tmp_path / "engine")]) == (3 if is_told else 0)
+    assert (f"{told}, by its source of release 1.2" in capsys.readouterr().err) == is_told
+    # Which classes a later release has is not known.
+    assert main([*words, "trtllm-1.3.0rc20", "-o", str(tmp_path / "later")]) == 0
     assert (f"note: {told}" in capsys.readouterr().err) == is_told
     main(["compare", str(model), "--target", "h200"])
     assert (told in capsys.readouterr().out) == is_told
@@ -429,4 +435,4 @@ def test_a_class_that_the_pytorch_backend_lacks_is_told(
     files = {file.path: file.size for file in locked.files}
     for kind in ("llmapi", "tensorrt"):
         plan = plan_from_lock(metadata, files, find_gpu("h200"), PlanRequest(kind), "x.lock.json")
-        assert any(note.startswith(told) for note in plan.notes) == (is_told and kind == "llmapi")
+        assert any(why.startswith(told) for why in plan.obstacles) == (is_told and kind == "llmapi")

@@ -168,6 +168,11 @@ def test_a_refusal_proposes_llmapi_where_that_has_the_class(
     assert ("with transformers" in str(e.value.fix)) != has_class
     with pytest.raises(CheckpointError, match="'X' is unknown to the reference executor; known: Bloom") as e:
         parse_executor_config(raw | {"architecture": "X"}, "config.json")
+    # TensorRT-LLM's engines have no class X either.
+    assert "serve the model with transformers" in str(e.value.fix)
+    assert "kind tensorrt" not in str(e.value.fix)
+    with pytest.raises(CheckpointError, match="'DbrxForCausalLM' is unknown to the reference executor") as e:
+        parse_executor_config(raw | {"architecture": "DbrxForCausalLM"}, "config.json")
     assert "kind tensorrt, or serve the model with transformers" in str(e.value.fix)
 
 

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=("tensorrt", "reference"),
-        default="tensorrt",
-        help="kind of engine the checkpoint is for (default: tensorrt, which has no pipeline for Phi-3)",
+        help="kind of engine the checkpoint is for, which must take the model (default: tensorrt, which has "
+        "no pipeline for Phi-3; a model that it does not take is converted with a note)",
     )
     parser.add_argument(
         "--parallel-embedding",
@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from enginix.checkpoint.convert import ConvertOptions, convert_model
     from enginix.checkpoint.mapping import CheckpointMapping, default_gpus_per_node
+    from enginix.model.engine_classes import explain_no_engine_class
 
     each = default_gpus_per_node() if args.gpus_per_node is None else args.gpus_per_node
     options = ConvertOptions(
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         nvfp4_form=args.nvfp4_form,
         quantize=args.quantize,
         kv_cache=args.kv_cache,
-        kind=args.kind,
+        kind=args.kind or "tensorrt",
         variant=args.variant,
     )
     world = options.mapping.world_size
@@ -112,11 +113,18 @@ def run(args: argparse.Namespace) -> int:
             as_json=args.json,
         )
         return 0
+    if args.kind is not None:
+        from enginix.kinds.planning.checkpoint_refusal import require_kind_support
+
+        require_kind_support(args.kind, args.model, args.variant, args.quantize)
     done = convert_model(args.model, args.output, options)
-    for note in done.notes:
+    # A checkpoint without a kind may be for another release of TensorRT-LLM.
+    no_class = None if args.kind is not None else explain_no_engine_class(done.model.architecture)
+    notes = [*done.notes, *([no_class] if no_class else [])]
+    for note in notes:
         console.print_message(f"note: {note}")
     console.print_result(
-        {"checkpoint": str(args.output), "ranks": world, "notes": list(done.notes)},
+        {"checkpoint": str(args.output), "ranks": world, "notes": notes},
         f"{args.output}: {done.model.architecture}, {world} rank{'s' * (world > 1)}",
         as_json=args.json,
     )

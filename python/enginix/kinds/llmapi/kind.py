@@ -19,7 +19,9 @@ class LlmapiKind(EngineKind):
         row = read_algorithms().get(quantization or "NO_QUANT")
         if row is not None and row["llmapi"] is False:
             return ModelVerdict(False, (explain_no_llmapi(str(quantization), row),), ())
-        why = explain_no_pytorch_class(architecture) or "the models that the runtime supports are not known"
+        if no_class := explain_no_pytorch_class(architecture):
+            return ModelVerdict(False, (no_class,), ())
+        why = "the models that the runtime supports are not known"
         return ModelVerdict(None, (why,), list_format_targets(self.name, quantization, is_compiled=False))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from enginix import __version__, console
 from enginix.digests import SourceWatch
-from enginix.errors import UsageError
+from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build import options as build_options
@@ -35,7 +35,7 @@ from enginix.model.class_defaults import EXPERT_COUNT_KEYS
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.jsonfile import read_object, select_language_model
-from enginix.model.llmapi_advice import explain_no_pytorch_class
+from enginix.model.llmapi_advice import NO_CLASS_FIX, explain_no_pytorch_class, is_in_listed_release
 from enginix.model.number_formats import (
     describe_fallback,
     explain_no_llmapi,
@@ -269,11 +269,14 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
 
     Raises:
         UsageError: a limit contradicts another or the model's context.
-        ModelError: not a model, or one without a tokenizer.
+        ModelError: not a model, one without a tokenizer, or one that the runtime has no class for.
     """
     checkpoint = BuildCheckpoint.of_model(model, request.tensor_parallel)
     if missing := explain_no_pytorch_class(checkpoint.architecture):
-        console.print_message(f"note: {missing}")
+        version = request.runtime.version
+        if version is not None and is_in_listed_release(version):
+            raise ModelError(missing, where=str(model), fix=NO_CLASS_FIX)
+        console.print_message(f"note: {missing}; whether {request.runtime.id} has one is not known")
     config = select_language_model(read_object(model / "config.json"))
     context = read_pytorch_context(config)
     requested_length, whole_context = request.limits.get("maxSeqLen"), checkpoint.context

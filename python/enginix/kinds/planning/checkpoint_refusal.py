@@ -7,11 +7,14 @@ from pathlib import Path
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import EnginixError, ModelError
+from enginix.kinds.registry import find_kind
 from enginix.kinds.registry.engine_kind import EngineKind
 from enginix.model import ModelConfig
 from enginix.model.config import read_model_config
 from enginix.model.config_rules import explain_other_class
 from enginix.reference.config import parse_executor_config
+
+OTHER_KIND_FIX = "use a kind that enginix compare MODEL lists"
 
 
 def describe_refusal(subject: str, refusal: EnginixError) -> str:
@@ -19,8 +22,8 @@ def describe_refusal(subject: str, refusal: EnginixError) -> str:
     return f"{subject}: {refusal.what}" + (f" (fix: {refusal.fix})" if refusal.fix else "")
 
 
-def explain_kind_refusal(kind: EngineKind, model: ModelConfig) -> str | None:
-    """Return why a kind does not compute the checkpoint of a model; None where nothing tells against it."""
+def find_kind_refusal(kind: EngineKind, model: ModelConfig) -> EnginixError | None:
+    """Return the error with which a kind does not compute the checkpoint of a model."""
     if kind.converted_as != "reference":
         return None
     try:
@@ -29,8 +32,44 @@ def explain_kind_refusal(kind: EngineKind, model: ModelConfig) -> str | None:
             describe_checkpoint_config(model, "float16", CheckpointMapping(), {}), "config.json"
         )
     except EnginixError as e:
-        return describe_refusal(f"no engine of kind {kind.name}", e)
+        return e
     return None
+
+
+def explain_kind_refusal(kind: EngineKind, model: ModelConfig) -> str | None:
+    """Return why a kind does not compute the checkpoint of a model; None where nothing tells against it."""
+    refusal = find_kind_refusal(kind, model)
+    return None if refusal is None else describe_refusal(f"no engine of kind {kind.name}", refusal)
+
+
+def find_checkpoint_refusal(
+    name: str, directory: Path, variant: str | None = None, quantize: str | None = None
+) -> ModelError | None:
+    """Return why no engine of a kind can be built of a model, by the reasons of ``enginix plan``.
+
+    Args:
+        name: of the kind that a conversion is for.
+        variant, quantize: options of the conversion.
+
+    Raises:
+        ModelError: no checkpoint can be made of the model, of no kind.
+    """
+    kind, model = find_kind(name), read_model_config(directory, variant=variant)
+    algorithm = quantize or (None if model.quantization is None else model.quantization.algorithm)
+    verdict = kind.judge_model(model.architecture, algorithm)
+    if verdict.takes is False:
+        return ModelError("; ".join(verdict.why), where=str(directory), fix=OTHER_KIND_FIX)
+    refusal = find_kind_refusal(kind, model)
+    if refusal is None:
+        return None
+    what = f"no engine of kind {kind.name}: {refusal.what}"
+    return ModelError(what, where=str(directory), fix=refusal.fix or OTHER_KIND_FIX)
+
+
+def require_kind_support(name: str, directory: Path, variant: str | None, quantize: str | None) -> None:
+    """Refuse a model that a kind does not take, as :func:`find_checkpoint_refusal` finds it."""
+    if refusal := find_checkpoint_refusal(name, directory, variant, quantize):
+        raise refusal
 
 
 def explain_config_refusal(kind: EngineKind, directory: Path) -> str | None:

@@ -34,7 +34,6 @@ from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes
 from enginix.model.attention_window import WINDOW_KEY
 from enginix.model.config_rules import explain_other_class
 from enginix.model.context_length import PYTORCH_CONTEXT_KEY
-from enginix.model.llmapi_advice import explain_no_pytorch_class
 from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
 
@@ -123,8 +122,7 @@ def _list_model_notes(metadata: Mapping[str, Any], built_from: str) -> list[str]
     if built_from != "model":
         return [LOCK_LACKS_VALUES]
     other = explain_other_class(metadata.get("architecture"), metadata.get("modelType"))
-    notes = [explain_no_pytorch_class(metadata.get("architecture"))]
-    return [note for note in notes if note] + ([f"{other[0]} (fix: {other[1]})"] if other else [])
+    return [f"{other[0]} (fix: {other[1]})"] if other else []
 
 
 def count_weight_bytes(files: Mapping[str, int]) -> int:

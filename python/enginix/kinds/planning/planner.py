@@ -35,7 +35,7 @@ from enginix.model.attention_window import find_window_pattern
 from enginix.model.config_rules import explain_contradictions
 from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.jsonfile import read_object, select_language_model
-from enginix.model.llmapi_advice import explain_no_pytorch_class, limited_llmapi_advice
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import read_kv_cache_bits
 from enginix.runtime.preflight import check_pipeline
 
@@ -76,7 +76,6 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
     if kind.built_from == "model":
-        notes += filter(None, [explain_no_pytorch_class(description.architecture)])
         # Whatever its runtime reads, the gates compare with transformers.
         notes += [f"{what} (fix: {fix})" for what, fix in explain_contradictions(config_file, model.files)]
         sizes = replace(sizes, context=read_pytorch_context(raw) or sizes.context)

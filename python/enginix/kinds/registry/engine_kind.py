@@ -157,6 +157,10 @@ class EngineKind(ABC):
         """Return why a model's rotation (type of its rotary scaling) is not taken; None where it is."""
         return None
 
+    def explain_head_size(self, size: int) -> str | None:
+        """Return why heads of a size are not taken; None where they are."""
+        return None
+
     def _is(self, what: str) -> bool:
         """Return a value of engine_kinds.json, which parts without descriptions read too."""
         return bool(load_table("engine_kinds")["kinds"][self.name][what])

@@ -16,6 +16,7 @@ from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.letter_case import to_kebab_case
+from enginix.model.head_sizes import explain_unfused_heads
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
@@ -79,13 +80,8 @@ def check_checkpoint_support(
         if name not in table["formats"]["taken"]:
             taken = ", ".join(table["formats"]["taken"])
             refuse(f"number format {name} is not taken; taken are {taken}", "use kind llmapi or tensorrt")
-    row, size = table["headSizes"], config.head_size
-    if not row["least"] <= size <= row["most"] or size % row["multiple"]:
-        refuse(
-            f"heads of {size} have no fused attention; {row['least']} to {row['most']} in steps of "
-            f"{row['multiple']} have",
-            "use kind llmapi or reference",
-        )
+    if why := explain_unfused_heads(config.head_size):
+        refuse(why, "use kind llmapi or reference")
     if config.hidden_act not in ("silu", "swiglu"):
         refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
     scaling = (config.rotary_scaling or {}).get("rope_type") or "default"

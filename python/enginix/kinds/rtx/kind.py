@@ -9,6 +9,7 @@ from enginix.kinds.registry.model_verdict import (
     list_conversion_obstacles,
     list_kind_targets,
 )
+from enginix.model.head_sizes import explain_unfused_heads
 from enginix.model.rotation_tables import explain_length_dependence
 from enginix.tables import load_table
 
@@ -34,6 +35,10 @@ class RtxKind(EngineKind):
     def explain_rotation(self, rotation: str) -> str | None:
         """Return why a rotation is not taken: an engine's is one table."""
         return explain_length_dependence(rotation)
+
+    def explain_head_size(self, size: int) -> str | None:
+        """Return why TensorRT for RTX has no fused attention for heads of a size."""
+        return explain_unfused_heads(size)
 
 
 KIND: EngineKind = RtxKind(

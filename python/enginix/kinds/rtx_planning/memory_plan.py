@@ -40,6 +40,7 @@ from enginix.memory_plan.arithmetic import (
     RankWeights,
 )
 from enginix.model import open_weights
+from enginix.model.head_sizes import explain_unfused_heads
 from enginix.tables import load_table
 
 HEAD = "lm_head.weight"
@@ -136,12 +137,8 @@ def find_rtx_obstacles(architecture: str | None, sizes: ModelSizes, gpu: TargetG
             "TensorRT for RTX refuses a quantized KV cache (fix: quantize the model without one, or use kind "
             "tensorrt or llmapi)"
         )
-    row = table["headSizes"]
-    if not row["least"] <= sizes.head_size <= row["most"] or sizes.head_size % row["multiple"]:
-        obstacles.append(
-            f"heads of {sizes.head_size} have no fused attention; {row['least']} to {row['most']} in steps "
-            f"of {row['multiple']} have (fix: use kind llmapi or reference)"
-        )
+    if why := explain_unfused_heads(sizes.head_size):
+        obstacles.append(f"{why} (fix: use kind llmapi or reference)")
     return obstacles
 
 

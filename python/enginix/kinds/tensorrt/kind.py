@@ -5,11 +5,10 @@ from __future__ import annotations
 from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
 from enginix.kinds.registry.model_verdict import (
     ModelVerdict,
-    explain_architecture,
     list_conversion_obstacles,
     list_format_targets,
 )
-from enginix.model.family_rows import find_written_name
+from enginix.model.engine_classes import explain_no_engine_class
 from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
@@ -20,14 +19,10 @@ class TensorrtKind(EngineKind):
     def judge_model(
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
-        support, why, written = load_table("engine_support"), [], find_written_name(architecture)
-        if written not in support["architectures"]["engine"]:
-            why.append(explain_architecture(architecture, "has no engine class"))
-        elif reason := support["architectures"]["unbuildable"].get(written):
-            why.append(f"no engine of {architecture}: {reason}")
-        else:
-            converters = load_table("converters")["converters"]
-            why += list_conversion_obstacles(architecture, quantization, method, converters)
+        if no_class := explain_no_engine_class(architecture):
+            return ModelVerdict(False, (no_class,), ())
+        converters = load_table("converters")["converters"]
+        why = list_conversion_obstacles(architecture, quantization, method, converters)
         row = read_algorithms().get(quantization or "NO_QUANT")
         if not why and (row is None or not row["engine"]):
             why.append(f"no engine for format {quantization}")
