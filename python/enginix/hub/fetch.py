@@ -1,7 +1,8 @@
 """Fetch the files of one commit into a directory: in parallel, resumable, whole or absent.
 
-Until the output is whole, everything lies in the work directory beside it (``enginix.files``): ``tree/`` has
-finished files, ``part/`` has unfinished ones by digest. A later run continues with both, after checking them.
+Until the output is whole, everything lies in the work directory beside it (``enginix.work_directory``):
+``tree/`` has finished files, ``part/`` has unfinished ones by digest. A later run continues with both, after
+checking them.
 """
 
 from __future__ import annotations
@@ -18,19 +19,14 @@ from pathlib import Path
 from enginix.console import format_bytes, print_message
 from enginix.digests import ContentDigest
 from enginix.errors import MachineError, ManifestError, UsageError
-from enginix.files import (
-    WorkDirectory,
-    hold_work_directory,
-    refuse_link,
-    release_work_directory,
-    require_absent,
-)
 from enginix.hub import hub_errors, lock, model_metadata, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.transfer import FileDigest, TransferStopped, abort_xet_transfers, download_file, free_bytes
 from enginix.manifest import UNLISTED_FILES, Manifest
 from enginix.manifest import read_manifest as read_manifest
+from enginix.output_path import refuse_link, require_absent
 from enginix.progress import BYTES, ProgressStep, track_step
+from enginix.work_directory import WorkDirectory, hold_work_directory, release_work_directory
 
 JOBS = 4
 SLACK = 1 << 20  # bytes that a file system may need for directories

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest
 from enginix.errors import ModelError, UsageError
-from enginix.files import new_directory, require_absent, sha256_file
+from enginix.files import sha256_file
 from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.safetensors import read_header
+from enginix.output_path import require_absent
 from enginix.quantize import calibration_text
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,14 +12,15 @@ from enginix import __version__, manifest
 from enginix.console import print_message
 from enginix.digests import SourceWatch
 from enginix.errors import UsageError
-from enginix.files import new_directory, require_absent
 from enginix.integrity import require_unchanged
 from enginix.model.identity import identify_model
 from enginix.model.tokenizer_files import TOKENIZER_FILES
+from enginix.output_path import require_absent
 from enginix.progress import BYTES, track_step
 from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import FormatChoice, check_shapes, warn_of_kv_cache
 from enginix.quantize.library_imports import import_library
+from enginix.work_directory import new_directory
 
 # Copied unchanged: a server needs them, and a licence goes with the weights.
 CARRIED_FILES = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*")

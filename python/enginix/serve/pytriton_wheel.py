@@ -22,9 +22,10 @@ from typing import Any
 
 from enginix import process
 from enginix.errors import MachineError, UsageError
-from enginix.files import find_user_cache, new_directory, sha256_file
+from enginix.files import find_user_cache, sha256_file
 from enginix.optional_libraries import format_tritonserver_command, is_in_nix_store
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 STUB = "triton_python_backend_stub"
 PACKAGE = Path("pytriton", "tritonserver")

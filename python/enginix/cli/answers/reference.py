@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from enginix.evaluation.reference_answers import reference_asker
-    from enginix.files import new_directory
+    from enginix.work_directory import new_directory
 
     with new_directory(args.output) as partial:
         material = reference_asker.keep_reference_answers(args.model, partial, args.device, args.questions)

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare_kinds(args)
     if args.target is not None:
         raise UsageError("--target is for the kinds of one model", fix="leave it out, or pass one model")
-    from enginix.files import require_absent_file, write_new_text
+    from enginix.files import write_new_text
+    from enginix.output_path import require_absent_file
     from enginix.report import gate_figures
     from enginix.report.artefacts import read_artefact
     from enginix.report.comparison.artefact_comparison import compare_artefacts

@@ -92,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
     from enginix import manifest
     from enginix.evaluation.judgement import judge, run
     from enginix.evaluation.reference_answers import answers as kept_answers
-    from enginix.files import require_absent
     from enginix.integrity import require_unchanged
     from enginix.kinds.registry import is_portable
     from enginix.model.end_tokens import read_manifest_end_tokens
+    from enginix.output_path import require_absent
     from enginix.report import evidence
 
     if (args.engine / manifest.MANIFEST_FILE).is_file():

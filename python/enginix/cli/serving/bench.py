@@ -233,7 +233,8 @@ def _read_mix(args: argparse.Namespace) -> RequestMix:
 
 def _write_dataset(args: argparse.Namespace) -> int:
     from enginix.bench.load import format_dataset
-    from enginix.files import require_absent_file, write_new_text
+    from enginix.files import write_new_text
+    from enginix.output_path import require_absent_file
 
     if args.subject is not None or args.output is not None or args.engine is not None:
         raise UsageError("--dataset runs no load", fix="leave ENDPOINT, -o and --engine out")
@@ -255,8 +256,8 @@ def _choose_output(output: Path | None, engine: Path | None) -> Path | None:
         UsageError: a file is there already, or it would lie in an artefact.
     """
     from enginix.bench_record import find_bench_record
-    from enginix.files import require_absent_file
     from enginix.manifest import MANIFEST_FILE
+    from enginix.output_path import require_absent_file
     from enginix.run_log import is_store
 
     if output is None and engine is not None:

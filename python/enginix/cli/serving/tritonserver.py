@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, check and unpack the wheel."""
-    from enginix.files import require_absent
+    from enginix.output_path import require_absent
     from enginix.serve import pytriton_wheel as wheels
 
     require_absent(args.output)

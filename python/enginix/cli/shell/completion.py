@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
-from enginix.cli.completion import SHELLS, render_completion
+from enginix.cli.shell.completion_scripts import SHELLS, render_completion
 from enginix.errors import EXIT_OK
 
 
