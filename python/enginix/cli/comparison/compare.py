@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="GPU", help="for one model: GPU to check kinds against (enginix target)"
     )
-    parser.add_argument(
-        "--speed", type=Path, metavar="JSON", help="for artefacts: file with measured tokens per second"
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for artefacts: HTML page to write")
+    add_path(parser, "--speed", "JSON", "for artefacts: file with measured tokens per second")
+    add_output(parser, "FILE", "for artefacts: HTML page to write")
 
 
 def run(args: argparse.Namespace) -> int:

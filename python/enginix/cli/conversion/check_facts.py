@@ -9,19 +9,19 @@ itself. Exit status 3: a value differs.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_path
 from enginix.errors import LockError, ModelError
 from enginix.hub import model_metadata
 from enginix.model.jsonfile import parse_object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("facts", type=Path, metavar="FACTS", help="the lock's facts, as JSON")
+    add_path(parser, "facts", "FACTS", "the lock's facts, as JSON")
     parser.add_argument("--repo", required=True, metavar="REPO", help="owner/name, for errors")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the pinned config.json")
-    parser.add_argument("--modelopt", type=Path, metavar="FILE", help="the pinned hf_quant_config.json")
+    add_path(parser, "--config", "FILE", "the pinned config.json")
+    add_path(parser, "--modelopt", "FILE", "the pinned hf_quant_config.json")
 
 
 def run(args: argparse.Namespace) -> int:

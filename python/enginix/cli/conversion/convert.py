@@ -10,34 +10,25 @@ however large the model is. The output directory appears whole, or not at all.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="directory with config.json and safetensors"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoint to write")
+    add_path(parser, "model", "MODEL", "directory with config.json and safetensors")
+    add_output(parser, "DIR", "checkpoint to write", required=True)
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="dtype of everything unquantized (default: the model's; float32 becomes float16)",
     )
     for kind, what in (("tensor", "each matrix"), ("pipeline", "the layers"), ("expert", "the experts")):
-        parser.add_argument(
-            f"--{kind}-parallel",
-            type=int,
-            default=1,
-            metavar="N",
-            help=f"ranks that share {what} (default: 1)",
-        )
-    parser.add_argument(
+        add_number(parser, f"--{kind}-parallel", f"ranks that share {what} (default: 1)", default=1)
+    add_number(
+        parser,
         "--gpus-per-node",
-        type=int,
-        metavar="N",
-        help="GPUs of each serving node: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
+        "GPUs of each serving node: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
     )
     parser.add_argument(
         "--converter",

@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_output, add_path
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 from enginix.files import write_text
 from enginix.hub import lock as locks
@@ -29,14 +30,14 @@ from enginix.wording import count_noun
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name, or its address on the Hub")
-    parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
+    add_flag(parser, "--dataset", "REPO is a dataset")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="lock file to write")
+    add_output(parser, "FILE", "lock file to write")
     parser.add_argument("--include", action="append", metavar="PATTERN", help="repeatable")
     parser.add_argument("--exclude", action="append", metavar="PATTERN", help="repeatable")
-    parser.add_argument("--remote-code", action="store_true", help="pin the repository's Python files too")
-    parser.add_argument("--check", type=Path, metavar="LOCK", help="compare a lock with upstream")
-    parser.add_argument("--update", type=Path, metavar="LOCK", help="show what moves, and write the lock")
+    add_flag(parser, "--remote-code", "pin the repository's Python files too")
+    add_path(parser, "--check", "LOCK", "compare a lock with upstream")
+    add_path(parser, "--update", "LOCK", "show what moves, and write the lock")
 
 
 def run(args: argparse.Namespace) -> int:

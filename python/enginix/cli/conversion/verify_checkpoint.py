@@ -11,19 +11,17 @@ Exit status 1: something is wrong; each finding is one line.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_path
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK
 
 SHOWN = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="DIR", help="checkpoint directory")
-    parser.add_argument(
-        "--against", type=Path, metavar="MODEL", help="model that the checkpoint was converted from"
-    )
+    add_path(parser, "checkpoint", "DIR", "checkpoint directory")
+    add_path(parser, "--against", "MODEL", "model that the checkpoint was converted from")
 
 
 def run(args: argparse.Namespace) -> int:

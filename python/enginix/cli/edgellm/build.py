@@ -12,28 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 from enginix.kinds.edgellm import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="output of enginix edgellm-export")
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="the model that was exported"
-    )
+    add_path(parser, "export", "EXPORT", "output of enginix edgellm-export")
+    add_path(parser, "--model", "DIR", "the model that was exported", required=True)
     parser.add_argument("--target", required=True, metavar="GPU", help="GPU (enginix target)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
+    add_output(parser, "DIR", "engine to write", required=True)
     parser.add_argument("--name", help="name of the engine (default: the export's)")
     parser.add_argument(
         "--builder", choices=("direct", "onnx"), default="direct", help="builder to run (default: direct)"
     )
-    parser.add_argument("--python", type=Path, metavar="FILE", help="Python with the wheel and TensorRT")
-    parser.add_argument("--llm-build", type=Path, metavar="FILE", help="NVIDIA's C++ builder, for onnx")
-    parser.add_argument("--plugin", type=Path, metavar="FILE", help="plugin library in place of the wheel's")
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver (default: the machine's)")
+    add_path(parser, "--python", "FILE", "Python with the wheel and TensorRT")
+    add_path(parser, "--llm-build", "FILE", "NVIDIA's C++ builder, for onnx")
+    add_path(parser, "--plugin", "FILE", "plugin library in place of the wheel's")
+    add_path(parser, "--driver", "DIR", "the GPU driver (default: the machine's)")
     parser.add_argument(
         "--plan", type=_parse_object, metavar="JSON", help="predicted memory, recorded in the manifest"
     )

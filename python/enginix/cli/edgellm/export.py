@@ -13,19 +13,17 @@ reports success for a model with tensors missing and for a graph of another func
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 from enginix.kinds.edgellm import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face model, plain or quantized")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="export to write")
+    add_path(parser, "model", "MODEL", "Hugging Face model, plain or quantized")
+    add_output(parser, "DIR", "export to write", required=True)
     parser.add_argument("--name", help="name of the export (default: the model's)")
-    parser.add_argument(
-        "--exporter", type=Path, metavar="FILE", help="NVIDIA's exporter (default: beside this Python)"
-    )
+    add_path(parser, "--exporter", "FILE", "NVIDIA's exporter (default: beside this Python)")
     options.add_flags(parser, "export")
 
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict
 
 from enginix import console
+from enginix.cli.option_shapes import add_number
 from enginix.console import format_bytes
 from enginix.errors import UsageError
 from enginix.kinds.tensorrt.runner import (
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = verbs.add_parser("list", help="list engines, the most recently used first")
     removing = verbs.add_parser("prune", help="remove engines")
     removing.add_argument("names", nargs="*", metavar="NAME", help="keys or names (default: by --keep)")
-    removing.add_argument("--keep", type=int, metavar="N", help="keep the N most recently used engines")
+    add_number(removing, "--keep", "keep the N most recently used engines")
     for verb in (listing, removing):
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_path
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.machine.system import detect_system
 from enginix.optional_libraries import PACKAGE, locate_flake
@@ -67,16 +68,14 @@ class PinnedModel:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="name in the catalogue, or owner/name of the Hub")
-    parser.add_argument(
-        "--directory", type=Path, default=Path(), metavar="DIR", help="the flake's directory (this one)"
-    )
+    add_path(parser, "--directory", "DIR", "the flake's directory (this one)", default=Path())
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
     parser.add_argument(
         "--kind", choices=KINDS, help="kind of engine (tensorrt with --target, else reference)"
     )
     parser.add_argument("--target", metavar="GPU", help="GPU of the engine (enginix target)")
     parser.add_argument("--runtime", metavar="ID", help=f"enginix runtime list ({DEFAULT_RUNTIME})")
-    parser.add_argument("--no-runtime", action="store_true", help="do not pin the runtime's image")
+    add_flag(parser, "--no-runtime", "do not pin the runtime's image")
     parser.add_argument(
         "--system", default=detect_system(), help="platform of the image, in Nix's words (this machine's)"
     )

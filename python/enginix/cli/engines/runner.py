@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from enginix import console, manifest
+from enginix.cli.option_shapes import add_flag, add_number, add_path
 from enginix.compatibility import check
 from enginix.digests import SourceWatch
 from enginix.errors import MachineError, UsageError
@@ -32,25 +33,22 @@ from enginix.runtime.image import read_image_versions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, nargs="?", metavar="ENGINE", help="output of enginix build")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="build from it at first run")
-    parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="the model that the checkpoint was made from"
-    )
-    parser.add_argument("--request", type=Path, metavar="FILE", help="build request, as JSON")
-    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
-    parser.add_argument(
-        "--pin", type=Path, metavar="FILE", help="the runtime's pin file, with the image's environment"
-    )
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_path(parser, "--checkpoint", "DIR", "build from it at first run")
+    add_path(parser, "--model", "DIR", "the model that the checkpoint was made from")
+    add_path(parser, "--request", "FILE", "build request, as JSON")
+    add_path(parser, "--rootfs", "DIR", "root file system of the runtime's image")
+    add_path(parser, "--pin", "FILE", "the runtime's pin file, with the image's environment")
+    add_path(parser, "--driver", "DIR", "the GPU driver's root (default: found)")
     parser.add_argument("--host", default="127.0.0.1", help="listen address (default: loopback)")
     parser.add_argument("--port", type=int, default=8000, help="listen port (default: 8000)")
-    parser.add_argument(
+    add_number(
+        parser,
         "--kv-cache-fraction",
+        "share of the free GPU memory for the KV cache, 0 to 1",
         type=float,
         metavar="X",
-        help="share of the free GPU memory for the KV cache, 0 to 1",
     )
-    parser.add_argument("--build-only", action="store_true", help="build the engine and print its path")
+    add_flag(parser, "--build-only", "build the engine and print its path")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ import tempfile
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_output, add_path, add_repeated
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.files import dump_json, write_text
 from enginix.machine import driver
@@ -46,34 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pin.add_argument(
         "--system", default=detect_system(), help="platform in Nix's words (default: this machine's)"
     )
-    pin.add_argument("--keep", type=Path, metavar="DIR", help="keep the unpacked image there")
-    pin.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="pin to write")
+    add_path(pin, "--keep", "DIR", "keep the unpacked image there")
+    add_output(pin, "FILE", "pin to write", required=True)
     for name, text in (("run", "run a command inside"), ("check", "check that this machine can run it")):
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("runtime", metavar="RUNTIME", help="name, or FILE.json of a description")
-        verb.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of its image")
-        verb.add_argument(
-            "--pin", type=Path, metavar="FILE", help="its pin file, with the image's environment"
-        )
-        verb.add_argument("--driver", type=Path, metavar="DIR", help="the driver's root (default: found)")
+        add_path(verb, "--rootfs", "DIR", "root file system of its image")
+        add_path(verb, "--pin", "FILE", "its pin file, with the image's environment")
+        add_path(verb, "--driver", "DIR", "the driver's root (default: found)")
         if name == "run":
-            verb.add_argument(
-                "--bind",
-                type=Path,
-                action="append",
-                default=[],
-                metavar="PATH",
-                help="path to make visible, writable",
-            )
-            verb.add_argument(
-                "--ro-bind",
-                type=Path,
-                action="append",
-                default=[],
-                metavar="PATH",
-                help="path to make visible, read-only",
-            )
-            verb.add_argument("--no-network", action="store_true", help="hide the network")
+            add_repeated(verb, "--bind", "PATH", "path to make visible, writable", type=Path)
+            add_repeated(verb, "--ro-bind", "PATH", "path to make visible, read-only", type=Path)
+            add_flag(verb, "--no-network", "hide the network")
             verb.add_argument("words", nargs="+", metavar="COMMAND", help="command and arguments, behind --")
 
         _add_json_option(verb)

@@ -24,41 +24,36 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_number, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("description", type=Path, metavar="FILE", help="the gateway, as JSON (see above)")
-    parser.add_argument(
-        "--python", type=Path, metavar="P", help="python3 that has litellm ($ENGINIX_GATEWAY_PYTHON)"
-    )
+    add_path(parser, "description", "FILE", "the gateway, as JSON (see above)")
+    add_path(parser, "--python", "P", "python3 that has litellm ($ENGINIX_GATEWAY_PYTHON)")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="IP", help="listen address (default: loopback)"
     )
-    parser.add_argument(
-        "--port", type=int, default=4000, metavar="N", help="listen port (default: 4000; 0 takes a free one)"
-    )
-    parser.add_argument(
+    add_number(parser, "--port", "listen port (default: 4000; 0 takes a free one)", default=4000)
+    add_number(
+        parser,
         "--start-timeout",
-        type=float,
+        "seconds within which every server behind must answer (default: 600)",
         default=600,
+        type=float,
         metavar="S",
-        help="seconds within which every server behind must answer (default: 600)",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--exit-timeout",
-        type=int,
+        "seconds for running answers to end at a stop (default: 30)",
         default=30,
         metavar="S",
-        help="seconds for running answers to end at a stop (default: 30)",
     )
-    parser.add_argument("--check", action="store_true", help="check everything, start nothing")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print configuration, command and environment, start nothing"
-    )
+    add_flag(parser, "--check", "check everything, start nothing")
+    add_flag(parser, "--dry-run", "print configuration, command and environment, start nothing")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,10 +13,10 @@ engines of kind tensorrt do not take there are named beside them.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_path
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.machine import driver
@@ -29,12 +29,8 @@ from enginix.tables import load_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="targets to list (default: all)")
-    parser.add_argument(
-        "--this-machine",
-        action="store_true",
-        help="name this machine's GPUs; exit 5 without one",
-    )
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_flag(parser, "--this-machine", "name this machine's GPUs; exit 5 without one")
+    add_path(parser, "--driver", "DIR", "the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, console
+from enginix.cli.option_shapes import add_number, add_output, add_path
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.progress import track_step
 
@@ -44,49 +45,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="http://host:port/v1 of a server, or the directory of an engine",
     )
     parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
-    parser.add_argument("--input-words", type=int, default=128, metavar="N", help="of each prompt (128)")
-    parser.add_argument("--output-tokens", type=int, default=64, metavar="N", help="of each answer (64)")
-    parser.add_argument("--requests", type=int, default=32, metavar="N", help="measured (32)")
-    parser.add_argument("--concurrency", type=int, default=1, metavar="N", help="at the same time (1)")
-    parser.add_argument("--rate", type=float, metavar="R", help="requests a second (default: as they end)")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="requests beforehand (2)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts (0)")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the endpoint's key")
-    parser.add_argument(
+    add_number(parser, "--input-words", "of each prompt (128)", default=128)
+    add_number(parser, "--output-tokens", "of each answer (64)", default=64)
+    add_number(parser, "--requests", "measured (32)", default=32)
+    add_number(parser, "--concurrency", "at the same time (1)", default=1)
+    add_number(parser, "--rate", "requests a second (default: as they end)", type=float, metavar="R")
+    add_number(parser, "--warmup", "requests beforehand (2)", default=2)
+    add_number(parser, "--seed", "of the prompts (0)", default=0)
+    add_path(parser, "--key-file", "FILE", "file with the endpoint's key")
+    add_path(
+        parser,
         "--engine",
-        type=Path,
-        metavar="DIR",
-        help="engine that the endpoint serves: the measurement is kept beside it, where compare reads it",
+        "DIR",
+        "engine that the endpoint serves: the measurement is kept beside it, where compare reads it",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep it there alone")
-    parser.add_argument(
+    add_output(parser, "FILE", "keep it there alone")
+    add_path(
+        parser,
         "--dataset",
-        type=Path,
-        metavar="FILE",
-        help="write the same requests for trtllm-bench throughput --dataset FILE; no load is run",
+        "FILE",
+        "write the same requests for trtllm-bench throughput --dataset FILE; no load is run",
     )
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="two measurements; no load is run"
     )
-    parser.add_argument(
-        "--tolerance", type=float, default=0.03, metavar="X", help="slowdown that is no regression (0.03)"
+    add_number(
+        parser, "--tolerance", "slowdown that is no regression (0.03)", default=0.03, type=float, metavar="X"
     )
     server = parser.add_argument_group("the server of ENGINE")
-    server.add_argument("--start-timeout", type=float, default=600, metavar="S", help="of each server (600)")
+    add_number(server, "--start-timeout", "of each server (600)", default=600, type=float, metavar="S")
     server.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
-    server.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
-    server.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
-    server.add_argument(
-        "--interpreter", type=Path, metavar="CHECKPOINT", help="kind rtx: execute its network on the CPU"
-    )
-    server.add_argument(
-        "--rootfs",
-        type=Path,
-        metavar="DIR",
-        help="kinds tensorrt and llmapi: root file system of the runtime's image",
-    )
-    server.add_argument("--pin", type=Path, metavar="FILE", help="their runtime's pin file")
-    server.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_path(server, "--tritonserver", "DIR", "as enginix serve has it")
+    add_path(server, "--gateway-python", "P", "python3 that has litellm")
+    add_path(server, "--interpreter", "CHECKPOINT", "kind rtx: execute its network on the CPU")
+    add_path(server, "--rootfs", "DIR", "kinds tensorrt and llmapi: root file system of the runtime's image")
+    add_path(server, "--pin", "FILE", "their runtime's pin file")
+    add_path(server, "--driver", "DIR", "the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_path
 from enginix.errors import EXIT_OK, UsageError
 
 
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="the same")
     parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
     parser.add_argument("--system", metavar="TEXT", help="message of the system")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer (default: what fits)")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the endpoint's key")
+    add_number(parser, "--max-tokens", "of an answer (default: what fits)")
+    add_path(parser, "--key-file", "FILE", "file with the endpoint's key")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK
 
 INDENT = " " * 8  # of what is said below a check
@@ -19,7 +20,7 @@ INDENT = " " * 8  # of what is said below a check
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--offline", action="store_true", help="do not ask the Hub")
+    add_flag(parser, "--offline", "do not ask the Hub")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_path
 from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import list_triton_kinds
 
@@ -27,9 +28,7 @@ from enginix.kinds.registry import list_triton_kinds
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("url", metavar="URL", help="http://host:port")
-    parser.add_argument(
-        "--timeout", type=float, default=600, metavar="S", help="seconds to wait (default: 600)"
-    )
+    add_number(parser, "--timeout", "seconds to wait (default: 600)", default=600, type=float, metavar="S")
     parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first that is listed)")
     parser.add_argument(
         "--triton",
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list_triton_kinds(),
         help="the server is Triton, with a repository of this kind of engine",
     )
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key")
+    add_path(parser, "--api-key-file", "FILE", "file with the key")
     parser.add_argument(
         "--api-key-credential", metavar="NAME", help="the key's file below $CREDENTIALS_DIRECTORY"
     )

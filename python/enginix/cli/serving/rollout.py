@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_path
 from enginix.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,34 +28,21 @@ SWITCHING = ("switch", "test")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("server", metavar="NAME", help="name of the server; its unit is enginix-NAME.service")
-    parser.add_argument(
-        "--incoming", type=Path, required=True, metavar="DIR", help="directory of the new generation's units"
-    )
-    parser.add_argument(
+    add_path(parser, "--incoming", "DIR", "directory of the new generation's units", required=True)
+    add_path(
+        parser,
         "--current",
-        type=Path,
+        "DIR",
+        "directory of the running generation's units (default: /etc/systemd/system)",
         default=Path("/etc/systemd/system"),
-        metavar="DIR",
-        help="directory of the running generation's units (default: /etc/systemd/system)",
     )
-    parser.add_argument(
-        "--drop-in",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="unit settings for the trial; @port@ is a free port",
-    )
+    add_path(parser, "--drop-in", "FILE", "unit settings for the trial; @port@ is a free port", required=True)
     parser.add_argument(
         "--action", default="switch", help="action of the machine; switch and test make a trial"
     )
     parser.add_argument("--gpus", metavar="LIST", help="GPUs of the server, joined by commas")
-    parser.add_argument("--needs", type=int, metavar="MIB", help="free memory that a second server needs")
-    parser.add_argument(
-        "--engine",
-        type=Path,
-        metavar="DIR",
-        help="engine that the server loads, instead of --gpus and --needs",
-    )
+    add_number(parser, "--needs", "free memory that a second server needs", metavar="MIB")
+    add_path(parser, "--engine", "DIR", "engine that the server loads, instead of --gpus and --needs")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,12 +17,13 @@ import tempfile
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="wheel file, if pip cannot fetch it")
+    add_output(parser, "DIR", "directory to write", required=True)
+    add_path(parser, "--wheel", "FILE", "wheel file, if pip cannot fetch it")
 
 
 def run(args: argparse.Namespace) -> int:

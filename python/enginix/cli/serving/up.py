@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_number, add_path
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES, find_kind
@@ -47,34 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="owner/name of the Hub, lock file, or directory")
     parser.add_argument("--kind", choices=KIND_NAMES, default=DEFAULT_KIND, help="kind of engine (reference)")
     parser.add_argument("--format", metavar="FORMAT", help="quantize first: fp8, nvfp4, int4_awq, …")
-    parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="own calibration data (default: enginix's text)"
-    )
+    add_path(parser, "--calibration", "DIR", "own calibration data (default: enginix's text)")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit, for a new lock (main)")
-    parser.add_argument("--no-gates", action="store_true", help="do not compare the engine with the model")
+    add_flag(parser, "--no-gates", "do not compare the engine with the model")
     parser.add_argument("--target", metavar="GPU", help="kinds tensorrt and llmapi: GPU (enginix target)")
     parser.add_argument(
         "--runtime",
         metavar="ID",
         help="kinds tensorrt and llmapi: a name (enginix runtime list) or FILE.json",
     )
-    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    add_path(parser, "--rootfs", "DIR", "root file system of the runtime's image")
     parser.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
-    parser.add_argument(
-        "--interpreter", action="store_true", help="kind rtx: execute its network on the CPU, for tests"
-    )
-    parser.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
-    parser.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
-    parser.add_argument(
-        "--port", type=int, default=4000, metavar="N", help="of the endpoint (4000; 0: a free one)"
-    )
+    add_flag(parser, "--interpreter", "kind rtx: execute its network on the CPU, for tests")
+    add_path(parser, "--tritonserver", "DIR", "as enginix serve has it")
+    add_path(parser, "--gateway-python", "P", "python3 that has litellm")
+    add_number(parser, "--port", "of the endpoint (4000; 0: a free one)", default=4000)
     parser.add_argument("--ask", metavar="PROMPT", help="ask once when ready")
-    parser.add_argument("--exit-after-ask", action="store_true", help="end after --ask")
-    parser.add_argument("--start-timeout", type=float, default=600, metavar="S", help="of each server (600)")
-    parser.add_argument("--dry-run", action="store_true", help="print the stages and their commands")
-    parser.add_argument(
-        "--print-nix", action="store_true", help="print the Nix expression of the same stages"
-    )
+    add_flag(parser, "--exit-after-ask", "end after --ask")
+    add_number(parser, "--start-timeout", "of each server (600)", default=600, type=float, metavar="S")
+    add_flag(parser, "--dry-run", "print the stages and their commands")
+    add_flag(parser, "--print-nix", "print the Nix expression of the same stages")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,22 +14,16 @@ Verify with `enginix verify DIR --signers FILE`.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artefact", type=Path, metavar="DIR", help="artefact to sign")
-    parser.add_argument("--key", type=Path, required=True, metavar="KEY", help="SSH key to sign with")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="directory for the files (default: beside the manifest)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace the signatures that are there")
+    add_path(parser, "artefact", "DIR", "artefact to sign")
+    add_path(parser, "--key", "KEY", "SSH key to sign with", required=True)
+    add_output(parser, "DIR", "directory for the files (default: beside the manifest)")
+    add_flag(parser, "--force", "replace the signatures that are there")
 
 
 def run(args: argparse.Namespace) -> int:
