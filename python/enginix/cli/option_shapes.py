@@ -1,10 +1,14 @@
-"""The shapes that options of many commands have, and the options that several commands share."""
+"""The shapes that options of many commands have, and dataclasses of options made of arguments."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from argparse import _ActionsContainer as OptionGroup
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_Options = TypeVar("_Options")
 
 
 def add_path(group: OptionGroup, name: str, metavar: str, text: str, **more: Any) -> None:
@@ -32,3 +36,14 @@ def add_flag(group: OptionGroup, name: str, text: str, **more: Any) -> None:
 def add_output(group: OptionGroup, metavar: str, text: str, *, required: bool = False) -> None:
     """Add ``-o``, ``--output``: the path to write."""
     group.add_argument("-o", "--output", type=Path, required=required, metavar=metavar, help=text)
+
+
+def fill_options(options: type[_Options], args: Namespace, /, **different: Any) -> _Options:
+    """Return a dataclass of options whose fields have the values of the arguments of the same names.
+
+    Args:
+        different: fields whose value is not that of an argument.
+    """
+    names = [field.name for field in fields(options)]  # type: ignore[arg-type]
+    same = {name: getattr(args, name) for name in names if name not in different and hasattr(args, name)}
+    return options(**same, **different)

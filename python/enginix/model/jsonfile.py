@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from enginix.errors import ModelError
+from enginix.model.model_errors import make_damage_error
 from enginix.model.other_layouts import (
     explain_other_artefact,
     explain_other_layout,
@@ -29,9 +30,6 @@ class _ConflictingKeys(ValueError):
     pass
 
 
-DAMAGED_FIX = (
-    "compare the file with the Hub's: if they differ, fetch it again; if not, report it to the model's author"
-)
 _POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|\?xml|!--)", re.IGNORECASE)
 _ANSWER = re.compile(rb'\s*\{\s*"error"\s*:\s*"')
@@ -115,13 +113,13 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
             fix="save the file as UTF-8 without a byte order mark",
         )
     if not data.strip():
-        raise ModelError("not JSON: the file is empty", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("not JSON: the file is empty", where)
     try:
         value = json.loads(data.decode("utf-8"), **hooks)
     except UnicodeDecodeError as e:
-        raise ModelError(f"not UTF-8 at byte {e.start}", where=where, fix=DAMAGED_FIX) from e
+        raise make_damage_error(f"not UTF-8 at byte {e.start}", where) from e
     except RecursionError as e:
-        raise ModelError("JSON nested too deep", where=where, fix=DAMAGED_FIX) from e
+        raise make_damage_error("JSON nested too deep", where) from e
     except _ConflictingKeys as e:
         raise ModelError(
             str(e), where=where, fix="remove the wrong one of the two (transformers takes the last)"
@@ -129,9 +127,9 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
     except ValueError as e:
         text = None if data.lstrip().startswith(b"{") else quote_text(data)
         begins = f"; the file begins with {text}" if text else ""
-        raise ModelError(f"not JSON: {e}{begins}", where=where, fix=DAMAGED_FIX) from e
+        raise make_damage_error(f"not JSON: {e}{begins}", where) from e
     if not isinstance(value, dict):
-        raise ModelError("not a JSON object", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("not a JSON object", where)
     return value
 
 
@@ -175,7 +173,7 @@ def read_object(path: Path) -> dict[str, Any]:
             f"cannot be read: {e.strerror or e}", where=str(path), fix="pass a complete model directory"
         ) from e
     if len(data) > LIMIT:
-        raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix=DAMAGED_FIX)
+        raise make_damage_error(f"larger than {LIMIT} bytes", str(path))
     return parse_object(data, str(path))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
-from enginix.cli.option_shapes import add_number, add_output, add_path
+from enginix.cli.option_shapes import add_number, add_output, add_path, fill_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,16 +76,12 @@ def run(args: argparse.Namespace) -> int:
     from enginix.checkpoint.mapping import CheckpointMapping, default_gpus_per_node
 
     each = default_gpus_per_node() if args.gpus_per_node is None else args.gpus_per_node
-    options = ConvertOptions(
-        dtype=args.dtype,
+    options = fill_options(
+        ConvertOptions,
+        args,
         mapping=CheckpointMapping(args.tensor_parallel, args.pipeline_parallel, args.expert_parallel, each),
         parallel_embedding=args.parallel_embedding is not None,
         embedding_sharding_dim=int(args.parallel_embedding == "hidden"),
-        nvfp4_form=args.nvfp4_form,
-        quantize=args.quantize,
-        kv_cache=args.kv_cache,
-        kind=args.kind,
-        variant=args.variant,
     )
     world = options.mapping.world_size
     if args.converter != "enginix":

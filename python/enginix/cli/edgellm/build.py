@@ -15,7 +15,7 @@ import json
 from typing import Any
 
 from enginix import console
-from enginix.cli.option_shapes import add_output, add_path
+from enginix.cli.option_shapes import add_output, add_path, fill_options
 from enginix.kinds.edgellm import options
 
 
@@ -52,17 +52,7 @@ def run(args: argparse.Namespace) -> int:
     limits = options.collect_given_options(args, "build")
     from enginix.kinds.edgellm.build import EdgellmBuildOptions, build_edgellm_engine
 
-    build_options = EdgellmBuildOptions(
-        target=args.target,
-        name=args.name,
-        builder=args.builder,
-        python=args.python,
-        llm_build=args.llm_build,
-        plugin=args.plugin,
-        driver=args.driver,
-        limits=limits,
-        plan=args.plan,
-    )
+    build_options = fill_options(EdgellmBuildOptions, args, limits=limits)
     engine_manifest = build_edgellm_engine(args.export, args.model, args.output, build_options)
     console.print_result(
         {

@@ -66,7 +66,6 @@ class PinnedModel:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="name in the catalogue, or owner/name of the Hub")
     add_path(parser, "--directory", "DIR", "the flake's directory (this one)", default=Path())
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
@@ -82,7 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write what is missing."""
     from enginix.files import dump_json, write_text
     from enginix.hub.lock import Selection, dump_lock, read_lock
     from enginix.hub.locking import make_lock

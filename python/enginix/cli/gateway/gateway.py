@@ -26,11 +26,10 @@ import sys
 from collections.abc import Mapping
 
 from enginix import console
-from enginix.cli.option_shapes import add_flag, add_number, add_path
+from enginix.cli.option_shapes import add_flag, add_number, add_path, fill_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_path(parser, "description", "FILE", "the gateway, as JSON (see above)")
     add_path(parser, "--python", "P", "python3 that has litellm ($ENGINIX_GATEWAY_PYTHON)")
     parser.add_argument(
@@ -65,14 +64,8 @@ def run(args: argparse.Namespace) -> int:
     gateway_spec = spec.read_gateway_spec(args.description)
     ports.address_family(args.host)
     python = launch.find_gateway_python(args.python)
-    options = launch.GatewayOptions(
-        str(args.description.absolute()),
-        args.host,
-        args.port,
-        args.start_timeout,
-        args.exit_timeout,
-        console.is_watched(),
-    )
+    spec_path = str(args.description.absolute())
+    options = fill_options(launch.GatewayOptions, args, spec=spec_path, is_watched=console.is_watched())
     if args.dry_run:
         described = {
             "litellm": litellm_config.render_litellm_config(gateway_spec, litellm_config.name_key_variable),

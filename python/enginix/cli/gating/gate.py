@@ -81,24 +81,17 @@ def run(args: argparse.Namespace) -> int:
             from enginix.kinds.gating import gate_engine
 
             return gate_engine.run_engine_gates(args, artefact_manifest)
-    checkpoint, tokenizer, name = (
-        args.engine,
-        args.model or args.reference,
-        Path(os.path.realpath(args.engine)).name,
-    )
+    checkpoint, name = args.engine, Path(os.path.realpath(args.engine)).name
     is_answers = kept_answers.is_answers(args.reference)
     model_files = args.reference / kept_answers.MODEL_FILES if is_answers else args.reference
     end_tokens = None
     if (args.engine / "checkpoint").is_dir():
         engine_manifest = manifest.read_manifest(args.engine, "engine")
-        checkpoint, tokenizer, name = (
-            args.engine / "checkpoint",
-            args.engine / "tokenizer",
-            engine_manifest.name,
-        )
+        checkpoint, name = args.engine / "checkpoint", engine_manifest.name
+        tokenizer = args.engine / "tokenizer"
         end_tokens = read_manifest_end_tokens(engine_manifest) or ()
-    elif args.model is None:
-        tokenizer = model_files
+    else:
+        tokenizer = args.model or model_files
     case = judge.CheckpointGateInputs(
         checkpoint=checkpoint,
         tokenizer=tokenizer,

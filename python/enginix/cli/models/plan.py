@@ -18,7 +18,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from enginix import console
-from enginix.cli.option_shapes import add_flag, add_number
+from enginix.cli.option_shapes import add_flag, add_number, fill_options
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.kinds.registry import KIND_NAMES
 from enginix.model.number_formats import read_kv_cache_bits
@@ -86,19 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from enginix.kinds.planning.plan_text import render_plan
 
     gpu = _resolve_gpu(args)
-    request = PlanRequest(
-        kind=args.kind or _choose_kind(gpu),
-        tensor_parallel=args.tensor_parallel,
-        pipeline_parallel=args.pipeline_parallel,
-        max_batch_size=args.max_batch_size,
-        max_num_tokens=args.max_num_tokens,
-        max_seq_len=args.max_seq_len,
-        max_input_len=args.max_input_len,
-        step_tokens=args.step_tokens,
-        sequences=args.sequences,
-        kv_cache=args.kv_cache,
-        dtype=args.dtype,
-    )
+    request = fill_options(PlanRequest, args, kind=args.kind or _choose_kind(gpu))
     memory_plan = _plan_memory(args, request, gpu)
     console.print_result(memory_plan.as_json(), render_plan(memory_plan), as_json=args.json)
     return EXIT_OK if memory_plan.fits else EXIT_CHECK_FAILED

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, console
-from enginix.cli.option_shapes import add_number, add_output, add_path
+from enginix.cli.option_shapes import add_number, add_output, add_path, fill_options
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.progress import track_step
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument(
         "subject",
         nargs="?",
@@ -84,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, or compare two measurements."""
     if args.compare is not None:
         return _compare(args)
     if args.dataset is not None:
@@ -155,8 +153,7 @@ def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
     setting = _describe_engine(engine)
     _require_length(args, engine)
     output = _choose_output(args.output, engine)
-    given = {name: getattr(args, name) for name in _SERVER_OPTIONS}
-    options = EngineServerOptions(start_timeout=args.start_timeout, quiet=args.quiet, **given)
+    options = fill_options(EngineServerOptions, args)
     with serve_engine(engine, options) as running:
         model = choose_model(running.url, None)
         first = ask_once(running.url, model, _read_mix(args)) - running.begun
@@ -214,15 +211,7 @@ def _measure(
 def _read_mix(args: argparse.Namespace) -> RequestMix:
     from enginix.bench.load import RequestMix
 
-    return RequestMix(
-        args.input_words,
-        args.output_tokens,
-        args.requests,
-        args.concurrency,
-        args.rate,
-        args.warmup,
-        args.seed,
-    )
+    return fill_options(RequestMix, args)
 
 
 def _write_dataset(args: argparse.Namespace) -> int:

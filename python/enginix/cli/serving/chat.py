@@ -19,7 +19,6 @@ from enginix.errors import EXIT_OK, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("endpoint", nargs="?", metavar="URL", help="of the endpoint (default: enginix up's)")
     parser.add_argument("--url", help="the same")
     parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")

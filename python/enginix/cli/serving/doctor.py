@@ -19,12 +19,10 @@ INDENT = " " * 8  # of what is said below a check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_flag(parser, "--offline", "do not ask the Hub")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the checks and print a line for each."""
     from enginix.diagnosis.machine_checks import run_checks
 
     results = run_checks(ask_hub=not args.offline)

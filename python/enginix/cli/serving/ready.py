@@ -26,7 +26,6 @@ from enginix.kinds.registry import list_triton_kinds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("url", metavar="URL", help="http://host:port")
     add_number(parser, "--timeout", "seconds to wait (default: 600)", default=600, type=float, metavar="S")
     parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first that is listed)")
@@ -54,17 +53,14 @@ def run(args: argparse.Namespace) -> int:
     from enginix.rollout.ready import await_answer, await_triton
 
     key = _read_key(args)
-    if args.triton is not None:
-        if args.run or key is not None:
-            raise UsageError("goes with neither --run nor a key", where="--triton")
-        seconds = await_triton(args.url, args.timeout, args.triton)
-        console.print_result(
-            {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
-        )
-        return 0
+    if args.triton is not None and (args.run or key is not None):
+        raise UsageError("goes with neither --run nor a key", where="--triton")
     if args.run:
         return _become_server(args.run, lambda: await_answer(args.url, args.timeout, args.model, key))
-    seconds = await_answer(args.url, args.timeout, args.model, key)
+    if args.triton is not None:
+        seconds = await_triton(args.url, args.timeout, args.triton)
+    else:
+        seconds = await_answer(args.url, args.timeout, args.model, key)
     console.print_result(
         {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
     )

@@ -26,7 +26,6 @@ SWITCHING = ("switch", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("server", metavar="NAME", help="name of the server; its unit is enginix-NAME.service")
     add_path(parser, "--incoming", "DIR", "directory of the new generation's units", required=True)
     add_path(
@@ -46,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Try the changed server."""
     from enginix.rollout import trial
 
     unit = f"enginix-{args.server}.service"

@@ -31,13 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from enginix import console, manifest
-from enginix.cli.option_shapes import add_flag, add_number, add_output, add_path, add_repeated
+from enginix.cli.option_shapes import add_flag, add_number, add_output, add_path, add_repeated, fill_options
 from enginix.errors import UsageError
 from enginix.model.end_tokens import END_TOKENS_KEY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_path(parser, "engine", "ENGINE", "directory that enginix build wrote")
     add_output(parser, "DIR", "the repository to write", required=True)
     add_number(parser, "--max-batch-size", "requests that run at once (default: 8, or the engine's limit)")
@@ -93,7 +92,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds the repository."""
     from enginix.kinds.tensorrt.tensorrt_models import NvidiaModelOptions
     from enginix.kinds.triton_repository.repository import build_triton_repository
     from enginix.triton.options import RepositoryOptions
@@ -102,27 +100,20 @@ def run(args: argparse.Namespace) -> int:
     options = build_triton_repository(
         args.engine,
         args.output,
-        RepositoryOptions(
-            max_batch_size=args.max_batch_size,
-            max_tokens_limit=args.max_tokens_limit,
-            max_queue_delay_microseconds=args.max_queue_delay_microseconds,
-            max_queue_size=args.max_queue_size,
-            preprocessing_instances=args.preprocessing_instances,
-            postprocessing_instances=args.postprocessing_instances,
-            ensemble_instances=args.ensemble_instances,
-            device=args.device,
-            interpreter=args.interpreter,
+        fill_options(
+            RepositoryOptions,
+            args,
             add_special_tokens=not args.no_add_special_tokens,
             skip_special_tokens=not args.keep_special_tokens,
             exclude_input_in_output=not args.include_input,
         ),
         enginix_path=args.enginix_path,
         add_models=args.add_model,
-        models=NvidiaModelOptions(
+        models=fill_options(
+            NvidiaModelOptions,
+            args,
             decoupled=not args.no_decoupled,
             accumulate_tokens=not args.no_accumulate_tokens,
-            bls_instances=args.bls_instances,
-            logits_datatype=args.logits_datatype,
             chat=not args.no_chat,
             parameters=dict(_parse_parameter(text) for text in args.parameter),
         ),

@@ -21,13 +21,11 @@ from enginix.cli.option_shapes import add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_output(parser, "DIR", "directory to write", required=True)
     add_path(parser, "--wheel", "FILE", "wheel file, if pip cannot fetch it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch, check and unpack the wheel."""
     from enginix.output_path import require_absent
     from enginix.serve import pytriton_wheel as wheels
 

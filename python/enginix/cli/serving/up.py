@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="owner/name of the Hub, lock file, or directory")
     parser.add_argument("--kind", choices=KIND_NAMES, default=DEFAULT_KIND, help="kind of engine (reference)")
     parser.add_argument("--format", metavar="FORMAT", help="quantize first: fp8, nvfp4, int4_awq, …")
@@ -71,7 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the stages that are missing, then serve."""
     from enginix.up import session, stages
 
     if args.exit_after_ask and args.ask is None:

@@ -17,12 +17,10 @@ from enginix.errors import EXIT_OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script."""
     script = render_completion(args.shell)
     console.print_result({"shell": args.shell, "script": script}, script.rstrip("\n"), as_json=args.json)
     return EXIT_OK

@@ -9,7 +9,6 @@ from enginix.cli.option_shapes import add_flag, add_number, add_path, add_repeat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_path(parser, "repository", "REPOSITORY", "directory that enginix triton-repo wrote")
     add_path(parser, "--tritonserver", "DIR", "directory of tritonserver (see above)")
     add_path(parser, "--python", "P", "python3 whose environment runs the models (default: this one)")
