@@ -16,6 +16,12 @@ def find_user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "enginix"
 
 
+def find_existing_parent(path: Path) -> Path:
+    """Return the path itself, or the nearest directory above it that exists."""
+    path = Path(os.path.abspath(path))
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def dump_json(value: Any) -> str:
     """Return canonical JSON: sorted keys, two spaces, a final newline; the same bytes on every machine."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from argparse import _ActionsContainer as OptionGroup
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +36,11 @@ def add_flag(group: OptionGroup, name: str, text: str, **more: Any) -> None:
 def add_output(group: OptionGroup, metavar: str, text: str, *, required: bool = False) -> None:
     """Add ``-o``, ``--output``: the path to write."""
     group.add_argument("-o", "--output", type=Path, required=required, metavar=metavar, help=text)
+
+
+def add_inner_json(verb: OptionGroup) -> None:
+    """Add ``--json`` behind a verb as well as before it."""
+    verb.add_argument("--json", action="store_true", default=SUPPRESS, help=SUPPRESS)
 
 
 def fill_options(options: type[_Options], args: Namespace, /, **different: Any) -> _Options:

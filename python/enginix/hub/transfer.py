@@ -235,7 +235,7 @@ def _attempt_download(
     metadata = get_hf_file_metadata(
         url,
         headers=headers,
-        token=_read_plain_token(headers),
+        token=session.read_hub_token() or False,
         timeout=15,
         endpoint=home,
         retry_on_errors=True,
@@ -364,10 +364,6 @@ def _is_retryable(e: Exception) -> bool:
         return isinstance(e, http.TransportError) and not isinstance(e, http.UnsupportedProtocol)
     # huggingface_hub says "consistency check failed" as an OSError without number.
     return isinstance(e, OSError) and e.errno is None
-
-
-def _read_plain_token(headers: dict[str, str]) -> str | bool:
-    return headers.get("authorization", "").removeprefix("Bearer ") or False
 
 
 def _format_digest_name(expected: FileDigest) -> str:

@@ -11,13 +11,14 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest
 from enginix.errors import ModelError, UsageError
 from enginix.files import sha256_file
+from enginix.letter_case import camel_case_keys
 from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.safetensors import read_header
 from enginix.output_path import require_absent
@@ -59,12 +60,7 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """Return the recipe as header and manifest hold it."""
-        return {
-            "size": self.size,
-            "sequenceLength": self.sequence_length,
-            "seed": self.seed,
-            "field": self.field,
-        }
+        return dict(camel_case_keys(asdict(self)))
 
     def __post_init__(self) -> None:
         for name in ("size", "sequence_length"):

@@ -84,7 +84,9 @@ def quantize_model(
     tools = ptq.read_library_versions()
     ptq.check_device(options.device)
     if options.threads is not None:
-        _set_threads(options.threads)
+        if options.threads < 1:
+            raise UsageError(f"--threads {options.threads} is less than 1")
+        import_library("torch").set_num_threads(options.threads)
     with new_directory(out) as partial:
         with track_step("loading", model.bytes, BYTES) as progress:
             network = ptq.load_model(directory, options.device)
@@ -125,12 +127,6 @@ def quantize_model(
         for path in partial.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return results
-
-
-def _set_threads(count: int) -> None:
-    if count < 1:
-        raise UsageError(f"--threads {count} is less than 1")
-    import_library("torch").set_num_threads(count)
 
 
 def _copy_carried_files(directory: Path, partial: Path) -> None:

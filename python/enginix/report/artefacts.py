@@ -108,6 +108,7 @@ def read_artefact(path: Path) -> Artefact:
     quantization = accept_short_text(claimed_model.get("quantization")) or facts.get("quantization")
     dtype = accept_short_text(claimed_model.get("dtype")) or facts.get("dtype")
     unquantized_name = dtype or ("not quantized" if "quantization" in claimed_model else None)
+    warning = None if artefact_manifest is None else manifest.explain_unverified(artefact_manifest)
     artefact = Artefact(
         name=make_printable(manifest.read_artefact_name(path)),
         what=_describe_artefact(path, artefact_manifest),
@@ -123,7 +124,7 @@ def read_artefact(path: Path) -> Artefact:
         bench=record if isinstance(record, StoredSpeed) else None,
         bench_refusal=record if isinstance(record, str) else None,
         made=read_run_log(path),
-        warning=None if artefact_manifest is None else _read_warning(artefact_manifest),
+        warning=None if warning is None else make_printable(warning, most=400),
     )
     return replace(artefact, doubts=tuple(_list_doubts(artefact, artefact_manifest, facts)))
 
@@ -181,11 +182,6 @@ def _describe_artefact(path: Path, artefact_manifest: Manifest | None) -> str:
 def _read_target(artefact_manifest: Manifest | None) -> str | None:
     target = {} if artefact_manifest is None else artefact_manifest.target
     return accept_short_text(target.get("name")) or accept_short_text(target.get("gpu"))
-
-
-def _read_warning(artefact_manifest: Manifest) -> str | None:
-    text = manifest.explain_unverified(artefact_manifest)
-    return None if text is None else make_printable(text, most=400)
 
 
 def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin | None:

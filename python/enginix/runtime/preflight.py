@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import MachineError, UsageError
+from enginix.files import find_existing_parent
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
@@ -120,7 +120,7 @@ def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
         (out, int(weights * DISK_FACTOR), "the engine"),
         (work, int(weights * WORKSPACE_FACTOR) if workspace else SCRATCH_BYTES, "temporary files"),
     ):
-        free = shutil.disk_usage(_find_existing_parent(path)).free
+        free = shutil.disk_usage(find_existing_parent(path)).free
         if free < needed:
             raise MachineError(
                 f"{format_bytes(free)} free, {format_bytes(needed)} needed for {what}",
@@ -282,10 +282,3 @@ def _refuse_unsupported_format(
     if supported_formats:
         why += f"; engines for it take {', '.join(supported_formats)}"
     raise UsageError(why, fix="use " + ", or ".join(offers))
-
-
-def _find_existing_parent(path: Path) -> Path:
-    path = Path(os.path.abspath(path))
-    while not path.exists():
-        path = path.parent
-    return path

@@ -303,8 +303,7 @@ def check_namespaces() -> None:
         MachineError: this user may not make user namespaces; says what to enable.
     """
     program = find_bubblewrap()
-    line = [
-        program,
+    options = [
         "--unshare-user",
         "--unshare-pid",
         "--ro-bind",
@@ -316,7 +315,8 @@ def check_namespaces() -> None:
         "/dev",
         "--",
     ]
-    done = subprocess.run([*line, program, "--version"], capture_output=True, text=True, check=False)
+    line = [program, *options, program, "--version"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
     message = (done.stderr.strip().splitlines() or ["no output"])[-1]

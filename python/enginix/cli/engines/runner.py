@@ -25,7 +25,7 @@ from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
 from enginix.kinds.tensorrt import runner
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
-from enginix.machine.target import Machine, Target, probe_machine
+from enginix.machine.target import find_target, name_target, probe_machine
 from enginix.ports import explain_open_address
 from enginix.runtime import table
 from enginix.runtime.image import read_image_versions
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
     from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
+    from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
     from enginix.kinds.tensorrt.build.request import BuildPaths, make_build_request, read_request
 
     if args.model is None:
@@ -91,10 +92,9 @@ def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
     gpu = machine.gpus[0]
     # The engine is for the GPU that is here; a row of the table that names it tells its product.
     build_request["pin"] = str(args.pin) if args.pin else None
-    build_request["target"] = _choose_target(build_request.get("target"), machine).name
+    target_name = build_request.get("target")
+    build_request["target"] = find_target(name_target(gpu) if target_name is None else target_name).name
     request = make_build_request(build_request, args.checkpoint, args.model)
-    from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
-
     facts = BuildCheckpoint.read(args.checkpoint) if args.checkpoint else BuildCheckpoint.of_model(args.model)
     name = runner.hash_identity(
         {
@@ -112,12 +112,6 @@ def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
         )
 
     return runner.get_or_build_engine(name, make)
-
-
-def _choose_target(target_name: str | None, machine: Machine) -> Target:
-    from enginix.machine.target import find_target, name_target
-
-    return find_target(target_name if target_name is not None else name_target(machine.gpus[0]))
 
 
 def _serve_engine(

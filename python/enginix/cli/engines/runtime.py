@@ -29,7 +29,7 @@ import tempfile
 from pathlib import Path
 
 from enginix import console
-from enginix.cli.option_shapes import add_flag, add_output, add_path, add_repeated
+from enginix.cli.option_shapes import add_flag, add_inner_json, add_output, add_path, add_repeated
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.files import dump_json, write_text
 from enginix.machine import driver
@@ -60,19 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             add_repeated(verb, "--ro-bind", "PATH", "path to make visible, read-only", type=Path)
             add_flag(verb, "--no-network", "hide the network")
             verb.add_argument("words", nargs="+", metavar="COMMAND", help="command and arguments, behind --")
-
-        _add_json_option(verb)
+        add_inner_json(verb)
     predict = verbs.add_parser(
         "predict", help="predict trtllm-build's settings for requests on standard input"
     )
-    _add_json_option(predict)
-    _add_json_option(listing)
-    _add_json_option(pin)
-
-
-def _add_json_option(verb: argparse.ArgumentParser) -> None:
-    """``--json`` behind the verb as well as before it."""
-    verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for verb in (predict, listing, pin):
+        add_inner_json(verb)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
 
 from enginix import console
 from enginix.cli.option_shapes import add_flag, add_number, add_path, fill_options
@@ -72,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
             "command": launch.build_gateway_command(python, options),
             "environment": launch.build_gateway_environment(),
         }
-        console.print_result(described, _format_json(described), as_json=args.json)
+        console.print_result(
+            described, json.dumps(described, indent=2, ensure_ascii=False), as_json=args.json
+        )
         return 0
     keys = Keys(gateway_spec)
     launch.check_host(args.host, has_keys=keys.asked)
@@ -95,7 +96,3 @@ def run(args: argparse.Namespace) -> int:
     )
     sys.stdout.flush()
     os.execve(python, launch.build_gateway_command(python, options), launch.build_gateway_environment())
-
-
-def _format_json(described: Mapping[str, object]) -> str:
-    return json.dumps(described, indent=2, ensure_ascii=False)

@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.action not in SWITCHING:
         return end("none", f"no trial before {args.action}")
-    if _same_unit(incoming, args.current / unit):
+    current = args.current / unit
+    if current.exists() and incoming.read_bytes() == current.read_bytes():
         return end("unchanged", "unchanged")
     if not trial.is_active(unit):
         return end("none", "not running: nothing to lose, so no trial")
@@ -76,10 +77,6 @@ def run(args: argparse.Namespace) -> int:
     )
     trial.start_trial(args.server, incoming, args.drop_in)
     return end("passed", "the new generation has answered")
-
-
-def _same_unit(a: Path, b: Path) -> bool:
-    return b.exists() and a.read_bytes() == b.read_bytes()
 
 
 def _measure_headroom(args: argparse.Namespace) -> tuple[MemoryHeadroom | None, str]:
