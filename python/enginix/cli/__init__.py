@@ -122,7 +122,8 @@ def _parse_and_run(words: list[str]) -> int:
     if words[:1] == ["help"]:
         topics = [word for word in words[1:] if not word.startswith("-")]
         if topics and topics[0] not in COMMANDS and (found := search_help(topics[0])):
-            console.print_result({"commands": found}, format_command_list(found), as_json="--json" in words)
+            console.set_style(quiet=False, as_json="--json" in words)
+            console.print_result({"commands": found}, format_command_list(found))
             return EXIT_OK
         words = [*topics[:1], "--help"]
     if not words or words[0] not in COMMANDS:
@@ -157,7 +158,7 @@ def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) 
 
     output = getattr(args, "output", None)
     begun = time.time()
-    console.set_quiet(args.quiet)
+    console.set_style(quiet=args.quiet, as_json=args.json)
     if isinstance(target := getattr(args, "target", None), str):
         from enginix.machine.gpu_table import explain_size
 

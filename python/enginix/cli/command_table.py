@@ -12,10 +12,7 @@ COMMANDS = {
         "serving.up",
         "a model's name → an OpenAI endpoint on loopback: every stage, cached, in one command",
     ),
-    "doctor": (
-        "serving.doctor",
-        "look at this machine: what stages need, and how to mend what is missing",
-    ),
+    "doctor": ("serving.doctor", "look at this machine: what stages need, and how to mend what is missing"),
     "chat": ("serving.chat", "talk to an endpoint in the terminal"),
     "bench": (
         "serving.bench",
@@ -83,10 +80,7 @@ COMMANDS = {
         "edgellm.serve",
         "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     ),
-    "rtx-build": (
-        "rtx.build",
-        "checkpoint → engine of TensorRT for RTX, on a CPU, its network verified",
-    ),
+    "rtx-build": ("rtx.build", "checkpoint → engine of TensorRT for RTX, on a CPU, its network verified"),
     "triton-repo": ("serving.triton_repo", "engine → Triton model repository, validated"),
     "tritonserver": (
         "serving.tritonserver",
@@ -109,21 +103,11 @@ COMMANDS = {
 INTERNAL_COMMANDS = ("fetch-file", "fetch-tree", "check-facts")
 
 # Commands that answer for their own terminal: servers, and what runs other programs.
-OWN_TERMINAL = (
-    "up",
-    "chat",
-    "serve",
-    "ready",
-    "rollout",
-    "gateway",
-    "edgellm-serve",
-    "runner",
-    "runtime",
-)
+OWN_TERMINAL = ("up", "chat", "serve", "ready", "rollout", "gateway", "edgellm-serve", "runner", "runtime")
 
 # Commands of earlier versions → what replaces them.
 REMOVED = {
-    "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own",
+    "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own"
 }
 
 

@@ -13,11 +13,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from enginix.errors import ModelError
 from enginix.model.model_errors import make_damage_error
-from enginix.model.other_layouts import (
-    explain_other_artefact,
-    explain_other_layout,
-    require_model_config,
-)
+from enginix.model.other_layouts import explain_other_artefact, explain_other_layout, require_model_config
 
 LIMIT = 100_000_000  # bytes; the safetensors format's own limit for a header
 

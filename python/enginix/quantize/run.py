@@ -109,10 +109,7 @@ def quantize_model(
                 "quantization": choice.algorithm,
                 "kvCacheQuantization": choice.kv_algorithm,
             },
-            inputs={
-                "model": identity,
-                "calibration": None if rows is None else rows.identity(),
-            },
+            inputs={"model": identity, "calibration": None if rows is None else rows.identity()},
             options={
                 "format": choice.name,
                 "candidates": [f.name for f in choice.formats] if choice.effective_bits is not None else None,

@@ -189,10 +189,7 @@ def _render_speed(speed: StoredSpeed) -> str:
         ("from its start until it answered", speed.ready, 1, " s"),
     )
     rows = [
-        [
-            f"<td>{name}</td>",
-            f"<td>{'not measured' if value is None else f'{scale * value:,.4g}{unit}'}</td>",
-        ]
+        [f"<td>{name}</td>", f"<td>{'not measured' if value is None else f'{scale * value:,.4g}{unit}'}</td>"]
         for name, value, scale, unit in figures
     ]
     where = f"<p class='soft'>Measured on {escape(speed.machine)}: {escape(speed.load)}.</p>"
@@ -247,10 +244,7 @@ def render_gate_report(name: str, evidence: Mapping[str, Any], speed: StoredSpee
             f"{escape(material['sha256'])}.</p>"
         )
     return render_page(
-        f"{name}: gates",
-        name,
-        "The engine's answers beside the reference model's, on the same text.",
-        parts,
+        f"{name}: gates", name, "The engine's answers beside the reference model's, on the same text.", parts
     )
 
 

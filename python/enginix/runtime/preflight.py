@@ -257,11 +257,7 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
 
 
 def _refuse_unsupported_format(
-    name: str,
-    row: dict[str, Any],
-    target: Target,
-    support: dict[str, Any],
-    say_format: Callable[[str], str],
+    name: str, row: dict[str, Any], target: Target, support: dict[str, Any], say_format: Callable[[str], str]
 ) -> None:
     if supports_sm(row, target.sm):
         return

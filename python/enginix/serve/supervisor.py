@@ -26,13 +26,7 @@ from enginix.process_group import (
 from enginix.runtime.child import Child
 from enginix.serve import hosts, ranks
 from enginix.serve.hang_watch import HUNG_LOOKS, HangWatch
-from enginix.serve.launch import (
-    AGENT,
-    LaunchSpec,
-    link_named_paths,
-    link_repository,
-    unbatch_reference,
-)
+from enginix.serve.launch import AGENT, LaunchSpec, link_named_paths, link_repository, unbatch_reference
 from enginix.serve.preflight import SHM
 from enginix.serve.state_directory import StateDirectory
 from enginix.serve.tritonserver import STUB

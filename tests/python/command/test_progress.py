@@ -38,7 +38,7 @@ def run(args):
         print("a foreign line"); print("a foreign warning", file=sys.stderr)
         time.sleep(1.2)
     console.print_message("a message")
-    console.print_result({}, "the result", as_json=args.json)
+    console.print_result({}, "the result")
     return 0
 stand_in = types.ModuleType("slow"); stand_in.run = run; stand_in.add_arguments = lambda parser: None
 sys.modules["enginix.cli.slow"] = stand_in

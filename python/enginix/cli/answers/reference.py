@@ -33,6 +33,5 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"answers": str(args.output), "material": material.sha256, "tokens": tokens},
         f"{args.output}: {tokens} tokens of text, {len(material.questions)} questions asked",
-        as_json=args.json,
     )
     return 0

@@ -76,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
         page = write_new_text(args.output, render_comparison_page(artefact_comparison))
         console.print_message(f"page: {page}")
     console.print_result(
-        artefact_comparison.as_json(),
-        render_comparison_text(artefact_comparison, console.find_table_width()),
-        as_json=args.json,
+        artefact_comparison.as_json(), render_comparison_text(artefact_comparison, console.find_table_width())
     )
     return EXIT_CHECK_FAILED if artefact_comparison.has_doubts else EXIT_OK
 
@@ -101,7 +99,6 @@ def _compare_kinds(args: argparse.Namespace) -> int:
     console.print_result(
         {"model": model.name, "target": args.target, "kinds": [row.as_json() for row in rows]},
         "\n".join([head, *(_format_kind(row, args.target) for row in rows)]),
-        as_json=args.json,
     )
     return EXIT_OK if any(row.takes for row in rows) else EXIT_CHECK_FAILED
 

@@ -34,7 +34,5 @@ def run(args: argparse.Namespace) -> int:
     except ModelError as e:
         raise LockError(e.what, where=e.where, fix="pass the lock's object model") from e
     model_metadata.require_metadata(facts, files, args.repo)
-    console.print_result(
-        {"repo": args.repo, "facts": len(facts)}, f"{args.repo}: facts as configured", as_json=args.json
-    )
+    console.print_result({"repo": args.repo, "facts": len(facts)}, f"{args.repo}: facts as configured")
     return 0

@@ -96,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
         console.print_result(
             {"checkpoint": str(args.output), "ranks": world, "notes": []},
             f"{args.output}: {architecture}, {world} rank{'s' * (world > 1)}, by {args.converter}",
-            as_json=args.json,
         )
         return 0
     done = convert_model(args.model, args.output, options)
@@ -105,6 +104,5 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"checkpoint": str(args.output), "ranks": world, "notes": list(done.notes)},
         f"{args.output}: {done.model.architecture}, {world} rank{'s' * (world > 1)}",
-        as_json=args.json,
     )
     return 0

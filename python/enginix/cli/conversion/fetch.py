@@ -42,6 +42,5 @@ def run(args: argparse.Namespace) -> int:
         f"{pinned.repo} at {pinned.revision[:12]}: {count_noun(done.files, 'file')}, "
         f"{console.format_bytes(done.size)} in {done.directory} "
         f"({console.format_bytes(max(done.moved, 0))} fetched, {count_noun(done.kept, 'file')} kept)",
-        as_json=args.json,
     )
     return 0

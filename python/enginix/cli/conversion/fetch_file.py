@@ -54,6 +54,5 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"file": str(done.directory), "size": done.size, "sha256": args.sha256, "moved": done.moved},
         f"{args.path}: {console.format_bytes(done.size)}, sha256 as pinned",
-        as_json=args.json,
     )
     return 0

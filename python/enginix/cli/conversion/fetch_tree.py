@@ -32,6 +32,5 @@ def run(args: argparse.Namespace) -> int:
         {"directory": str(done.directory), "files": done.files, "size": done.size, "moved": done.moved},
         f"{args.repo} at {args.revision[:12]}: {count_noun(done.files, 'file')}, "
         f"{console.format_bytes(done.size)} in {done.directory}, each with the Hub's hash",
-        as_json=args.json,
     )
     return 0

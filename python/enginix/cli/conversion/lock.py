@@ -69,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
         _summarize_lock(lock) | {"lock": str(args.output)},
         f"{lock.repo} at {lock.revision[:12]}: {count_noun(len(lock.files), 'file')}, "
         f"{console.format_bytes(lock.size)}, licence {lock.license or 'not stated'} → {args.output}",
-        as_json=args.json,
     )
     return EXIT_OK
 
@@ -79,7 +78,7 @@ def _check_lock(args: argparse.Namespace) -> int:
         raise UsageError("--check writes nothing", where="-o", fix="use --update to write")
     old, upstream, lines = _compare_upstream(args, args.check)
     text = "\n".join([f"{old.repo}: upstream moved", *lines]) if lines else f"{old.repo}: as upstream has it"
-    console.print_result(_summarize_lock(upstream.lock) | {"drift": lines}, text, as_json=args.json)
+    console.print_result(_summarize_lock(upstream.lock) | {"drift": lines}, text)
     return EXIT_CHECK_FAILED if lines else EXIT_OK
 
 
@@ -97,7 +96,6 @@ def _update_lock(args: argparse.Namespace) -> int:
     console.print_result(
         _summarize_lock(upstream.lock) | {"moved": lines, "bytesToFetch": move, "lock": str(target)},
         "\n".join([head, *lines]) if lines else f"{old.repo}: as upstream has it",
-        as_json=args.json,
     )
     return EXIT_OK
 

@@ -50,6 +50,5 @@ def run(args: argparse.Namespace) -> int:
             "quantized": report.quantized,
         },
         "\n".join(lines[:SHOWN] + more) or f"{args.checkpoint}: verified; {summary}",
-        as_json=args.json,
     )
     return EXIT_CHECK_FAILED if lines else EXIT_OK

@@ -65,6 +65,5 @@ def run(args: argparse.Namespace) -> int:
         },
         f"{args.output}: {engine_manifest.name}, kind edgellm, SM {engine_manifest.target['sm']}; graph: "
         f"{engine_manifest.results['graph']}",
-        as_json=args.json,
     )
     return 0

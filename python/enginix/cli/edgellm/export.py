@@ -44,6 +44,5 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {export_manifest.name}, {weights['tensors']} tensors accounted for,"
         f" {export_manifest.results['attentionPlugins']} attention plugins, gate export passed: "
         f"{'the exported graph alone' if 'refused' in direct else 'both graphs'}",
-        as_json=args.json,
     )
     return 0

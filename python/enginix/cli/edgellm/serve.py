@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     )
     command = prepare_server(args.engine, args.model, serve_options)
     if args.dry_run:
-        console.print_result({"command": list(command.words)}, " ".join(command.words), as_json=args.json)
+        console.print_result({"command": list(command.words)}, " ".join(command.words))
         return 0
     engine_manifest = manifest.read_manifest(args.engine)
     if (note := manifest.explain_ungated(engine_manifest)) is not None:

@@ -79,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
     kind = find_kind(args.kind)
     if kind.build is None:
         raise UsageError(
-            f"kind {kind.name} is built by commands of its own",
-            fix=", then ".join(kind.build_commands),
+            f"kind {kind.name} is built by commands of its own", fix=", then ".join(kind.build_commands)
         )
     return int(load_hook(kind.build).run(args))

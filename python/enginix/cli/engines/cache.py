@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         [{**asdict(e), "path": str(e.path)} for e in cached_engines],
         "\n".join(_format_entry(e) for e in cached_engines) or empty,
-        as_json=args.json,
     )
     return 0
 

@@ -48,5 +48,5 @@ def run(args: argparse.Namespace) -> int:
         except MachineError as e:
             console.print_message(f"note: {e.what}")
     verdict = require_runnable(args.engine, machine, args.runtime, live)
-    console.print_result(verdict.as_json(), verdict.text(), as_json=args.json)
+    console.print_result(verdict.as_json(), verdict.text())
     return 0

@@ -140,7 +140,6 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"name": model.name, "repo": model.repo, "written": files, "next": steps},
         "\n".join(f"next: {step}" for step in steps),
-        as_json=args.json,
     )
     return EXIT_OK
 

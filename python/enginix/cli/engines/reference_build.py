@@ -44,6 +44,5 @@ def run(args: argparse.Namespace) -> int:
             "gates": engine_manifest.results["gates"],
         },
         f"{args.output}: {engine_manifest.name}, kind reference, {'gated' if outcomes else 'not gated'}",
-        as_json=args.json,
     )
     return 0

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         engine_manifest, engine, args.driver, live=read_image_versions(args.rootfs, runtime)
     )
     if args.build_only:
-        console.print_result({"engine": str(engine)}, str(engine), as_json=args.json)
+        console.print_result({"engine": str(engine)}, str(engine))
         return 0
     return _serve_engine(args, engine.absolute(), driver, runtime, watch)
 

@@ -83,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
                 )
                 for name, runtime in rows.items()
             ),
-            as_json=args.json,
         )
         return EXIT_OK
     if args.verb == "pin":
@@ -91,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
         image_pin = pin_image(args.runtime, args.image, args.system, keep=args.keep)
         write_text(args.output, dump_json(image_pin))
-        console.print_result(
-            image_pin, f"{args.output}: {image_pin['reference']} is {image_pin['hash']}", as_json=args.json
-        )
+        console.print_result(image_pin, f"{args.output}: {image_pin['reference']} is {image_pin['hash']}")
         return EXIT_OK
     if args.verb == "predict":
         return _predict_builds()
@@ -159,6 +156,5 @@ def _run_inside(args: argparse.Namespace) -> int:
             {"runtime": runtime.id, "works": True, "driver": sandbox.driver.is_present},
             f"{runtime.id}: commands run"
             + ("" if sandbox.driver.is_present else "; no GPU driver was found"),
-            as_json=args.json,
         )
     return status

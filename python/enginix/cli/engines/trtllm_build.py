@@ -82,8 +82,7 @@ def _refuse_unread_options(args: argparse.Namespace) -> None:
     given_options = list_given_options(args)
     if args.request is not None and (beside := [o for o in given_options if o not in _BESIDE_REQUEST]):
         raise UsageError(
-            f"{', '.join(beside)} beside --request, which has all of it",
-            fix="leave one of the two out",
+            f"{', '.join(beside)} beside --request, which has all of it", fix="leave one of the two out"
         )
     if find_kind(args.kind).is_compiled:
         if "--llm-arg" in given_options:
@@ -116,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {engine_manifest.name}, kind {engine_manifest.kind}, "
         f"{engine_manifest.target.get('gpu') or engine_manifest.target.get('name') or 'no target'}, "
         + ("gated" if isinstance(engine_manifest.results.get("gates"), dict) else "not gated"),
-        as_json=args.json,
     )
     return 0
 

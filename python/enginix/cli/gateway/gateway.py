@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
             "command": launch.build_gateway_command(python, options),
             "environment": launch.build_gateway_environment(),
         }
-        console.print_result(
-            described, json.dumps(described, indent=2, ensure_ascii=False), as_json=args.json
-        )
+        console.print_result(described, json.dumps(described, indent=2, ensure_ascii=False))
         return 0
     keys = Keys(gateway_spec)
     launch.check_host(args.host, has_keys=keys.asked)
@@ -86,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         check_result = {"name": gateway_spec.name, "litellm": version, "port": port, "ok": True}
         console.print_result(
-            check_result,
-            f"{gateway_spec.name}: description, keys, litellm {version}, port {port}: fine",
-            as_json=args.json,
+            check_result, f"{gateway_spec.name}: description, keys, litellm {version}, port {port}: fine"
         )
         return 0
     console.print_message(

@@ -120,5 +120,5 @@ def run(args: argparse.Namespace) -> int:
     require_unchanged(args.engine)
     verdicts = judge.gate_verdicts(outcomes) or "not gated"
     text = f"{args.engine}: " + (f"{count_noun(len(outcomes), 'gate')} passed" if outcomes else "not gated")
-    console.print_result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
+    console.print_result({"engine": str(args.engine), "gates": verdicts}, text)
     return 0

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     gpu = _resolve_gpu(args)
     request = fill_options(PlanRequest, args, kind=args.kind or _choose_kind(gpu))
     memory_plan = _plan_memory(args, request, gpu)
-    console.print_result(memory_plan.as_json(), render_plan(memory_plan), as_json=args.json)
+    console.print_result(memory_plan.as_json(), render_plan(memory_plan))
     return EXIT_OK if memory_plan.fits else EXIT_CHECK_FAILED
 
 

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.names:
         lines = [f"{line}\n  source: {row['source']}" for line, row in zip(lines, rows, strict=True)]
     listing: dict[str, Any] = {"targets": rows, "machine": machine.as_json() if machine else None}
-    console.print_result(listing, "\n".join(lines), as_json=args.json)
+    console.print_result(listing, "\n".join(lines))
     return EXIT_OK
 
 
@@ -83,7 +83,7 @@ def _print_this_machine(args: argparse.Namespace) -> int:
             for gpu in machine.gpus
         ],
     }
-    console.print_result(listing, "\n".join(lines), as_json=args.json)
+    console.print_result(listing, "\n".join(lines))
     return EXIT_OK
 
 

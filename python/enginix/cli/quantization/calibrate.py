@@ -46,6 +46,5 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"calibration": str(path), "sha256": done.sha256, "tokens": int(done.tokens.size)},
         f"{path}: {len(done.tokens)} × {args.sequence_length} tokens, sha256 {done.sha256}",
-        as_json=args.json,
     )
     return 0

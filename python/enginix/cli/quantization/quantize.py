@@ -79,6 +79,5 @@ def run(args: argparse.Namespace) -> int:
         {"model": str(args.output), "quantization": choice.algorithm, **results},
         f"{args.output}: {choice.algorithm}, {console.format_bytes(results['bytes'])}, "
         f"{results['bitsPerWeight']} bits a weight",
-        as_json=args.json,
     )
     return 0

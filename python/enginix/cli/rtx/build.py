@@ -67,6 +67,5 @@ def run(args: argparse.Namespace) -> int:
             "gates": engine_manifest.results["gates"],
         },
         f"{args.output}: {engine_manifest.name}, kind rtx, SM {sms}",
-        as_json=args.json,
     )
     return 0

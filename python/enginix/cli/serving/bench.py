@@ -204,7 +204,7 @@ def _measure(
     failed = next((record for record in records if record.error is not None), None)
     if failed is not None:
         text += f"\nfix: {explain_refusal(url, model, mix, key, failed.status)}"
-    console.print_result(shown, text, as_json=args.json)
+    console.print_result(shown, text)
     return EXIT_CHECK_FAILED if measured["failed"] else EXIT_OK
 
 
@@ -227,7 +227,6 @@ def _write_dataset(args: argparse.Namespace) -> int:
     console.print_result(
         {"dataset": str(dataset), "requests": args.requests},
         f"{dataset}: {args.requests} requests for trtllm-bench --dataset",
-        as_json=args.json,
     )
     return EXIT_OK
 
@@ -351,9 +350,7 @@ def _compare(args: argparse.Namespace) -> int:
     slower = any(c.is_slower for c in changes)
     if not args.json or not slower:
         console.print_result(
-            {"gate": "speed", "passed": not slower, "changes": [asdict(c) for c in changes]},
-            "\n".join(lines),
-            as_json=args.json,
+            {"gate": "speed", "passed": not slower, "changes": [asdict(c) for c in changes]}, "\n".join(lines)
         )
     require_no_regression(changes)
     return EXIT_OK

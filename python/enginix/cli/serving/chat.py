@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
         try:
             for piece in chat.stream_chat(url, model, messages, key, **options):
                 pieces.append(piece)
-                console.print_piece(piece, as_json=args.json)
+                console.print_piece(piece)
         except KeyboardInterrupt:
             # Ends the answer, and not the conversation.
             if not is_terminal:
                 raise
         answer = "".join(pieces)
         messages.append({"role": "assistant", "content": answer})
-        console.print_result({"model": model, "answer": answer}, "", as_json=args.json)
+        console.print_result({"model": model, "answer": answer}, "")
         if not is_terminal:
             return EXIT_OK
 

@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
                 lines += _fit_line(f"{INDENT}{'     ' if number else 'fix: '}", line.strip())
     failed = sum(result.status == "failed" for result in results)
     console.print_result(
-        {"ok": not failed, "checks": [result.as_json() for result in results]},
-        "\n".join(lines),
-        as_json=args.json,
+        {"ok": not failed, "checks": [result.as_json() for result in results]}, "\n".join(lines)
     )
     return EXIT_CHECK_FAILED if failed else EXIT_OK
 

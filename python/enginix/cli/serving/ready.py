@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
         seconds = await_triton(args.url, args.timeout, args.triton)
     else:
         seconds = await_answer(args.url, args.timeout, args.model, key)
-    console.print_result(
-        {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
-    )
+    console.print_result({"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s")
     return 0
 
 

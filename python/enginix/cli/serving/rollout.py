@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     def end(outcome: str, text: str) -> int:
         console.print_message(f"enginix-{args.server}: {text}")
-        console.print_result({"server": args.server, "trial": outcome}, outcome, as_json=args.json)
+        console.print_result({"server": args.server, "trial": outcome}, outcome)
         return 0
 
     if args.action not in SWITCHING:

@@ -135,7 +135,6 @@ def run(args: argparse.Namespace) -> int:
         },
         f"Triton repository {args.output}: {_describe_sizes(options)}{seconds:.1f} s"
         + (f"\nwarning: {unverified}" if unverified else ""),
-        as_json=args.json,
     )
     return 0
 

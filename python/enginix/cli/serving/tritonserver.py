@@ -48,6 +48,5 @@ def run(args: argparse.Namespace) -> int:
         },
         f"{args.output}: tritonserver {row['tritonServer']} for Python {wheels.python_version()}; "
         "enginix serve finds it",
-        as_json=args.json,
     )
     return 0

@@ -81,15 +81,13 @@ def run(args: argparse.Namespace) -> int:
     if args.print_nix:
         lock_file = None if request.lock is None else request.source.name
         console.print_result(
-            {"nix": stages.format_nix(request, lock_file)},
-            stages.format_nix(request, lock_file),
-            as_json=args.json,
+            {"nix": stages.format_nix(request, lock_file)}, stages.format_nix(request, lock_file)
         )
         return EXIT_OK
     cache = stages.locate_cache()
     planned = stages.plan_stages(request, cache)
     if args.dry_run:
-        return _print_stages(planned, as_json=args.json)
+        return _print_stages(planned)
     gateway_python = _require_software(args)
     reserve_ports(LOOPBACK[0], [("--port", args.port)])
     _require_disk(request, planned, cache)
@@ -214,7 +212,7 @@ def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Loc
     return file, new.lock
 
 
-def _print_stages(planned: tuple[Stage, ...], *, as_json: bool) -> int:
+def _print_stages(planned: tuple[Stage, ...]) -> int:
     rows = [
         {
             "stage": s.name,
@@ -226,7 +224,7 @@ def _print_stages(planned: tuple[Stage, ...], *, as_json: bool) -> int:
     ]
     lines = [f"{'#' if s.output.exists() else ' '} enginix {shlex.join(s.words)}" for s in planned]
     legend = "\n# is here already" if any(s.output.exists() for s in planned) else ""
-    console.print_result({"stages": rows}, "\n".join(lines) + legend, as_json=as_json)
+    console.print_result({"stages": rows}, "\n".join(lines) + legend)
     return EXIT_OK
 
 
@@ -310,15 +308,15 @@ def _serve(
             "stages": [r.as_json() for r in records],
         }
         if not args.json:
-            console.print_result(described, _describe_endpoint(address, name), as_json=False)
+            console.print_result(described, _describe_endpoint(address, name))
         if args.ask is not None:
             from enginix.up.chat import complete_text
 
             text = complete_text(f"{address}/v1", name, args.ask)
-            console.print_piece(f"{args.ask}{text}\n", as_json=args.json)
+            console.print_piece(f"{args.ask}{text}\n")
             described["answer"] = {"text": text}
         if args.json:
-            console.print_result(described, "", as_json=True)
+            console.print_result(described, "")
         if args.exit_after_ask:
             return EXIT_OK
         return session.wait_for_end(running.servers)

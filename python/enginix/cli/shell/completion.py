@@ -22,5 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     script = render_completion(args.shell)
-    console.print_result({"shell": args.shell, "script": script}, script.rstrip("\n"), as_json=args.json)
+    console.print_result({"shell": args.shell, "script": script}, script.rstrip("\n"))
     return EXIT_OK

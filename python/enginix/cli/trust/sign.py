@@ -49,6 +49,5 @@ def run(args: argparse.Namespace) -> int:
         {"signature": str(signature), "statement": str(out / STATEMENT_FILE)},
         f"{signature}: signed; verify it with `enginix verify {args.artefact} --signers FILE"
         + (f" --signature {signature}`" if out != args.artefact else "`"),
-        as_json=args.json,
     )
     return 0

@@ -76,6 +76,5 @@ def run(args: argparse.Namespace) -> int:
             "signer": signer,
         },
         "\n".join(lines),
-        as_json=args.json,
     )
     return 0

@@ -112,7 +112,7 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         console.print_message("note: not gated")
     verdicts = judge.gate_verdicts(outcomes) or "not gated"
     text = f"{args.engine}: " + (f"{count_noun(len(outcomes), 'gate')} passed" if outcomes else "not gated")
-    console.print_result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
+    console.print_result({"engine": str(args.engine), "gates": verdicts}, text)
     return 0
 
 

@@ -192,9 +192,7 @@ class ChatTemplate:
         prompt = {"add_generation_prompt": not arguments.get("continue_final_message")}
         try:
             rendered, _ = render_jinja_template(
-                conversations=[messages],
-                chat_template=template,
-                **{**self._special, **prompt, **arguments},
+                conversations=[messages], chat_template=template, **{**self._special, **prompt, **arguments}
             )
         except Exception as e:  # the template's code may raise anything for this request
             reason = str(e).strip().split("\n", 1)[0]

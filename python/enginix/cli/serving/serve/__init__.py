@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         described = launch.describe_launch(serve_request.on([port for _, port in serve_request.ports]))
-        console.print_result(described, launch.format_launch(described), as_json=args.json)
+        console.print_result(described, launch.format_launch(described))
         return 0
     _check_serve_request(serve_request)
     numbers = ports.reserve_ports(args.host, serve_request.ports) if args.worker is None else []
@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
             f"{repository.manifest.name}: repository, runtime {server.runtime} "
             f"(tritonserver {server.version}), Python, GPU, open files, shared memory, ports "
             f"{', '.join(map(str, numbers))}: fine" + (f"; warning: {unverified}" if unverified else ""),
-            as_json=args.json,
         )
         return 0
     if args.worker is not None:

@@ -80,7 +80,7 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                 answer = report.ask_and_print(args, client) if args.ask is not None else None
                 if args.json:
                     described = report.describe_server(spec, repository.manifest, seconds, answer)
-                    console.print_result(described, "", as_json=True)
+                    console.print_result(described, "")
                 if not args.exit_after_ask:
                     quiet = args.ask is not None and not args.verbose
                     status = server.wait(client.live)
