@@ -211,7 +211,7 @@ def explain_error(e: Exception) -> EnginixError:
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(
             f"cannot be written: {e.strerror}",
-            where=str(e.filename or "the output"),
+            where=e.filename or "the output",
             fix="free space where it is written, or write it elsewhere",
         )
     return UnexpectedError(

@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
         if beside is not None:
             beside.unlink(missing_ok=True)
         if isinstance(e, OSError):
-            raise MachineError(f"cannot write: {e.strerror}", where=str(path)) from e
+            raise MachineError(f"cannot write: {e.strerror}", where=path) from e
         raise
 
 
@@ -59,7 +59,7 @@ def write_new_text(path: Path, text: str) -> Path:
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
             continue
         except OSError as e:
-            raise MachineError(f"cannot write: {e.strerror}", where=str(path)) from e
+            raise MachineError(f"cannot write: {e.strerror}", where=path) from e
         write_text(candidate, text)
         return candidate
 

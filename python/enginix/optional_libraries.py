@@ -162,7 +162,7 @@ def _missing_stage(error: ImportError, command: str) -> MachineError | None:
         return None
     return MachineError(
         f"this package of enginix leaves enginix {command} out ({error.name})",
-        where=str(PACKAGE),
+        where=PACKAGE,
         fix=f"{FROM_FLAKE}: nix run {locate_flake()}#{PROJECT} -- {command}",
     )
 

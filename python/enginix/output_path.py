@@ -24,7 +24,7 @@ def refuse_link(out: Path) -> None:
     if out.is_symlink():
         raise UsageError(
             f"output is a symbolic link to {ascii(os.readlink(out))[1:-1]}",
-            where=str(out),
+            where=out,
             fix="pass the path that it leads to, or remove the link",
         )
 
@@ -45,7 +45,7 @@ def refuse_output_in_input(out: Path, inputs: Iterable[Path]) -> None:
             beside = directory.with_name(f"{directory.name}-{out.name}")
             raise UsageError(
                 f"output lies inside {given}, which is read",
-                where=str(out),
+                where=out,
                 fix=f"choose another -o, for instance beside it: -o {beside}",
             )
 
@@ -61,13 +61,13 @@ def require_absent(out: Path) -> None:
     refuse_link(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise OutputTaken("output exists already", where=str(out), fix=OTHER_OUTPUT_FIX)
+            raise OutputTaken("output exists already", where=out, fix=OTHER_OUTPUT_FIX)
     except OSError as e:
-        raise MachineError(f"cannot be read: {e.strerror}", where=str(out), fix=OTHER_OUTPUT_FIX) from e
+        raise MachineError(f"cannot be read: {e.strerror}", where=out, fix=OTHER_OUTPUT_FIX) from e
     if _is_mount_point(out):
         raise UsageError(
             "output is a mount point, which a finished directory cannot replace",
-            where=str(out),
+            where=out,
             fix=f"choose a directory below it: -o {out / 'NAME'}",
         )
 
@@ -79,10 +79,10 @@ def require_absent_file(out: Path) -> None:
         UsageError: it exists, or has no directory.
     """
     if out.is_dir():
-        raise UsageError("is a directory", where=str(out), fix="pass a file to -o")
+        raise UsageError("is a directory", where=out, fix="pass a file to -o")
     require_absent(out)
     if not out.absolute().parent.is_dir():
-        raise UsageError("its directory does not exist", where=str(out), fix=f"mkdir -p {out.parent}")
+        raise UsageError("its directory does not exist", where=out, fix=f"mkdir -p {out.parent}")
 
 
 def _is_mount_point(path: Path) -> bool:

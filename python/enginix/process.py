@@ -149,4 +149,4 @@ def query_python(python: Path, script: str, *words: str, failure: str, fix: str 
     except ValueError as e:
         lines = done.stderr.strip().splitlines()
         last = lines[-1] if lines else "no output"
-        raise MachineError(f"{failure}: {last}", where=str(python), fix=fix) from e
+        raise MachineError(f"{failure}: {last}", where=python, fix=fix) from e

@@ -172,7 +172,7 @@ def _open_held(path: Path, doing: str) -> tuple[int, int]:
         except BlockingIOError as e:
             _close_descriptors(lock, folder)
             raise OutputTaken(
-                f"another enginix is {doing} to the same place", where=str(path), fix="wait for it"
+                f"another enginix is {doing} to the same place", where=path, fix="wait for it"
             ) from e
         except OSError as e:
             _close_descriptors(lock, folder)
@@ -181,9 +181,7 @@ def _open_held(path: Path, doing: str) -> tuple[int, int]:
             # The previous holder may just have finished and removed it; /proc does not let it be made again.
             if not isinstance(e, FileNotFoundError) or vanished == _ATTEMPTS:
                 raise MachineError(
-                    f"cannot write: {e.strerror}",
-                    where=str(path),
-                    fix="choose another -o, or make it writable",
+                    f"cannot write: {e.strerror}", where=path, fix="choose another -o, or make it writable"
                 ) from e
         except BaseException:
             _close_descriptors(lock, folder)
@@ -212,7 +210,7 @@ def _check_work_directory(path: Path, folder: int) -> None:
 def _refuse_leftover(path: Path, why: str) -> NoReturn:
     raise UsageError(
         f"the place of unfinished output holds something that no earlier run left: {why}",
-        where=str(path),
+        where=path,
         fix="look at it and move it away, or choose another -o",
     )
 
@@ -246,7 +244,7 @@ def new_directory(out: Path) -> Iterator[Path]:
             except OSError as e:
                 raise MachineError(
                     f"cannot write: {e.strerror or e}",
-                    where=str(out),
+                    where=out,
                     fix="choose another -o, or make it writable",
                 ) from e
             identity = os.lstat(partial).st_ino
@@ -259,7 +257,7 @@ def new_directory(out: Path) -> Iterator[Path]:
                 taken = e.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY)
                 raise MachineError(
                     f"cannot write: {e.strerror or e}",
-                    where=str(out),
+                    where=out,
                     fix=OTHER_OUTPUT_FIX if taken else "free disk space, or choose another -o",
                 ) from e
             finally:
@@ -275,6 +273,6 @@ def _require_same(partial: Path, identity: int) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_ino != identity:
         raise MachineError(
             "the directory was replaced by another one while it was filled",
-            where=str(partial),
+            where=partial,
             fix="choose a -o that others cannot write to",
         )

@@ -105,7 +105,7 @@ def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> Fetch
     if out.exists():
         if not out.is_dir() and expected.matches(out):
             return FetchResult(out, 1, expected.size, 0, 1)
-        raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
+        raise UsageError("output exists already", where=out, fix="choose another -o, or remove it")
     moved = 0
 
     def count(n: int) -> None:
@@ -208,7 +208,7 @@ def require_free_space(directory: Path, need: int, out: Path) -> None:
     if need > max(free - SLACK, 0):
         raise MachineError(
             f"{format_bytes(need)} are needed, {format_bytes(free)} are free",
-            where=str(out),
+            where=out,
             fix=f"free {format_bytes(need + SLACK - free)}, or choose another -o",
         )
 
@@ -354,17 +354,17 @@ def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manif
     refuse_link(out)
     fix = "choose another -o, or remove it"
     if not out.is_dir():
-        raise UsageError("output exists and is not a directory", where=str(out), fix=fix)
+        raise UsageError("output exists and is not a directory", where=out, fix=fix)
     for w in expected_files:
         if not w.matches(out / w.path):
             raise UsageError(
-                f"output exists, and {w.path} in it differs from the pinned file", where=str(out), fix=fix
+                f"output exists, and {w.path} in it differs from the pinned file", where=out, fix=fix
             )
     known = {w.path for w in expected_files} | (set(UNLISTED_FILES) if manifest else set())
     for entry in sorted(out.rglob("*")):
         name = entry.relative_to(out).as_posix()
         if entry.is_symlink() or (not entry.is_dir() and name not in known):
-            raise UsageError(f"output exists, and {name} in it is not pinned", where=str(out), fix=fix)
+            raise UsageError(f"output exists, and {name} in it is not pinned", where=out, fix=fix)
     return True
 
 

@@ -143,7 +143,7 @@ def read_lock(path: Path) -> Lock:
         with path.open("rb") as f:
             data = f.read(LONGEST_LOCK + 1)
     except OSError as e:
-        raise LockError(f"cannot be read: {e.strerror}", where=str(path), fix="pass a lock file") from e
+        raise LockError(f"cannot be read: {e.strerror}", where=path, fix="pass a lock file") from e
     return parse_lock(data, str(path))
 
 

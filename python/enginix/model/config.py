@@ -39,7 +39,7 @@ def read_model_config(directory: Path, *, variant: str | None = None) -> ModelCo
             combination that the architecture cannot express, or a quantization that cannot be converted.
     """
     if not directory.is_dir():
-        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+        raise ModelError("no such directory", where=directory, fix="pass a model directory")
     return parse_config(read_object(directory / CONFIG_FILE), directory, variant=variant)
 
 

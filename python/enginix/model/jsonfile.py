@@ -140,7 +140,7 @@ def open_regular(path: Path) -> BinaryIO:
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a directory is an error of the first read
         file.close()
-        raise ModelError("not a regular file", where=str(path), fix="pass a complete model directory")
+        raise ModelError("not a regular file", where=path, fix="pass a complete model directory")
     return file
 
 
@@ -158,15 +158,15 @@ def read_object(path: Path) -> dict[str, Any]:
             names = {entry.name for entry in path.parent.iterdir()}
             other = explain_other_layout(names - {path.name})
             if other := other or explain_other_artefact(names, _read_artefact(path.parent)):
-                raise ModelError(other[0], where=str(path.parent), fix=other[1]) from e
+                raise ModelError(other[0], where=path.parent, fix=other[1]) from e
             if inner := sorted(path.parent.glob("*/config.json")):
                 raise ModelError(
                     f"no config.json; there is one in {inner[0].parent.name}/",
-                    where=str(path.parent),
+                    where=path.parent,
                     fix=f"pass {inner[0].parent}",
                 ) from e
         raise ModelError(
-            f"cannot be read: {e.strerror or e}", where=str(path), fix="pass a complete model directory"
+            f"cannot be read: {e.strerror or e}", where=path, fix="pass a complete model directory"
         ) from e
     if len(data) > LIMIT:
         raise make_damage_error(f"larger than {LIMIT} bytes", str(path))
@@ -188,13 +188,13 @@ def refuse_other_artefact(directory: Path) -> None:
             refuses.
     """
     if not directory.is_dir():
-        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+        raise ModelError("no such directory", where=directory, fix="pass a model directory")
     if (directory / "config.json").exists():
         require_model_config(read_object(directory / "config.json"), str(directory))
         return
     names = {entry.name for entry in directory.iterdir()}
     if other := explain_other_artefact(names, _read_artefact(directory)):
-        raise ModelError(other[0], where=str(directory), fix=other[1])
+        raise ModelError(other[0], where=directory, fix=other[1])
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -219,14 +219,14 @@ def _list_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     index = directory / INDEX
     if not index.exists():
         what, fix = _explain_missing_weights(directory)
-        raise ModelError(what, where=str(directory), fix=fix)
+        raise ModelError(what, where=directory, fix=fix)
     weight_map = read_weight_map(read_object(index), str(index))
     shards = sorted(set(weight_map.values()))
     if absent := [name for name in shards if not (directory / name).exists()]:
         raise ModelError(
             f"names {absent[0]}, which is not there"
             + (f" ({len(absent)} such shards)" if len(absent) > 1 else ""),
-            where=str(index),
+            where=index,
             fix="fetch the whole repository (enginix lock says where the Hub itself lacks it)",
         )
     return shards, weight_map
@@ -269,13 +269,13 @@ def open_weights(directory: Path) -> ModelWeights:
         if name not in tensors or tensors[name].path.name != file:
             raise ModelError(
                 f"tensor {name!r} is not in {file}, where the index says it is (shards swapped?)",
-                where=str(directory / INDEX),
+                where=directory / INDEX,
                 fix=_INDEX_FIX,
             )
     if weight_map is not None and (missing := sorted(set(tensors) - set(weight_map))):
         raise ModelError(
             f"tensor {missing[0]!r} of {tensors[missing[0]].path.name} is missing from the index",
-            where=str(directory / INDEX),
+            where=directory / INDEX,
             fix=_INDEX_FIX,
         )
     return ModelWeights(directory, headers, tensors)

@@ -66,7 +66,7 @@ def read_source_model(directory: Path) -> SourceModel:
         UsageError: quantized already.
     """
     if not directory.is_dir():
-        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+        raise ModelError("no such directory", where=directory, fix="pass a model directory")
     where = str(directory)
     config = read_object(directory / "config.json")
     require_model_config(config, where)
@@ -183,7 +183,7 @@ def check_machine(model: SourceModel, out: Path, device: str) -> None:
     if disk < least_bytes:
         raise MachineError(
             f"the result takes {format_bytes(least_bytes)} or more, {format_bytes(disk)} are free",
-            where=str(parent),
+            where=parent,
             fix="free disk space, or choose another -o",
         )
 

@@ -75,14 +75,14 @@ def read_artefact(path: Path) -> Artefact:
     if not path.is_dir():
         raise ModelError(
             "no such directory" if not path.exists() else "is a file; an artefact is a directory",
-            where=str(path),
+            where=path,
             fix="pass outputs of mkEngine, mkCheckpoint, mkQuantized or mkHfModel, or directories of models",
         )
     artefact_manifest = manifest.read_manifest(path) if (path / manifest.MANIFEST_FILE).exists() else None
     if artefact_manifest is not None and artefact_manifest.artefact not in COMPARED:
         raise ManifestError(
             f"is {with_article(artefact_manifest.artefact)}, which has no weights to compare",
-            where=str(path),
+            where=path,
             fix="pass engines, checkpoints or models",
         )
     if (
@@ -92,15 +92,13 @@ def read_artefact(path: Path) -> Artefact:
     ):
         raise ManifestError(
             f"an engine of unknown kind {ascii(artefact_manifest.kind)[:40]}",
-            where=str(path),
+            where=path,
             fix=f"known: {', '.join(KIND_NAMES)}",
         )
     weights_directory = _weights_directory(path, artefact_manifest)
     facts = {} if weights_directory is None else _read_weight_facts(weights_directory)
     if artefact_manifest is None and not facts:
-        raise ModelError(
-            "no model, checkpoint or engine there", where=str(path), fix="see enginix compare --help"
-        )
+        raise ModelError("no model, checkpoint or engine there", where=path, fix="see enginix compare --help")
     weights = None if weights_directory is None else measure_stored_weights(weights_directory)
     figures = gate_figures.read_gate_figures(path / gate_figures.FILE)
     record = read_bench_record(path)

@@ -124,7 +124,7 @@ def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
         if free < needed:
             raise MachineError(
                 f"{format_bytes(free)} free, {format_bytes(needed)} needed for {what}",
-                where=str(path),
+                where=path,
                 fix="free space there" + ("" if path is out else ", or set TMPDIR elsewhere"),
             )
 
@@ -141,14 +141,14 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
     if not versions:
         raise MachineError(
             f"no tensorrt_llm in {runtime.site_packages}",
-            where=str(rootfs),
+            where=rootfs,
             fix=f"pass the root file system of {runtime.id} (enginix runtime pin)",
         )
     plain = versions[0].split("+")[0]
     if plain != runtime.version:
         raise MachineError(
             f"the image has tensorrt_llm {versions[0]}; runtime {runtime.id} is {runtime.version}",
-            where=str(rootfs),
+            where=rootfs,
             fix="pass the runtime's own image",
         )
     return plain

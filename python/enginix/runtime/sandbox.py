@@ -121,7 +121,7 @@ class Sandbox:
             raise MachineError(
                 f"the path is longer than {LONGEST_WORK_PATH} characters; sockets of OpenMPI below it would "
                 f"not fit",
-                where=str(self.work),
+                where=self.work,
                 fix="set TMPDIR to a short path, such as /tmp",
             )
         inside = str(self.inside)
@@ -135,7 +135,7 @@ class Sandbox:
                 probe.touch()
                 probe.unlink()
             except OSError as e:
-                raise MachineError(f"{name} cannot be written: {e.strerror}", where=str(path)) from e
+                raise MachineError(f"{name} cannot be written: {e.strerror}", where=path) from e
 
     def command(self, words: Sequence[str], info: int | None = None) -> list[str]:
         """Return the command line that runs ``words`` inside.

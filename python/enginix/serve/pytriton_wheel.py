@@ -122,11 +122,11 @@ def install_wheel(wheel: Path, out: Path) -> None:
     """
     row = wheel_row()
     if not wheel.is_file():
-        raise UsageError("no such file", where=str(wheel), fix=f"pass {row['file']}")
+        raise UsageError("no such file", where=wheel, fix=f"pass {row['file']}")
     if (digest := sha256_file(wheel)) != row["sha256"]:
         raise UsageError(
             f"not {row['file']}: its sha256 is {digest}, that of the pinned wheel is {row['sha256']}",
-            where=str(wheel),
+            where=wheel,
             fix="leave --wheel out, and pip fetches the right one",
         )
     with new_directory(out) as partial:
@@ -192,7 +192,7 @@ def record_tritonserver(directory: Path) -> Path:
         temporary_link.parent.rmdir()
     except OSError as e:
         raise MachineError(
-            f"cannot write: {e.strerror}", where=str(link), fix=f"export ENGINIX_TRITONSERVER={directory}"
+            f"cannot write: {e.strerror}", where=link, fix=f"export ENGINIX_TRITONSERVER={directory}"
         ) from e
     return link
 

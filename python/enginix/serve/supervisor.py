@@ -74,7 +74,7 @@ class SupervisedServer:
             self._directory.remove()
             if isinstance(e, EnginixError):
                 raise
-            raise StartError(f"cannot start: {e.strerror}", where=str(spec.server.program)) from e
+            raise StartError(f"cannot start: {e.strerror}", where=spec.server.program) from e
         self._ranks: dict[int, int] = {}
         # No process is left that could answer the running requests.
         self._cannot_answer = False

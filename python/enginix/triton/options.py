@@ -72,7 +72,7 @@ def resolve_batch_size(directory: Path, limit: int | None, options: RepositoryOp
     if limit is not None and batch > limit:
         raise RepositoryError(
             f"max_batch_size: {batch} is above the engine's {limit}",
-            where=str(directory),
+            where=directory,
             fix=f"--max-batch-size {limit} or less",
         )
     return batch

@@ -46,7 +46,7 @@ def verify_chain(
         if not artefact.is_listed:
             raise ManifestError(
                 OLD_MANIFEST,
-                where=str(artefact.directory),
+                where=artefact.directory,
                 fix="build it again with this enginix; until then only its inputs can be compared",
             )
     return list(checked.values())
@@ -99,7 +99,7 @@ def _verify_source(source: Path, checked: dict[Path, CheckedArtefact], *, full: 
     if not users:
         raise UsageError(
             f"no input of {', '.join(sorted({a.manifest.artefact for a in checked.values()}))}",
-            where=str(source),
+            where=source,
             fix="pass with --from what the artefact was made from",
         )
     for user in users:

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         files = {name: path.read_bytes() for name, path in given.items() if path is not None}
         facts = parse_object(args.facts.read_bytes(), str(args.facts))
     except OSError as e:
-        raise ModelError(f"cannot be read: {e.strerror}", where=str(e.filename), fix="pass a file") from e
+        raise ModelError(f"cannot be read: {e.strerror}", where=e.filename, fix="pass a file") from e
     except ModelError as e:
         raise LockError(e.what, where=e.where, fix="pass the lock's object model") from e
     model_metadata.require_metadata(facts, files, args.repo)

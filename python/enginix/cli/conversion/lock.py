@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"pins {present.repo} at {present.revision[:12]}, which upstream no longer has like that, "
             f"or with other options: {lines[0]}",
-            where=str(args.output),
+            where=args.output,
             fix=f"enginix lock --update {args.output}, or choose another file",
         )
     _write_lock(args.output, upstream.lock)
@@ -103,7 +103,7 @@ def _update_lock(args: argparse.Namespace) -> int:
 def _compare_upstream(args: argparse.Namespace, path: Path) -> tuple[Lock, NewLock, list[str]]:
     old = locks.read_lock(path)
     if args.dataset and old.type != "dataset":
-        raise UsageError("is the lock of a model", where=str(path), fix="leave --dataset out")
+        raise UsageError("is the lock of a model", where=path, fix="leave --dataset out")
     upstream = make_lock(old.repo, _merge_selection(args, old.select), old.type)
     return old, upstream, list_lock_differences(old, upstream.lock)
 
@@ -125,7 +125,7 @@ def _read_present_lock(path: Path, repo: str, type_: RepoType) -> Lock | None:
     if (present.type, present.repo) != (type_, repo):
         raise UsageError(
             f"pins the {present.type} {present.repo}, not the {type_} {repo}",
-            where=str(path),
+            where=path,
             fix="choose another file for -o, or remove this one",
         )
     return present
@@ -136,7 +136,7 @@ def _write_lock(path: Path, lock: Lock) -> None:
     # Parse the text before it is written: only a readable lock is written.
     Lock.parse(text, str(path))
     if path.is_dir():
-        raise UsageError("is a directory", where=str(path), fix="pass a file to -o")
+        raise UsageError("is a directory", where=path, fix="pass a file to -o")
     write_text(path, text)
 
 

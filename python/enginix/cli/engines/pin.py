@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         lock = read_lock(lock_file)
         if lock.repo != model.repo:
             raise UsageError(
-                f"pins {lock.repo}, not {model.repo}", where=str(lock_file), fix="choose another --directory"
+                f"pins {lock.repo}, not {model.repo}", where=lock_file, fix="choose another --directory"
             )
         console.print_message(f"{lock_file}: {lock.repo} at {lock.revision[:12]} already")
     else:
@@ -167,9 +167,9 @@ def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> Pi
     try:
         present = json.loads(file.read_text("utf-8"))
     except ValueError as e:
-        raise UsageError(f"is not JSON: {e}", where=str(file), fix="mend it, or remove it") from e
+        raise UsageError(f"is not JSON: {e}", where=file, fix="mend it, or remove it") from e
     if not isinstance(present, dict):
-        raise UsageError("has no arguments of mkEngine", where=str(file), fix="mend it, or remove it")
+        raise UsageError("has no arguments of mkEngine", where=file, fix="mend it, or remove it")
     given = {
         "kind": args.kind or (args.target and "tensorrt"),
         "target": args.target,
@@ -180,7 +180,7 @@ def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> Pi
         if word is not None and present.get(key) != chosen:
             raise UsageError(
                 f"has {key} {present.get(key)!r}, not {chosen!r}; it is kept as it is",
-                where=str(file),
+                where=file,
                 fix="edit it, remove it, or choose another --directory",
             )
     default = DEFAULT_RUNTIME if present.get("kind") in ("tensorrt", "llmapi") else None

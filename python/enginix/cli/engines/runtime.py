@@ -126,9 +126,7 @@ def _run_inside(args: argparse.Namespace) -> int:
     runtime = table.find_runtime(args.runtime, pin=args.pin)
     if args.rootfs is not None:
         if not args.rootfs.is_dir():
-            raise MachineError(
-                "no such directory", where=str(args.rootfs), fix="pass mkRuntime's passthru.rootfs"
-            )
+            raise MachineError("no such directory", where=args.rootfs, fix="pass mkRuntime's passthru.rootfs")
         check_namespaces()
     with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
         checking = args.verb == "check"
@@ -149,9 +147,7 @@ def _run_inside(args: argparse.Namespace) -> int:
         status = run_in_foreground(sandbox, ["true"] if checking else args.words)
     if checking:
         if status != 0:
-            raise MachineError(
-                f"a command inside ended with {status}", where=str(args.rootfs or "this machine")
-            )
+            raise MachineError(f"a command inside ended with {status}", where=args.rootfs or "this machine")
         console.print_result(
             {"runtime": runtime.id, "works": True, "driver": sandbox.driver.is_present},
             f"{runtime.id}: commands run"

@@ -96,4 +96,4 @@ def _read_key(args: argparse.Namespace) -> str | None:
     try:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"unreadable: {e}", where=str(file)) from e
+        raise UsageError(f"unreadable: {e}", where=file) from e

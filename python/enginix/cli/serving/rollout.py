@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     unit = f"enginix-{args.server}.service"
     incoming = args.incoming / unit
     if not incoming.exists():
-        raise UsageError("there is no such unit", where=str(incoming))
+        raise UsageError("there is no such unit", where=incoming)
 
     def end(outcome: str, text: str) -> int:
         console.print_message(f"enginix-{args.server}: {text}")

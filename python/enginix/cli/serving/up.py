@@ -156,7 +156,7 @@ def _read_request(args: argparse.Namespace) -> UpRequest:
     lock: Lock | None = None
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError("no config.json", where=str(path), fix="pass a model's directory")
+            raise ModelError("no config.json", where=path, fix="pass a model's directory")
         source = path.resolve()
     else:
         source, lock = _read_or_write_lock(args, path)
@@ -196,7 +196,7 @@ def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Loc
         if lock.repo != hub_source.name:
             raise UsageError(
                 f"pins {lock.repo}, not {hub_source.name}",
-                where=str(file),
+                where=file,
                 fix=f"run in another directory, or pass the lock: enginix up {file.name}",
             )
         console.print_message(
@@ -262,7 +262,7 @@ def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -
         except OSError as e:
             raise MachineError(
                 f"cannot be written: {e.strerror}",
-                where=str(cache),
+                where=cache,
                 fix="set XDG_CACHE_HOME to a directory that this user may write",
             ) from e
     missing = [s for s in planned if not s.output.exists() and s.name in ("fetch", "quantize", "convert")]
@@ -271,7 +271,7 @@ def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -
     if size > free:
         raise MachineError(
             f"the stages need about {format_bytes(size)}, and {format_bytes(free)} are free",
-            where=str(cache),
+            where=cache,
             fix="free space, or set XDG_CACHE_HOME to a larger disk",
         )
     if size:

@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
 
     out = args.output or args.artefact
     if is_in_store(out):
-        raise UsageError("is in a store of Nix, which does not change", where=str(out), fix="pass -o DIR")
+        raise UsageError("is in a store of Nix, which does not change", where=out, fix="pass -o DIR")
     verify_chain(args.artefact, full=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise MachineError(f"cannot make: {e.strerror}", where=str(out), fix="choose another -o") from e
+        raise MachineError(f"cannot make: {e.strerror}", where=out, fix="choose another -o") from e
     signature = sign_manifest(args.artefact, args.key, out, force=args.force)
     write_text(out / STATEMENT_FILE, dump_statement(args.artefact))
     console.print_result(
