@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from enginix.credentials import redact_secrets
@@ -150,6 +150,13 @@ def print_message(text: str) -> None:
     """Print a line of progress for people on standard error; nothing where the command is quiet."""
     if not _output.is_quiet:
         _print_line(redact_secrets(text), _output.messages or sys.stderr)
+
+
+def print_notes(notes: Iterable[str | None], word: str = "note") -> None:
+    """Print notes for people, a line each; None is none."""
+    for note in notes:
+        if note is not None:
+            print_message(f"{word}: {note}")
 
 
 def print_result(value: Any, text: str) -> None:

@@ -162,8 +162,7 @@ def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) 
     if isinstance(target := getattr(args, "target", None), str):
         from enginix.machine.gpu_table import explain_size
 
-        if (note := explain_size(target)) is not None:
-            console.print_message(f"note: {note}")
+        console.print_notes([explain_size(target)])
     # Of enginix runtime, pin alone runs no other program at the terminal.
     is_live = name not in OWN_TERMINAL or getattr(args, "verb", None) == "pin"
     with report_command(name, is_live=is_live) as progress:

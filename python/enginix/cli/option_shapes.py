@@ -38,6 +38,13 @@ def add_output(group: OptionGroup, metavar: str, text: str, *, required: bool = 
     group.add_argument("-o", "--output", type=Path, required=required, metavar=metavar, help=text)
 
 
+def add_image_options(group: OptionGroup, rootfs: str = "root file system of the runtime's image") -> None:
+    """Add ``--rootfs``, ``--pin`` and ``--driver``: where a runtime's command runs."""
+    add_path(group, "--rootfs", "DIR", rootfs)
+    add_path(group, "--pin", "FILE", "the runtime's pin file, with the image's environment")
+    add_path(group, "--driver", "DIR", "the GPU driver's root (default: found)")
+
+
 def add_inner_json(verb: OptionGroup) -> None:
     """Add ``--json`` behind a verb as well as before it."""
     verb.add_argument("--json", action="store_true", default=SUPPRESS, help=SUPPRESS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, manifest
-from enginix.console import print_message
+from enginix.console import print_notes
 from enginix.digests import SourceWatch
 from enginix.errors import UsageError
 from enginix.integrity import require_unchanged
@@ -75,8 +75,7 @@ def quantize_model(
     notes = list(choice.warnings)
     if choice.kv_cache is not None and (warning := warn_of_kv_cache(model.parameters)):
         notes.append(warning)
-    for note in notes:
-        print_message(f"warning: {note}")
+    print_notes(notes, "warning")
 
     if data is not None and data.is_dir():
         require_unchanged(data)

@@ -191,54 +191,45 @@ def check_support(
         UsageError: TensorRT-LLM would refuse the combination.
     """
     with limited_llmapi_advice(architecture):
-        return _check_support(algorithm, kv_cache, architecture, target, say_format)
-
-
-def _check_support(
-    algorithm: str | None,
-    kv_cache: str | None,
-    architecture: str | None,
-    target: Target,
-    say_format: Callable[[str], str],
-) -> list[str]:
-    support, algorithms = load_table("engine_support"), read_algorithms()
-    name = algorithm or "NO_QUANT"
-    row = algorithms.get(name)
-    if row is None:
-        raise UsageError(f"unknown quantization {name!r}", fix=list_known(name, sorted(algorithms)))
-    if not row["engine"]:
-        raise UsageError(
-            f"{name} cannot become an engine: {row['why']}",
-            fix=row["instead"] + (", or serve this one with the llmapi kind" if row["llmapi"] else ""),
-        )
-    _refuse_unsupported_format(name, row, target, support, say_format)
-    if kv_cache is not None:
-        cache = load_table("number_formats")["kvCache"].get(kv_cache)
-        if cache is None or not cache["engine"]:
+        support, algorithms = load_table("engine_support"), read_algorithms()
+        name = algorithm or "NO_QUANT"
+        row = algorithms.get(name)
+        if row is None:
+            raise UsageError(f"unknown quantization {name!r}", fix=list_known(name, sorted(algorithms)))
+        if not row["engine"]:
             raise UsageError(
-                f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
+                f"{name} cannot become an engine: {row['why']}",
+                fix=row["instead"] + (", or serve this one with the llmapi kind" if row["llmapi"] else ""),
             )
-        _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
-    written = find_written_name(architecture)
-    if written is not None and written not in support["architectures"]["engine"]:
-        raise UsageError(
-            f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
-            fix="serve the model with the llmapi kind"
-            if name == "NO_QUANT"
-            else "serve this one with the llmapi kind",
-        )
-    if why := support["architectures"]["unbuildable"].get(written):
-        raise UsageError(
-            f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
-            fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
-        )
-    facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
-    return [
-        w["text"]
-        for w in support["warnings"]
-        if target.sm >= w["when"].get("smFrom", 0)
-        and all(facts[k] in v for k, v in w["when"].items() if k in facts)
-    ]
+        _refuse_unsupported_format(name, row, target, support, say_format)
+        if kv_cache is not None:
+            cache = load_table("number_formats")["kvCache"].get(kv_cache)
+            if cache is None or not cache["engine"]:
+                raise UsageError(
+                    f"a KV cache in {kv_cache} cannot be built into an engine",
+                    fix="use an FP8 KV cache or none",
+                )
+            _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
+        written = find_written_name(architecture)
+        if written is not None and written not in support["architectures"]["engine"]:
+            raise UsageError(
+                f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
+                fix="serve the model with the llmapi kind"
+                if name == "NO_QUANT"
+                else "serve this one with the llmapi kind",
+            )
+        if why := support["architectures"]["unbuildable"].get(written):
+            raise UsageError(
+                f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
+                fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
+            )
+        facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
+        return [
+            w["text"]
+            for w in support["warnings"]
+            if target.sm >= w["when"].get("smFrom", 0)
+            and all(facts[k] in v for k, v in w["when"].items() if k in facts)
+        ]
 
 
 def check_pipeline(architecture: str | None, stages: int) -> None:

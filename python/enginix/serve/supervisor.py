@@ -336,6 +336,7 @@ def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] =
     useful = [line for line in lines if not _NOISE.search(line)]
     tail = "\n    ".join(useful[-12:]) or "no output"
     rank = ranks.find_ended_rank(lines)
+    where = "tritonserver" if rank is None else hosts.describe_rank(machines, rank)
     if (lost := hosts.find_failed_host(machines, lines)) is not None and rank is None:
         return StartError(lost[1], where=lost[0], fix=f"its and mpirun's last lines:\n    {tail}")
     for line in useful:
@@ -344,7 +345,7 @@ def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] =
             reason = failure[2].split("\\n", 1)[0].rstrip('"').removeprefix("Internal: ").strip()
             return StartError(
                 f"failed to load: {reason}",
-                where=failure[1] if rank is None else f"{hosts.describe_rank(machines, rank)}, {failure[1]}",
+                where=failure[1] if rank is None else f"{where}, {failure[1]}",
                 fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
             )
     if status < 0 and rank is None and useful:
@@ -359,11 +360,10 @@ def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] =
     if rank_lines:
         return StartError(
             f"ended; its last line: {rank_lines[-1].split(': ', 1)[1]}",
-            where="tritonserver" if rank is None else hosts.describe_rank(machines, rank),
+            where=where,
             fix=f"mpirun ended with {how}, its last lines:\n    {tail}",
         )
     last = errors[-1] if errors else (useful[-1] if useful else "no output")
-    where = "tritonserver" if rank is None else hosts.describe_rank(machines, rank)
     return StartError(f"ended with {how}: {last}", where=where, fix=f"its last lines:\n    {tail}")
 
 

@@ -99,8 +99,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     done = convert_model(args.model, args.output, options)
-    for note in done.notes:
-        console.print_message(f"note: {note}")
+    console.print_notes(done.notes)
     console.print_result(
         {"checkpoint": str(args.output), "ranks": world, "notes": list(done.notes)},
         f"{args.output}: {done.model.architecture}, {world} rank{'s' * (world > 1)}",

@@ -23,7 +23,7 @@ from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 from enginix.files import write_text
 from enginix.hub import lock as locks
 from enginix.hub.hub_urls import choose_revision, parse_hub_source
-from enginix.hub.lock import Lock, RepoType, Selection
+from enginix.hub.lock import Lock, RepoType, Selection, parse_lock
 from enginix.hub.locking import NewLock, count_new_bytes, list_lock_differences, make_lock
 from enginix.wording import count_noun
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             fix=f"enginix lock --update {args.output}, or choose another file",
         )
     _write_lock(args.output, upstream.lock)
-    _print_notes(upstream)
+    console.print_notes(upstream.notes)
     lock = upstream.lock
     console.print_result(
         _summarize_lock(lock) | {"lock": str(args.output)},
@@ -86,7 +86,7 @@ def _update_lock(args: argparse.Namespace) -> int:
     old, upstream, lines = _compare_upstream(args, args.update)
     if args.output is not None:
         _read_present_lock(args.output, old.repo, old.type)
-    _print_notes(upstream)
+    console.print_notes(upstream.notes)
     target = args.output or args.update
     if lines or args.output is not None:
         _write_lock(target, upstream.lock)
@@ -134,15 +134,10 @@ def _read_present_lock(path: Path, repo: str, type_: RepoType) -> Lock | None:
 def _write_lock(path: Path, lock: Lock) -> None:
     text = lock.dump()
     # Parse the text before it is written: only a readable lock is written.
-    Lock.parse(text, str(path))
+    parse_lock(text, str(path))
     if path.is_dir():
         raise UsageError("is a directory", where=path, fix="pass a file to -o")
     write_text(path, text)
-
-
-def _print_notes(upstream: NewLock) -> None:
-    for note in upstream.notes:
-        console.print_message(f"note: {note}")
 
 
 def _summarize_lock(lock: Lock) -> dict[str, object]:

@@ -32,8 +32,7 @@ def run(args: argparse.Namespace) -> int:
         from enginix.checkpoint.compare_with_model import CheckpointComparison
 
         report.findings.extend(CheckpointComparison(args.checkpoint, args.against).findings())
-    for note in report.notes:
-        console.print_message(f"note: {note}")
+    console.print_notes(report.notes)
     lines = [str(f) for f in report.findings]
     bits = 8 * report.bytes / max(1, report.parameters)
     covered = f", {report.quantized} of {report.matrices} matrices quantized" if report.matrices else ""

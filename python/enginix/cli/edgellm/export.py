@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     export_manifest = export_model(
         args.model, args.output, EdgellmExportOptions(args.name, args.exporter, flags)
     )
-    for note in export_manifest.results["notes"]:
-        console.print_message(f"note: {note}")
+    console.print_notes(export_manifest.results["notes"])
     weights, direct = export_manifest.results["weights"], export_manifest.results["directGate"]
     if "refused" in direct:
         console.print_message(f"note: no engine by builder direct, builder onnx alone: {direct['refused']}")

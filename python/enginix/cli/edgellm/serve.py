@@ -45,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
         console.print_result({"command": list(command.words)}, " ".join(command.words))
         return 0
     engine_manifest = manifest.read_manifest(args.engine)
-    if (note := manifest.explain_ungated(engine_manifest)) is not None:
-        console.print_message(f"note: {note}")
+    console.print_notes([manifest.explain_ungated(engine_manifest)])
     # Manifests of earlier versions do not say.
     if "graph" in engine_manifest.results:
         console.print_message(f"graph: {engine_manifest.results['graph']}")

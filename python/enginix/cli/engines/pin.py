@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from enginix.files import dump_json, write_text
-    from enginix.hub.lock import Selection, dump_lock, read_lock
+    from enginix.hub.lock import Selection, read_lock
     from enginix.hub.locking import make_lock
 
     model = _choose_model(args)
@@ -111,9 +111,8 @@ def run(args: argparse.Namespace) -> int:
         console.print_message(f"{lock_file}: {lock.repo} at {lock.revision[:12]} already")
     else:
         new = make_lock(model.repo, Selection(revision=model.revision))
-        for note in new.notes:
-            console.print_message(f"note: {note}")
-        write(lock_file.name, dump_lock(new.lock))
+        console.print_notes(new.notes)
+        write(lock_file.name, new.lock.dump())
     if model.engine is not None and engine_file.exists():
         console.print_message(f"{engine_file}: here already, kept")
     elif model.engine is not None:

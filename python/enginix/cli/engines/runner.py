@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from enginix import console, manifest
-from enginix.cli.option_shapes import add_flag, add_number, add_path
+from enginix.cli.option_shapes import add_flag, add_image_options, add_number, add_path
 from enginix.compatibility import check
 from enginix.digests import SourceWatch
 from enginix.errors import MachineError, UsageError
@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--checkpoint", "DIR", "build from it at first run")
     add_path(parser, "--model", "DIR", "the model that the checkpoint was made from")
     add_path(parser, "--request", "FILE", "build request, as JSON")
-    add_path(parser, "--rootfs", "DIR", "root file system of the runtime's image")
-    add_path(parser, "--pin", "FILE", "the runtime's pin file, with the image's environment")
-    add_path(parser, "--driver", "DIR", "the GPU driver's root (default: found)")
+    add_image_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="listen address (default: loopback)")
     parser.add_argument("--port", type=int, default=8000, help="listen port (default: 8000)")
     add_number(
@@ -122,8 +120,7 @@ def _serve_engine(
     from enginix.runtime.sandbox import Sandbox, check_namespaces, make_read_binds
 
     engine_manifest = manifest.read_manifest(engine, "engine")
-    if (note := manifest.explain_ungated(engine_manifest)) is not None:
-        console.print_message(f"note: {note}")
+    console.print_notes([manifest.explain_ungated(engine_manifest)])
     if args.rootfs is not None:
         check_namespaces()
     with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
@@ -143,7 +140,6 @@ def _serve_engine(
         fraction = args.kv_cache_fraction
         serving = Serving(args.host, args.port, fraction, work=sandbox.work, inside=sandbox.inside)
         words = make_serve_command(engine, engine_manifest, serving)
-        if (warning := explain_open_address(args.host, "trtllm-serve")) is not None:
-            console.print_message(f"warning: {warning}")
+        console.print_notes([explain_open_address(args.host, "trtllm-serve")], "warning")
         console.print_message(" ".join(words))
         return run_in_foreground(sandbox, words, lambda: end_if_files_change(watch, args.host, args.port))

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from enginix import console
-from enginix.cli.option_shapes import add_flag, add_number, add_path, add_repeated
+from enginix.cli.option_shapes import add_flag, add_image_options, add_number, add_path, add_repeated
 from enginix.errors import UsageError
 from enginix.kinds.registry import find_kind
 from enginix.kinds.tensorrt.build import options as build_options
@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runtime that builds and serves it: a name (enginix runtime list) or FILE.json of a description "
         f"(default: {DEFAULT_RUNTIME})",
     )
-    add_path(group, "--rootfs", "DIR", "root file system of the runtime's image")
-    add_path(group, "--pin", "FILE", "the runtime's pin file, with the image's environment")
-    add_path(group, "--driver", "DIR", "the GPU driver's root (default: found)")
+    add_image_options(group)
     for name in LIMITS:
         group.add_argument(f"--{to_kebab_case(name)}", type=int, metavar="N", dest=name)
     group.add_argument(

@@ -181,7 +181,7 @@ def _read_request(args: argparse.Namespace) -> UpRequest:
 def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Lock]:
     """Return the lock of a repository: the file that was given, one of an earlier run, or a new one."""
     from enginix.files import write_text
-    from enginix.hub.lock import Selection, dump_lock, read_lock
+    from enginix.hub.lock import Selection, read_lock
     from enginix.up.stages import name_model
 
     if path.is_file():
@@ -205,9 +205,8 @@ def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Loc
         return file, lock
     revision = choose_revision(hub_source, args.revision)
     new = make_lock(hub_source.name, Selection(revision=revision or "main"))
-    for note in new.notes:
-        console.print_message(f"note: {note}")
-    write_text(file, dump_lock(new.lock))
+    console.print_notes(new.notes)
+    write_text(file, new.lock.dump())
     console.print_message(f"{file.name}: {new.lock.repo} at {new.lock.revision[:12]}, pinned")
     return file, new.lock
 

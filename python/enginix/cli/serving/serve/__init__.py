@@ -95,15 +95,13 @@ def _check_serve_request(serve_request: ServeRequest) -> None:
         python, described = serve_request.plan.python, repository.manifest
         tritonserver.check_python(python, server, described.kind or DEFAULT_KIND)
         if (start := find_start_module(described.kind)) is not None:
-            for message in start.check_environment(python, repository.directory, described):
-                console.print_message(f"note: {message}")
+            console.print_notes(start.check_environment(python, repository.directory, described))
         # An image's /dev/shm is a file system of its own.
         preflight.check_shared_memory(repository.instances)
     else:
         check_namespaces()
-    if (note := manifest.explain_ungated(repository.manifest)) is not None:
-        console.print_message(f"note: {note}")
-    for note in preflight.check_gpus(
-        repository, serve_request.driver, serve_request.plan.gpus, serve_request.local_ranks
-    ):
-        console.print_message(f"note: {note}")
+    console.print_notes([manifest.explain_ungated(repository.manifest)])
+    plan = serve_request.plan
+    console.print_notes(
+        preflight.check_gpus(repository, serve_request.driver, plan.gpus, serve_request.local_ranks)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from enginix.cli.option_shapes import add_flag, add_number, add_path, add_repeated
+from enginix.cli.option_shapes import add_flag, add_image_options, add_number, add_path, add_repeated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="runtime of the installation, if its runtime.json does not name it",
     )
-    add_path(parser, "--rootfs", "DIR", "root file system of the runtime's image, to run inside")
-    add_path(parser, "--pin", "FILE", "the runtime's pin file, with the image's environment")
-    add_path(parser, "--driver", "DIR", "the GPU driver's root (default: found)")
+    add_image_options(parser, "root file system of the runtime's image, to run inside")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
