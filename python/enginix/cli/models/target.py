@@ -57,33 +57,20 @@ def run(args: argparse.Namespace) -> int:
 def _print_this_machine(args: argparse.Namespace) -> int:
     """Print the target of each GPU that is here; fails where the driver tells none."""
     machine = probe_machine(driver.find_driver(args.driver))
-    names = {gpu.index: name_target(gpu) for gpu in machine.gpus}
-    refusals: dict[int, str] = {}
+    rows, lines = [], []
     for gpu in machine.gpus:
+        name: str | None = name_target(gpu)
+        refusal = ""
         try:
-            find_gpu(names[gpu.index])
+            find_gpu(str(name))
         except UsageError as e:
-            refusals[gpu.index] = f"{e.what} (fix: {e.fix})"
-    lines = [
-        f"{'-' if gpu.index in refusals else names[gpu.index]:<16} GPU {gpu.index}: {gpu.name}, SM {gpu.sm}, "
-        f"{format_bytes(gpu.total)}{'; no target: ' if gpu.index in refusals else ''}"
-        f"{refusals.get(gpu.index, '')}"
-        for gpu in machine.gpus
-    ]
-    listing = {
-        "driver": machine.driver,
-        "gpus": [
-            {
-                "target": None if gpu.index in refusals else names[gpu.index],
-                "index": gpu.index,
-                "product": gpu.name,
-                "sm": gpu.sm,
-                "memory": gpu.total,
-            }
-            for gpu in machine.gpus
-        ],
-    }
-    console.print_result(listing, "\n".join(lines))
+            name, refusal = None, f"; no target: {e.what} (fix: {e.fix})"
+        row = {"target": name, "index": gpu.index, "product": gpu.name, "sm": gpu.sm, "memory": gpu.total}
+        rows.append(row)
+        lines.append(
+            f"{name or '-':<16} GPU {gpu.index}: {gpu.name}, SM {gpu.sm}, {format_bytes(gpu.total)}{refusal}"
+        )
+    console.print_result({"driver": machine.driver, "gpus": rows}, "\n".join(lines))
     return EXIT_OK
 
 

@@ -120,15 +120,13 @@ def _check_options(args: argparse.Namespace) -> None:
     kind = find_kind(args.kind)
     if args.interpreter and not kind.has_interpreter:
         raise UsageError(f"kind {args.kind} has no interpreter", where="--interpreter", fix="leave it out")
+    unread: tuple[str, ...] = () if kind.has_target else ("target", "runtime")
     if kind.own_build is not None:
-        others = ("target", "runtime", "rootfs", "device", "no_gates")
-        unsupported = [name for name in others if getattr(args, name)]
-        if unsupported:
-            name = unsupported[0].replace("_", "-")
-            raise UsageError(f"not an option of kind {args.kind}", where=f"--{name}", fix="leave it out")
-    for option in ("target", "runtime"):
-        if getattr(args, option) is not None and not kind.has_target:
-            raise UsageError(f"not an option of kind {args.kind}", where=f"--{option}", fix="leave it out")
+        unread = ("target", "runtime", "rootfs", "device", "no_gates")
+    for option in unread:
+        if getattr(args, option) not in (None, False):
+            where = f"--{option.replace('_', '-')}"
+            raise UsageError(f"not an option of kind {args.kind}", where=where, fix="leave it out")
     if args.target is not None:
         from enginix.machine.target import find_target
 
