@@ -153,7 +153,7 @@ def print_message(text: str) -> None:
 
 
 def print_notes(notes: Iterable[str | None], word: str = "note") -> None:
-    """Print notes for people, a line each; None is none."""
+    """Print notes for people, a line each; nothing for ``None``."""
     for note in notes:
         if note is not None:
             print_message(f"{word}: {note}")

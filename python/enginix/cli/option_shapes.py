@@ -1,12 +1,15 @@
-"""The shapes that options of many commands have, and dataclasses of options made of arguments."""
+"""The shapes that options of many commands have, their refusal, and dataclasses made of their values."""
 
 from __future__ import annotations
 
 from argparse import SUPPRESS, Namespace
 from argparse import _ActionsContainer as OptionGroup
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from enginix.errors import UsageError
 
 _Options = TypeVar("_Options")
 
@@ -59,3 +62,10 @@ def fill_options(options: type[_Options], args: Namespace, /, **different: Any) 
     names = [field.name for field in fields(options)]  # type: ignore[arg-type]
     same = {name: getattr(args, name) for name in names if name not in different and hasattr(args, name)}
     return options(**same, **different)
+
+
+def refuse_options(args: Namespace, names: Sequence[str], why: str) -> None:
+    """Raise ``UsageError`` for the first of these options that is given."""
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            raise UsageError(why, where=f"--{name.replace('_', '-')}", fix="leave it out")

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginix.errors import EXIT_MACHINE, MachineError, UsageError
+from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import get_kind, has_rank_processes
 from enginix.process_group import signal_group
 from enginix.tables import load_table
@@ -41,7 +41,6 @@ PAUSE_SECONDS = 1.0
 class HostError(MachineError):
     """Ranks cannot be started on a host."""
 
-    exit_code = EXIT_MACHINE
     kind = "host"
 
 

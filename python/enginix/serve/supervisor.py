@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from enginix.errors import EXIT_MACHINE, EnginixError, MachineError
+from enginix.errors import EnginixError, MachineError
 from enginix.process_group import (
     end_with_parent,
     is_group_alive,
@@ -45,7 +45,6 @@ _CRASH = re.compile(r"^(?:rank \d+: )?Signal \(\d+\) received\.$")
 class StartError(MachineError):
     """The server did not become ready."""
 
-    exit_code = EXIT_MACHINE
     kind = "start"
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, console
-from enginix.cli.option_shapes import add_number, add_output, add_path, fill_options
+from enginix.cli.option_shapes import add_number, add_output, add_path, fill_options, refuse_options
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.progress import track_step
 
@@ -104,17 +104,11 @@ _ENDPOINT_OPTIONS = ("engine", "key_file", "model")
 _SERVER_OPTIONS = ("device", "tritonserver", "gateway_python", "interpreter", "rootfs", "pin", "driver")
 
 
-def _refuse_options(args: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
-    for name in names:
-        if getattr(args, name) is not None:
-            raise UsageError(why, where=f"--{name.replace('_', '-')}", fix="leave it out")
-
-
 def _measure_endpoint(args: argparse.Namespace) -> int:
     from enginix.gateway.keys import read_key
     from enginix.up.chat import choose_model, parse_endpoint
 
-    _refuse_options(args, _SERVER_OPTIONS, "an option of a server that bench starts; this one runs already")
+    refuse_options(args, _SERVER_OPTIONS, "an option of a server that bench starts; this one runs already")
     url = parse_endpoint(args.subject)
     output = _choose_output(args.output, args.engine)
     engine = None if args.engine is None else _describe_engine(args.engine)
@@ -149,7 +143,7 @@ def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
             where=args.subject,
             fix="pass the output of enginix build, or http://host:port/v1",
         )
-    _refuse_options(args, _ENDPOINT_OPTIONS, "an option of an endpoint; bench starts a server of this engine")
+    refuse_options(args, _ENDPOINT_OPTIONS, "an option of an endpoint; bench starts a server of this engine")
     setting = _describe_engine(engine)
     _require_length(args, engine)
     output = _choose_output(args.output, engine)

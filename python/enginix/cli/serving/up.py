@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
-from enginix.cli.option_shapes import add_flag, add_number, add_path
+from enginix.cli.option_shapes import add_flag, add_number, add_path, refuse_options
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES, find_kind
@@ -123,10 +123,7 @@ def _check_options(args: argparse.Namespace) -> None:
     unread: tuple[str, ...] = () if kind.has_target else ("target", "runtime")
     if kind.own_build is not None:
         unread = ("target", "runtime", "rootfs", "device", "no_gates")
-    for option in unread:
-        if getattr(args, option) not in (None, False):
-            where = f"--{option.replace('_', '-')}"
-            raise UsageError(f"not an option of kind {args.kind}", where=where, fix="leave it out")
+    refuse_options(args, unread, f"not an option of kind {args.kind}")
     if args.target is not None:
         from enginix.machine.target import find_target
 
