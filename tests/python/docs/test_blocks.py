@@ -410,5 +410,6 @@ def test_options_in_sentences_are_those_of_their_command() -> None:
                 parser = command_parser.make_parser(
                     command, importlib.import_module(f"enginix.cli.{command_table.COMMANDS[command][0]}")
                 )
-                wrong += [(page.name, text) for option in options if option not in command_parser._list_options(parser)]
+                known = command_parser._list_options(parser)
+                wrong += [(page.name, text) for option in options if option not in known]
     assert wrong == []
