@@ -31,8 +31,9 @@ let
       hasRegistry = builtins.elem "kinds/registry" folders;
       isDescription = builtins.match "kinds/[^/]+/kind[.]py" relative != null;
       isPackageOfDescription = builtins.match "kinds/[^/]+(/__init__[.]py)?" relative != null;
+      # Every command needs the modules of the command line itself.
       isPackageOfFolder =
-        lib.removeSuffix ".py" (baseNameOf path) == "__init__"
+        (lib.removeSuffix ".py" (baseNameOf path) == "__init__" || parent == "cli")
         && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
     # Skip the build products of a working tree.

@@ -30,6 +30,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "python"))
 
 from enginix import cli  # noqa: E402
+from enginix.cli import command_table  # noqa: E402
 from enginix.errors import EXIT_CODES  # noqa: E402
 from enginix.tables import load_table  # noqa: E402
 
@@ -73,7 +74,7 @@ def render_help(words: list[str]) -> str:
 def find_verbs(command: str) -> list[str]:
     """Return the sub-commands of a command, as ``pin`` of ``enginix runtime``."""
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}").add_arguments(parser)
+    importlib.import_module(f"enginix.cli.{command_table.COMMANDS[command][0]}").add_arguments(parser)
     groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     return [verb for group in groups for verb in group.choices]
 
@@ -88,8 +89,8 @@ def render_cli() -> str:
         "| status | meaning |\n|---|---|\n"
         + "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()),
     ]
-    for command, (_, summary) in cli.COMMANDS.items():
-        note = ["Only builds call this command."] if command in cli.INTERNAL_COMMANDS else []
+    for command, (_, summary) in command_table.COMMANDS.items():
+        note = ["Only builds call this command."] if command in command_table.INTERNAL_COMMANDS else []
         parts += [f"## enginix {command}", f"{summary[0].upper()}{summary[1:]}.", *note]
         parts.append(f"```text\n{render_help([command])}\n```")
         for verb in find_verbs(command):

@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from enginix.credentials import redact_secrets
@@ -27,7 +27,7 @@ class _Output:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.is_quiet = False
+        self.is_quiet = self.is_json = False
         self.live_line = ""
         self.last = time.monotonic()
         # Standard error, while libraries' own is folded away.
@@ -38,9 +38,9 @@ class _Output:
 _output = _Output()
 
 
-def set_quiet(quiet: bool) -> None:
-    """Leave out all messages but errors, from now on."""
-    _output.is_quiet = quiet
+def set_style(*, quiet: bool, as_json: bool) -> None:
+    """Leave out all messages but errors, and print results as JSON, from now on."""
+    _output.is_quiet, _output.is_json = quiet, as_json
 
 
 def add_to_results(extras: Callable[[], dict[str, Any]] | None) -> None:
@@ -152,17 +152,24 @@ def print_message(text: str) -> None:
         _print_line(redact_secrets(text), _output.messages or sys.stderr)
 
 
-def print_result(value: Any, text: str, *, as_json: bool) -> None:
+def print_notes(notes: Iterable[str | None], word: str = "note") -> None:
+    """Print notes for people, a line each; nothing for ``None``."""
+    for note in notes:
+        if note is not None:
+            print_message(f"{word}: {note}")
+
+
+def print_result(value: Any, text: str) -> None:
     """Print a command's result on standard output: ``text``, or ``value`` as JSON with ``--json``."""
-    if as_json and isinstance(value, dict) and _output.result_extras is not None:
+    if _output.is_json and isinstance(value, dict) and _output.result_extras is not None:
         value = {**value, **_output.result_extras()}
-    shown = json.dumps(value, ensure_ascii=False) if as_json else text
+    shown = json.dumps(value, ensure_ascii=False) if _output.is_json else text
     _print_line(redact_secrets(shown), sys.stdout)
 
 
-def print_piece(text: str, *, as_json: bool) -> None:
+def print_piece(text: str) -> None:
     """Print a piece of an answer on standard output as it comes; ``--json`` has it in its one object."""
-    if not as_json:
+    if not _output.is_json:
         with _output.lock:
             show_live_line("")
             print(text, end="", flush=True)
@@ -211,7 +218,7 @@ def explain_error(e: Exception) -> EnginixError:
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(
             f"cannot be written: {e.strerror}",
-            where=str(e.filename or "the output"),
+            where=e.filename or "the output",
             fix="free space where it is written, or write it elsewhere",
         )
     return UnexpectedError(

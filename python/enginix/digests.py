@@ -137,7 +137,7 @@ def digest_file(path: Path, *, full: bool = False) -> ContentDigest:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ManifestError("not a file", where=str(path), fix="remove it, or build this again")
+                raise ManifestError("not a file", where=path, fix="remove it, or build this again")
             state = _FileState.of(status)
             if is_weight and not full and (sha256 := _read_cached_digest(state)) is not None:
                 return ContentDigest(sha256, state.size)
@@ -149,7 +149,7 @@ def digest_file(path: Path, *, full: bool = False) -> ContentDigest:
             os.close(descriptor)
     except OSError as e:
         raise ManifestError(
-            f"cannot be read: {e.strerror}", where=str(path), fix="restore it, or build this again"
+            f"cannot be read: {e.strerror}", where=path, fix="restore it, or build this again"
         ) from e
     if is_weight and is_settled:
         _keep_cached_digest(state, sha256)
@@ -169,7 +169,7 @@ def _hash_descriptor(descriptor: int) -> str:
 
 def _explain_change(path: Path) -> ManifestError:
     return ManifestError(
-        "changed while it was read", where=str(path), fix="end what writes to it, and run this again"
+        "changed while it was read", where=path, fix="end what writes to it, and run this again"
     )
 
 
@@ -186,7 +186,7 @@ def list_files(directory: Path, *, unfinished: bool = True) -> Iterator[tuple[st
     files = sorted(islice(walk, _MOST_FILES + 1))
     if len(files) > _MOST_FILES:
         raise ManifestError(
-            f"more than {_MOST_FILES} files", where=str(directory), fix="remove the link that leads elsewhere"
+            f"more than {_MOST_FILES} files", where=directory, fix="remove the link that leads elsewhere"
         )
     yield from files
 
@@ -205,16 +205,14 @@ def _walk_files(
                 continue
             real = os.path.realpath(path)
             if real in above:
-                raise ManifestError("a link that leads in a circle", where=str(path), fix="remove it")
+                raise ManifestError("a link that leads in a circle", where=path, fix="remove it")
             if len(above) > _DEEPEST:
                 raise ManifestError(
                     f"directories nested deeper than {_DEEPEST}", where=str(path)[:200], fix="remove them"
                 )
             yield from _walk_files(path, f"{prefix}{entry.name}/", (*above, real), unfinished)
     except OSError as e:
-        raise ManifestError(
-            f"cannot be read: {e.strerror}", where=str(directory), fix="make it readable"
-        ) from e
+        raise ManifestError(f"cannot be read: {e.strerror}", where=directory, fix="make it readable") from e
 
 
 def digest_directory(

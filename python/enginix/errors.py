@@ -5,6 +5,7 @@ Exit codes are part of the command line's contract (``enginix --help`` lists the
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -46,9 +47,9 @@ class EnginixError(Exception):
     exit_code: ClassVar[int] = EXIT_INPUT
     kind: ClassVar[str] = "error"
 
-    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+    def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
         self.what = what
-        self.where = where
+        self.where = None if where is None else str(where)
         self.fix = fix
         super().__init__(str(self))
 

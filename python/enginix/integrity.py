@@ -120,7 +120,7 @@ def check_artefact(directory: Path, *, full: bool = False, in_store: bool = Fals
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise ManifestError(
             f"changed since it was made: {', '.join(differences[:_SHOWN])}{more}",
-            where=str(directory),
+            where=directory,
             fix="restore it, or build it again; if the change is wanted, build it from changed inputs",
         )
     size = sum(digest.size for digest in expected.values())
@@ -175,7 +175,7 @@ def require_input(directory: Path, manifest: Manifest, name: str, source: Path) 
     if expected is not None and sha256_file(source / MANIFEST_FILE) != expected:
         raise ManifestError(
             f"was made from another {name} than {source}, or that one changed",
-            where=str(directory),
+            where=directory,
             fix=f"make it again from this {name}, or restore that one",
         )
 
@@ -190,7 +190,7 @@ def require_same_results(directory: Path, manifest: Manifest, engine: Manifest) 
         if _canonical(manifest.results.get(key)) != _canonical(engine.results.get(key)):
             raise ManifestError(
                 f"results.{key} is not that of its engine",
-                where=str(directory),
+                where=directory,
                 fix="make the repository again: enginix triton-repo",
             )
 

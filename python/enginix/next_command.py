@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from enginix.errors import EnginixError
-from enginix.files import refuse_output_in_input, require_absent
+from enginix.output_path import refuse_output_in_input, require_absent
 
 # The words of commands that follow one another.
 _Words = list[list[str]]

@@ -59,12 +59,6 @@ EXTRAS = {
         "enginix-rtx",
     ),
 }
-# What another Python says of itself: its distribution alone installs into it, and it has pip.
-_INSTALLING = (
-    "import importlib.util as u, json, pathlib, sys, sysconfig\n"
-    "managed = pathlib.Path(sysconfig.get_path('stdlib'), 'EXTERNALLY-MANAGED').exists()\n"
-    "print(json.dumps([sys.prefix == sys.base_prefix and managed, u.find_spec('pip') is not None]))"
-)
 # The dependencies of enginix itself.
 CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
 
@@ -168,25 +162,36 @@ def _missing_stage(error: ImportError, command: str) -> MachineError | None:
         return None
     return MachineError(
         f"this package of enginix leaves enginix {command} out ({error.name})",
-        where=str(PACKAGE),
+        where=PACKAGE,
         fix=f"{FROM_FLAKE}: nix run {locate_flake()}#{PROJECT} -- {command}",
     )
+
+
+def is_externally_managed() -> bool:
+    """Tell whether the distribution of this Python alone installs packages into it."""
+    managed = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    return sys.prefix == sys.base_prefix and managed.exists()
 
 
 def _format_pip_command(requirements: list[str], python: str = sys.executable) -> str:
     words = " ".join(map(shlex.quote, requirements))
     if python == sys.executable:
-        managed = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
-        is_managed = sys.prefix == sys.base_prefix and managed.exists()
-        has_pip = find_spec("pip") is not None
+        is_managed, has_pip = is_externally_managed(), find_spec("pip") is not None
         use = "run enginix-venv/bin/enginix"
     else:
+        import inspect
+
         from enginix.process import query_python
 
+        script = (
+            "import json, sys, sysconfig\nfrom importlib.util import find_spec\nfrom pathlib import Path\n"
+            f"{inspect.getsource(is_externally_managed)}"
+            "print(json.dumps([is_externally_managed(), find_spec('pip') is not None]))"
+        )
         is_managed, has_pip = False, True
         # What it lacks is told even where it does not say this.
         with contextlib.suppress(MachineError):
-            is_managed, has_pip = query_python(Path(python), _INSTALLING, failure="does not run")
+            is_managed, has_pip = query_python(Path(python), script, failure="does not run")
         use = "pass enginix-venv/bin/python3 in its place"
     python = shlex.quote(python)
     if is_managed:

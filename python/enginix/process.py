@@ -153,4 +153,4 @@ def query_python(python: Path, script: str, *words: str, failure: str, fix: str 
         return json.loads(done.stdout)
     except ValueError as e:
         last = read_last_line(done.stderr)
-        raise MachineError(f"{failure}: {last}", where=str(python), fix=fix) from e
+        raise MachineError(f"{failure}: {last}", where=python, fix=fix) from e

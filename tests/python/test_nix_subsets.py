@@ -81,7 +81,7 @@ def test_every_import_is_in_the_part(part: str) -> None:
         relative = path.relative_to(PACKAGE).as_posix()
         if path.parent == PACKAGE or any(relative.startswith(f"{folder}/") for folder in folders):
             return True
-        if path.name == "__init__.py":
+        if path.name == "__init__.py" or path.parent == PACKAGE / "cli":
             parent = f"{Path(relative).parent.as_posix()}/"
             return any(folder.startswith(parent) for folder in folders)
         return has_descriptions and re.fullmatch(r"kinds/\w+/kind\.py", relative) is not None

@@ -68,7 +68,7 @@ def serve_engine(engine: Path, options: EngineServerOptions) -> Iterator[Running
     if kind.server_by_hand is not None:
         raise UsageError(
             f"the server of kind {kind.name} needs the engine's model",
-            where=str(engine),
+            where=engine,
             fix=f"{kind.server_by_hand.format(engine=engine)}, "
             f"then enginix bench http://127.0.0.1:8000/v1 --engine {engine}",
         )
@@ -102,7 +102,7 @@ def _require_runtime(engine: Path, manifest: Manifest, options: EngineServerOpti
     if options.rootfs is None and shutil.which("trtllm-serve") is None:
         raise MachineError(
             f"no trtllm-serve on this machine, and no image of {runtime.id} is named",
-            where=str(engine),
+            where=engine,
             fix=f"on the machine with its GPU: enginix bench {engine} --rootfs DIR, the image's root;\n"
             f"       or start trtllm-serve there: enginix bench http://HOST:8000/v1 --engine {engine}",
         )

@@ -195,6 +195,6 @@ def read_measurement(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         reason = (e.strerror or str(e)) if isinstance(e, OSError) else str(e)
         raise MeasurementError(
-            f"not a measurement: {reason}", where=str(path), fix="enginix bench writes one"
+            f"not a measurement: {reason}", where=path, fix="enginix bench writes one"
         ) from e
     return {**measured, "samples": samples}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginix.errors import ModelError
 from enginix.model import TensorInfo
-from enginix.model.jsonfile import DAMAGED_FIX
+from enginix.model.model_errors import make_damage_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +34,7 @@ def require_finite(tensor: TensorInfo, data: memoryview) -> None:
     from enginix.checkpoint.numbers import are_any_non_finite
 
     if are_any_non_finite(np.frombuffer(data, np.uint8), tensor.dtype):
-        raise ModelError(
-            f"tensor {tensor.name!r} holds NaN or an infinity", where=str(tensor.path), fix=DAMAGED_FIX
-        )
+        raise make_damage_error(f"tensor {tensor.name!r} holds NaN or an infinity", str(tensor.path))
 
 
 class WorkBuffer:

@@ -55,13 +55,15 @@ from enginix.checkpoint.tensor_errors import explain_unexpected
 from enginix.checkpoint.write import write_ranks
 from enginix.digests import SourceWatch
 from enginix.errors import ModelError, UsageError
-from enginix.files import dump_json, new_directory, require_absent, write_text
+from enginix.files import dump_json, write_text
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.attention_window import describe_windows
 from enginix.model.config import read_model_config
 from enginix.model.identity import identify_model
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.safetensors import SAFETENSORS_DTYPES
+from enginix.output_path import require_absent
+from enginix.work_directory import new_directory
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
 ON_LOAD = ("FP8_PER_CHANNEL_PER_TOKEN",)

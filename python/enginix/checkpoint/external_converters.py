@@ -16,13 +16,15 @@ from enginix.checkpoint.mapping import check_node_sizes, default_gpus_per_node
 from enginix.checkpoint.write import rank_file_name
 from enginix.digests import SourceWatch
 from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
-from enginix.files import dump_json, new_directory, require_absent, write_text
+from enginix.files import dump_json, write_text
 from enginix.model import open_weights, read_header
 from enginix.model.identity import identify_model
 from enginix.model.jsonfile import read_object
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.optional_libraries import missing_library
+from enginix.output_path import require_absent
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 # Substrings of a path by which TensorRT-LLM's Llama class takes a model for another one.
 _PATH_TRAPS = ("llava", "vila", "exaone")

@@ -298,7 +298,7 @@ def _require_match(verdict: Verdict, directory: Path) -> Verdict:
         fatal_differences = [d for d in verdict.differences if d.fatal]
         raise Mismatch(
             "; ".join(f"{d.field}: built for {d.built}, here {d.live}" for d in fatal_differences),
-            where=str(directory),
+            where=directory,
             fix="; ".join(d.do for d in fatal_differences),
         )
     return verdict

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from enginix.console import format_bytes
 from enginix.errors import EnginixError, MachineError
+from enginix.files import find_existing_parent
 from enginix.optional_libraries import CORE, EXTRAS, format_install_command, has_module
 
 # Ports that the servers take where none is given.
@@ -128,7 +129,7 @@ def _describe_tritonserver() -> str:
 
 
 def _check_space(name: str, directory: Path, needed_for: str, fix: str) -> CheckResult:
-    present = next(path for path in (directory, *directory.parents) if path.exists())
+    present = find_existing_parent(directory)
     free = shutil.disk_usage(present).free
     detail = f"{format_bytes(free)} free in {directory}"
     if not os.access(present, os.W_OK):

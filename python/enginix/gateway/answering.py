@@ -305,7 +305,9 @@ class Answering:
             if exchange.recorded_answer.is_redirect:
                 raise RequestRejected("the model's server redirects requests to another address", None, 502)
             if status >= 400:
-                raise _select_refusal(call, await exchange.read(), status)
+                raw = await exchange.read()
+                # The handler's own error counts, not the one that LiteLLM makes of it.
+                raise (call and call.failure) or response_rewrite.rewrite_refusal(raw, status)
             if cleaner is None:
                 raw = await exchange.read()
                 answer = response_rewrite.rewrite_answer(
@@ -381,15 +383,6 @@ async def _from_first_piece(
     if not begun:
         for early in held_events:
             yield early
-
-
-def _select_refusal(call: TritonCall | None, raw: bytes, status: int) -> RequestRejected:
-    # Use the handler's own error, not the one that LiteLLM makes of it.
-    return (
-        call.failure
-        if call is not None and call.failure is not None
-        else response_rewrite.rewrite_refusal(raw, status)
-    )
 
 
 def _stream_error(call: TritonCall | None, event: Mapping[str, Any], status: int) -> RequestRejected:

@@ -106,16 +106,16 @@ def read_key(path: str) -> str:
         mode, text = file.stat().st_mode, file.read_text("utf-8").strip()
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
-        raise UsageError(f"the key cannot be read: {reason}", where=str(file)) from e
+        raise UsageError(f"the key cannot be read: {reason}", where=file) from e
     if len(text) < _MIN_CHARACTERS or any(c.isspace() or not 32 < ord(c) < 127 for c in text):
         raise UsageError(
             f"the file does not hold one key: one line of at least {_MIN_CHARACTERS} ASCII characters",
-            where=str(file),
+            where=file,
             fix="openssl rand -hex 32",
         )
     if mode & stat.S_IROTH:
         raise UsageError(
-            "everybody can read the key", where=str(file), fix="chmod 600, or pass a systemd credential"
+            "everybody can read the key", where=file, fix="chmod 600, or pass a systemd credential"
         )
     return text
 

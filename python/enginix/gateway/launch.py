@@ -88,7 +88,7 @@ def require_litellm(python: Path) -> str:
         lines = done.stderr.strip().splitlines() or ["no output"]
         raise MachineError(
             f"is no Python that runs: {lines[-1]}",
-            where=str(python),
+            where=python,
             fix="pass a python3 that has litellm, or leave it out where this Python has it",
         )
     # The version is empty where LiteLLM is missing.
@@ -100,7 +100,7 @@ def require_litellm(python: Path) -> str:
     if _parse_litellm_version(version) < _parse_litellm_version(LEAST_LITELLM):
         raise MachineError(
             f"litellm {version} is older than {LEAST_LITELLM}",
-            where=str(python),
+            where=python,
             fix=f"--python of an environment with litellm {LEAST_LITELLM} or newer",
         )
     return version

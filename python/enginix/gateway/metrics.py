@@ -65,13 +65,13 @@ class GatewayMetrics:
     ) -> None:
         self._servers, self.clock = servers, clock
         self._running: Counter[Labels] = Counter()
-        self._waiting: Counter[Labels] = Counter()
+        self.waiting: Counter[Labels] = Counter()
         self._requests: Counter[Labels] = Counter()
-        self._prompt_tokens: Counter[Labels] = Counter()
-        self._completion_tokens: Counter[Labels] = Counter()
-        self._first_token = defaultdict[Labels, _Histogram](lambda: _Histogram(_FIRST_TOKEN))
-        self._between_tokens = defaultdict[Labels, _Histogram](lambda: _Histogram(_BETWEEN_TOKENS))
-        self._seconds = defaultdict[Labels, _Histogram](lambda: _Histogram(_REQUEST))
+        self.prompt_tokens: Counter[Labels] = Counter()
+        self.completion_tokens: Counter[Labels] = Counter()
+        self.first_token = defaultdict[Labels, _Histogram](lambda: _Histogram(_FIRST_TOKEN))
+        self.between_tokens = defaultdict[Labels, _Histogram](lambda: _Histogram(_BETWEEN_TOKENS))
+        self.seconds = defaultdict[Labels, _Histogram](lambda: _Histogram(_REQUEST))
         self._requests[_label_request("-", "-", "refused", 401)] = 0
         for model, client in pairs:
             self._begin_at_zero(model, client)
@@ -91,40 +91,21 @@ class GatewayMetrics:
         labels = _label(model, client)
         meter = RequestMeter(self, labels)
         self._running[labels] += 1
-        self._waiting[labels] += 1
+        self.waiting[labels] += 1
         try:
             yield meter
         finally:
             self._running[labels] -= 1
             meter.begin_answer(has_tokens=False)
 
-    def began(self, labels: Labels, seconds: float | None) -> None:
-        """Record that an answer has begun; ``seconds`` is ``None`` where its first token was not seen."""
-        self._waiting[labels] -= 1
-        if seconds is not None:
-            self._first_token[labels].add(seconds)
-
-    def ended(self, labels: Labels, seconds: float) -> None:
-        """Record the time of a whole answer."""
-        self._seconds[labels].add(seconds)
-
-    def spaced(self, labels: Labels, seconds: float, tokens: int) -> None:
-        """Record ``tokens`` that came together, after ``seconds``."""
-        self._between_tokens[labels].add(seconds / tokens, tokens)
-
-    def used(self, labels: Labels, prompt: int, completion: int) -> None:
-        """Count tokens."""
-        self._prompt_tokens[labels] += prompt
-        self._completion_tokens[labels] += completion
-
     def _begin_at_zero(self, model: str, client: str) -> None:
         for outcome, status in _OUTCOMES:
             self._requests[_label_request(model, client, outcome, status)] = 0
         self._requests[_label_request("-", client, "refused", 404)] = 0
         labels = _label(model, client)
-        for counts in (self._running, self._waiting, self._prompt_tokens, self._completion_tokens):
+        for counts in (self._running, self.waiting, self.prompt_tokens, self.completion_tokens):
             counts[labels] = 0
-        for series in (self._first_token, self._between_tokens, self._seconds):
+        for series in (self.first_token, self.between_tokens, self.seconds):
             series[labels].add(0.0, 0)
 
     def render(self) -> str:
@@ -132,17 +113,17 @@ class GatewayMetrics:
         lines: list[str] = []
         gauges = (
             ("requests_running", "Requests that are answered now.", self._running),
-            ("requests_waiting", "Running requests without a token of their answer yet.", self._waiting),
+            ("requests_waiting", "Running requests without a token of their answer yet.", self.waiting),
         )
         counters = (
             ("requests_total", "Requests that have ended, by outcome and HTTP status.", self._requests),
-            ("prompt_tokens_total", "Tokens of prompts.", self._prompt_tokens),
-            ("completion_tokens_total", "Tokens of answers.", self._completion_tokens),
+            ("prompt_tokens_total", "Tokens of prompts.", self.prompt_tokens),
+            ("completion_tokens_total", "Tokens of answers.", self.completion_tokens),
         )
         histograms = (
-            ("first_token_seconds", "Time until an answer's first token.", self._first_token),
-            ("between_tokens_seconds", "Time between two tokens of an answer.", self._between_tokens),
-            ("request_seconds", "Time of a whole answer.", self._seconds),
+            ("first_token_seconds", "Time until an answer's first token.", self.first_token),
+            ("between_tokens_seconds", "Time between two tokens of an answer.", self.between_tokens),
+            ("request_seconds", "Time of a whole answer.", self.seconds),
         )
         for rows, kind in ((gauges, "gauge"), (counters, "counter")):
             for name, text, counts in rows:
@@ -177,20 +158,23 @@ class RequestMeter:
         """Record that the answer has begun, or ended without a token that was seen."""
         if self._waits:
             self._waits = False
-            self._metrics.began(self._labels, self._metrics.clock() - self._begin if has_tokens else None)
+            self._metrics.waiting[self._labels] -= 1
+            if has_tokens:
+                self._metrics.first_token[self._labels].add(self._metrics.clock() - self._begin)
 
     def end_answer(self) -> None:
         """Record that the whole answer was sent."""
-        self._metrics.ended(self._labels, self._metrics.clock() - self._begin)
+        self._metrics.seconds[self._labels].add(self._metrics.clock() - self._begin)
 
     def space(self, seconds: float, tokens: int) -> None:
-        """Record tokens after others."""
-        self._metrics.spaced(self._labels, seconds, tokens)
+        """Record ``tokens`` that came together, after ``seconds``."""
+        self._metrics.between_tokens[self._labels].add(seconds / tokens, tokens)
 
     def use(self, prompt: int, completion: int) -> None:
         """Count tokens."""
         self.tokens += prompt + completion
-        self._metrics.used(self._labels, prompt, completion)
+        self._metrics.prompt_tokens[self._labels] += prompt
+        self._metrics.completion_tokens[self._labels] += completion
 
 
 class PartMeter:

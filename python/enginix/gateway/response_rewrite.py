@@ -140,7 +140,9 @@ class EventRewriter:
             self.failed, self.status = UNFINISHED, 502
             return [*chunks, {"error": RequestRejected(UNFINISHED, None, 502).as_json()["error"]}]
         if data.strip() == DONE:
-            return [*chunks, *self._usage_chunk(), DONE]
+            if self._include_usage and self.usage is not None and not self.failed:
+                chunks.append(self.usage_chunk(self.usage))
+            return [*chunks, DONE]
         try:
             event = json.loads(data)
         except ValueError:
@@ -183,11 +185,6 @@ class EventRewriter:
             if self._index is not None:
                 choice["index"] = self._index
         return [chunk]
-
-    def _usage_chunk(self) -> list[dict[str, Any] | str]:
-        if not self._include_usage or self.usage is None or self.failed:
-            return []
-        return [self.usage_chunk(self.usage)]
 
 
 def encode_event(event: dict[str, Any] | str) -> bytes:

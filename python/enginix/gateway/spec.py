@@ -124,7 +124,7 @@ def read_gateway_spec(path: Path) -> GatewaySpec:
         description = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         fix = "pass a description as enginix gateway --help shows it"
-        raise GatewaySpecError(f"unreadable: {e}", where=str(path), fix=fix) from e
+        raise GatewaySpecError(f"unreadable: {e}", where=path, fix=fix) from e
     return parse_gateway_spec(description, str(path))
 
 

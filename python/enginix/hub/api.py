@@ -15,6 +15,7 @@ from urllib.parse import quote
 from enginix.credentials import has_secret
 from enginix.errors import HashMismatch, HubError, LockError
 from enginix.hub import hub_errors, lock, session
+from enginix.hub.hub_errors import make_answer_error
 
 LONGEST_ANSWER = 64 << 20  # bytes of one page of the API
 MOST_FILES = 200_000
@@ -70,9 +71,9 @@ def fetch_repo_info(repo: str, revision: str = "main") -> RepoInfo:
     raw, _ = _fetch_json(f"{_build_api_path(repo)}/revision/{quote(revision, safe='')}", repo)
     sha, gated = (raw.get("sha"), raw.get("gated")) if isinstance(raw, dict) else (None, None)
     if not isinstance(raw, dict) or not isinstance(sha, str) or not lock.COMMIT.fullmatch(sha):
-        raise _make_answer_error(repo, "the answer has no commit")
+        raise make_answer_error(repo, "the answer has no commit")
     if gated not in (None, False, "auto", "manual"):
-        raise _make_answer_error(repo, "gated is neither false, auto nor manual")
+        raise make_answer_error(repo, "gated is neither false, auto nor manual")
     name = raw.get("id")
     is_name = isinstance(name, str) and lock.REPO.fullmatch(name) is not None and not has_secret(name)
     current_name = str(name) if is_name else repo.removeprefix(lock.DATASETS)
@@ -93,14 +94,14 @@ def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
     seen: set[str] = set()
     while page is not None:
         if page in seen or len(files) > MOST_FILES:
-            raise _make_answer_error(repo, "the listing does not end")
+            raise make_answer_error(repo, "the listing does not end")
         seen.add(page)
         rows, page = _fetch_json(page, repo)
         if not isinstance(rows, list):
-            raise _make_answer_error(repo, "the listing is not a list")
+            raise make_answer_error(repo, "the listing is not a list")
         for row in rows:
             if not isinstance(row, dict) or row.get("type") not in ("file", "directory"):
-                raise _make_answer_error(repo, "the listing has an entry that is neither file nor directory")
+                raise make_answer_error(repo, "the listing has an entry that is neither file nor directory")
             if row["type"] == "file":
                 refuse_echo(str(row.get("path")), "the listing", repo)
                 files.append(_parse_remote_file(row, repo))
@@ -129,7 +130,7 @@ def read_small(repo: str, commit: str, file: RemoteFile) -> bytes:
         HubError: as :func:`fetch_repo_info`.
     """
     if file.size > SMALL:
-        raise _make_answer_error(repo, f"{file.path} has {file.size} bytes, too many for a small file")
+        raise make_answer_error(repo, f"{file.path} has {file.size} bytes, too many for a small file")
     data = _fetch_body(_build_resolve_path(repo, commit, file.path), repo, file.path, SMALL)
     if file.sha256 is not None:
         kind, expected, actual = "sha256", file.sha256, hashlib.sha256(data).hexdigest()
@@ -179,14 +180,6 @@ def _build_api_path(repo: str) -> str:
     )
 
 
-def _make_answer_error(repo: str, what: str) -> HubError:
-    return HubError(
-        f"{session.read_endpoint()} does not answer as a hub: {what}",
-        where=repo,
-        fix="check HF_ENDPOINT, proxies and captive portals",
-    )
-
-
 def _build_resolve_path(repo: str, commit: str, path: str) -> str:
     return f"/{repo}/resolve/{commit}/{quote(path)}"
 
@@ -194,14 +187,14 @@ def _build_resolve_path(repo: str, commit: str, path: str) -> str:
 def _parse_remote_file(row: dict[str, Any], repo: str) -> RemoteFile:
     path, size, oid, lfs = (row.get(k) for k in ("path", "size", "oid", "lfs"))
     if not isinstance(path, str) or type(size) is not int or not 0 <= size <= lock.LARGEST_FILE:
-        raise _make_answer_error(repo, "the listing has a file without path or size")
+        raise make_answer_error(repo, "the listing has a file without path or size")
     if not isinstance(oid, str) or not lock.COMMIT.fullmatch(oid):
-        raise _make_answer_error(repo, f"the listing has no git oid for {hub_errors.clean_text(path)}")
+        raise make_answer_error(repo, f"the listing has no git oid for {hub_errors.clean_text(path)}")
     if lfs is None:
         return RemoteFile(path, size, oid, None)
     sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
     if not isinstance(sha256, str) or not lock.SHA256.fullmatch(sha256) or lfs.get("size") != size:
-        raise _make_answer_error(
+        raise make_answer_error(
             repo, f"the listing has no sha256 or another size for {hub_errors.clean_text(path)}"
         )
     pointer = format_lfs_pointer(sha256, size)
@@ -235,13 +228,13 @@ def _fetch_json(path: str, repo: str) -> tuple[Any, str | None]:
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise _make_answer_error(repo, "the answer is not JSON") from e
+        raise make_answer_error(repo, "the answer is not JSON") from e
     following = links.get("next")
     home = session.read_endpoint()
     if following is None:
         return value, None
     if not session.is_same_host(following, home) or not following.startswith(f"{home}/"):
-        raise _make_answer_error(repo, "the next page is on another host")
+        raise make_answer_error(repo, "the next page is on another host")
     return value, following[len(home) :]
 
 
@@ -284,7 +277,7 @@ def _fetch_body(
                 for piece in response.iter_bytes(1 << 20):
                     body += piece
                     if len(body) > limit:
-                        raise _make_answer_error(repo, f"the answer is longer than {limit} bytes")
+                        raise make_answer_error(repo, f"the answer is longer than {limit} bytes")
                 return bytes(body)
         except (http.TransportError, HfHubHTTPError) as e:
             if attempt + 1 == TRIES or not isinstance(e, http.TransportError):

@@ -1,7 +1,8 @@
 """Fetch the files of one commit into a directory: in parallel, resumable, whole or absent.
 
-Until the output is whole, everything lies in the work directory beside it (``enginix.files``): ``tree/`` has
-finished files, ``part/`` has unfinished ones by digest. A later run continues with both, after checking them.
+Until the output is whole, everything lies in the work directory beside it (``enginix.work_directory``):
+``tree/`` has finished files, ``part/`` has unfinished ones by digest. A later run continues with both, after
+checking them.
 """
 
 from __future__ import annotations
@@ -18,19 +19,14 @@ from pathlib import Path
 from enginix.console import format_bytes, print_message
 from enginix.digests import ContentDigest
 from enginix.errors import MachineError, ManifestError, UsageError
-from enginix.files import (
-    WorkDirectory,
-    hold_work_directory,
-    refuse_link,
-    release_work_directory,
-    require_absent,
-)
 from enginix.hub import hub_errors, lock, model_metadata, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.transfer import FileDigest, TransferStopped, abort_xet_transfers, download_file, free_bytes
 from enginix.manifest import UNLISTED_FILES, Manifest
 from enginix.manifest import read_manifest as read_manifest
+from enginix.output_path import refuse_link, require_absent
 from enginix.progress import BYTES, ProgressStep, track_step
+from enginix.work_directory import WorkDirectory, hold_work_directory, release_work_directory
 
 JOBS = 4
 SLACK = 1 << 20  # bytes that a file system may need for directories
@@ -109,7 +105,7 @@ def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> Fetch
     if out.exists():
         if not out.is_dir() and expected.matches(out):
             return FetchResult(out, 1, expected.size, 0, 1)
-        raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
+        raise UsageError("output exists already", where=out, fix="choose another -o, or remove it")
     moved = 0
 
     def count(n: int) -> None:
@@ -212,7 +208,7 @@ def require_free_space(directory: Path, need: int, out: Path) -> None:
     if need > max(free - SLACK, 0):
         raise MachineError(
             f"{format_bytes(need)} are needed, {format_bytes(free)} are free",
-            where=str(out),
+            where=out,
             fix=f"free {format_bytes(need + SLACK - free)}, or choose another -o",
         )
 
@@ -358,17 +354,17 @@ def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manif
     refuse_link(out)
     fix = "choose another -o, or remove it"
     if not out.is_dir():
-        raise UsageError("output exists and is not a directory", where=str(out), fix=fix)
+        raise UsageError("output exists and is not a directory", where=out, fix=fix)
     for w in expected_files:
         if not w.matches(out / w.path):
             raise UsageError(
-                f"output exists, and {w.path} in it differs from the pinned file", where=str(out), fix=fix
+                f"output exists, and {w.path} in it differs from the pinned file", where=out, fix=fix
             )
     known = {w.path for w in expected_files} | (set(UNLISTED_FILES) if manifest else set())
     for entry in sorted(out.rglob("*")):
         name = entry.relative_to(out).as_posix()
         if entry.is_symlink() or (not entry.is_dir() and name not in known):
-            raise UsageError(f"output exists, and {name} in it is not pinned", where=str(out), fix=fix)
+            raise UsageError(f"output exists, and {name} in it is not pinned", where=out, fix=fix)
     return True
 
 

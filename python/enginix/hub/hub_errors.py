@@ -102,3 +102,12 @@ def clean_text(text: str) -> str:
     """Return an untrusted text as one printable line of at most 200 characters, without the token."""
     line = "".join(c if c.isprintable() else " " for c in redact_secrets(text))
     return "(a text with the <token>)" if has_secret(line) else " ".join(line.split())[:200]
+
+
+def make_answer_error(where: str, what: str) -> HubError:
+    """Return the error of a server whose answer is not that of a hub."""
+    return HubError(
+        f"{session.read_endpoint()} does not answer as a hub: {what}",
+        where=where,
+        fix="check HF_ENDPOINT, proxies and captive portals",
+    )

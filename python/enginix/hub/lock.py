@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from enginix.errors import LockError, ModelError
 from enginix.hub import paths
+from enginix.letter_case import camel_case_keys
 from enginix.model.jsonfile import parse_object
 from enginix.tables import load_table
 
@@ -121,16 +122,30 @@ class Lock:
 
     def dump(self) -> str:
         """Return the lock's text: one file a line, the same bytes for the same content."""
-        return dump_lock(self)
 
-    @classmethod
-    def parse(cls, text: str | bytes, where: str) -> Lock:
-        """Parse a lock; errors name ``where``.
+        def line(value: Any) -> str:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
 
-        Raises:
-            LockError: the text is not a valid lock.
-        """
-        return parse_lock(text, where)
+        def block(pairs: list[tuple[str, Any]]) -> str:
+            if not pairs:
+                return "{}"
+            return "{\n" + ",\n".join(f"    {line(k)}: {line(v)}" for k, v in pairs) + "\n  }"
+
+        head: list[tuple[str, str]] = [
+            ("version", line(LOCK_VERSION)),
+            *([("type", line(self.type))] if self.type != "model" else []),
+            ("repo", line(self.repo)),
+            ("revision", line(self.revision)),
+            ("license", line(self.license)),
+            ("gated", line(self.gated)),
+        ]
+        if self.select != Selection():
+            head.append(("select", line(camel_case_keys(asdict(self.select)))))
+        files = sorted(self.files, key=lambda f: f.path)
+        if self.type == "model":
+            head.append(("model", block(sorted(self.model.items()))))
+        head.append(("files", block([(f.path, {"sha256": f.sha256, "size": f.size}) for f in files])))
+        return "{\n" + ",\n".join(f'  "{key}": {value}' for key, value in head) + "\n}\n"
 
 
 def read_lock(path: Path) -> Lock:
@@ -143,12 +158,16 @@ def read_lock(path: Path) -> Lock:
         with path.open("rb") as f:
             data = f.read(LONGEST_LOCK + 1)
     except OSError as e:
-        raise LockError(f"cannot be read: {e.strerror}", where=str(path), fix="pass a lock file") from e
+        raise LockError(f"cannot be read: {e.strerror}", where=path, fix="pass a lock file") from e
     return parse_lock(data, str(path))
 
 
 def parse_lock(text: str | bytes, where: str) -> Lock:
-    """Parse a lock; see ``Lock.parse``."""
+    """Parse a lock; errors name ``where``.
+
+    Raises:
+        LockError: the text is not a valid lock.
+    """
 
     def refuse(what: str, fix: str = _REWRITE_FIX) -> LockError:
         return LockError(what, where=where, fix=fix)
@@ -237,40 +256,6 @@ def check_names(names: list[str], refuse: Any) -> None:
             f"{_show_value(both[0])} and {_show_value(both[1])} cannot both exist where case does not count",
             "exclude one of them",
         )
-
-
-def dump_lock(lock: Lock) -> str:
-    """Return a lock's text; see ``Lock.dump``."""
-
-    def line(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
-
-    def block(pairs: list[tuple[str, Any]]) -> str:
-        if not pairs:
-            return "{}"
-        return "{\n" + ",\n".join(f"    {line(k)}: {line(v)}" for k, v in pairs) + "\n  }"
-
-    head: list[tuple[str, str]] = [
-        ("version", line(LOCK_VERSION)),
-        *([("type", line(lock.type))] if lock.type != "model" else []),
-        ("repo", line(lock.repo)),
-        ("revision", line(lock.revision)),
-        ("license", line(lock.license)),
-        ("gated", line(lock.gated)),
-    ]
-    if lock.select != Selection():
-        chosen = {
-            "revision": lock.select.revision,
-            "include": list(lock.select.include),
-            "exclude": list(lock.select.exclude),
-            "remoteCode": lock.select.remote_code,
-        }
-        head.append(("select", line(chosen)))
-    files = sorted(lock.files, key=lambda f: f.path)
-    if lock.type == "model":
-        head.append(("model", block(sorted(lock.model.items()))))
-    head.append(("files", block([(f.path, {"sha256": f.sha256, "size": f.size}) for f in files])))
-    return "{\n" + ",\n".join(f'  "{key}": {value}' for key, value in head) + "\n}\n"
 
 
 def _parse_files(raw: Any, refuse: Any) -> tuple[LockedFile, ...]:

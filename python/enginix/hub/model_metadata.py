@@ -88,8 +88,8 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
     if (windows := find_window_pattern(config)) is not None:
         facts[WINDOW_KEY] = windows
     facts.update(_read_quantization_names(config, files, where))
-    if remote := _names_remote_code(top):
-        facts["remoteCode"] = remote
+    if isinstance(top.get("auto_map"), dict) and top["auto_map"]:
+        facts["remoteCode"] = True
     return {k: v for k, v in facts.items() if not isinstance(v, str) or (v.isprintable() and len(v) <= 200)}
 
 
@@ -206,11 +206,6 @@ def _read_quantization_names(
     quantization["quantization"] = None if algorithm is None or name == "NO_QUANT" else name
     quantization["kvCacheQuantization"] = cache.upper() if isinstance(cache, str) else None
     return quantization
-
-
-def _names_remote_code(config: Mapping[str, Any]) -> bool:
-    """Return whether the configuration names Python code of the repository."""
-    return isinstance(config.get("auto_map"), dict) and bool(config["auto_map"])
 
 
 def find_quantization_contradiction(files: Mapping[str, bytes], where: str) -> str | None:

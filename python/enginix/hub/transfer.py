@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TRIES = 6  # attempts in a row that bring no new byte
 LONGEST_PAUSE = 8.0  # seconds
 BLOCK = 1 << 20
+_RELOCK_FIX = "write the lock again with `enginix lock` and review what changed"
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def _attempt_download(
     metadata = get_hf_file_metadata(
         url,
         headers=headers,
-        token=_read_plain_token(headers),
+        token=session.read_hub_token() or False,
         timeout=15,
         endpoint=home,
         retry_on_errors=True,
@@ -263,11 +264,7 @@ def _check_metadata(metadata: HfFileMetadata, repo: str, commit: str, expected: 
     """Refuse, before the first byte, an answer that does not describe the expected file."""
     where = f"{repo}: {expected.path}"
     if metadata.commit_hash is None:
-        raise HubError(
-            f"{session.read_endpoint()} does not answer as a hub: no commit in its answer",
-            where=where,
-            fix="check HF_ENDPOINT, proxies and captive portals",
-        )
+        raise hub_errors.make_answer_error(where, "no commit in its answer")
     if metadata.commit_hash != commit:
         raise HubError(
             f"the hub answers with commit {hub_errors.clean_text(metadata.commit_hash)}, "
@@ -276,19 +273,14 @@ def _check_metadata(metadata: HfFileMetadata, repo: str, commit: str, expected: 
             fix="check HF_ENDPOINT, or write the lock again",
         )
     if metadata.size is not None and metadata.size != expected.size:
-        raise HashMismatch(
-            f"the hub has {metadata.size} bytes, and {expected.size} are pinned",
-            where=where,
-            fix="write the lock again with `enginix lock` and review what changed",
-        )
+        what = f"the hub has {metadata.size} bytes, and {expected.size} are pinned"
+        raise HashMismatch(what, where=where, fix=_RELOCK_FIX)
     promised = metadata.etag or ""
     pattern = lock.SHA256 if expected.kind == "sha256" else lock.COMMIT
     if pattern.fullmatch(promised) and promised != expected.digest:
-        raise HashMismatch(
-            f"the hub promises {_format_digest_name(expected)} {promised}, and {expected.digest} is pinned",
-            where=where,
-            fix="write the lock again with `enginix lock` and review what changed",
-        )
+        name = _format_digest_name(expected)
+        what = f"the hub promises {name} {promised}, and {expected.digest} is pinned"
+        raise HashMismatch(what, where=where, fix=_RELOCK_FIX)
 
 
 class _XetBar:
@@ -364,10 +356,6 @@ def _is_retryable(e: Exception) -> bool:
         return isinstance(e, http.TransportError) and not isinstance(e, http.UnsupportedProtocol)
     # huggingface_hub says "consistency check failed" as an OSError without number.
     return isinstance(e, OSError) and e.errno is None
-
-
-def _read_plain_token(headers: dict[str, str]) -> str | bool:
-    return headers.get("authorization", "").removeprefix("Bearer ") or False
 
 
 def _format_digest_name(expected: FileDigest) -> str:

@@ -18,6 +18,7 @@ from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.model_config import ModelConfig, ModelExperts
+from enginix.model.model_errors import make_value_error
 from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import read_quantization
 from enginix.model.rope import read_rope
@@ -38,7 +39,7 @@ def read_model_config(directory: Path, *, variant: str | None = None) -> ModelCo
             combination that the architecture cannot express, or a quantization that cannot be converted.
     """
     if not directory.is_dir():
-        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+        raise ModelError("no such directory", where=directory, fix="pass a model directory")
     return parse_config(read_object(directory / CONFIG_FILE), directory, variant=variant)
 
 
@@ -50,7 +51,7 @@ def _read_integer(
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
         text = repr(value) if value is not None else "null" if key in raw else "absent"
-        raise ModelError(f"{key} is {text}, not a size", where=where, fix="correct config.json")
+        raise make_value_error(f"{key} is {text}, not a size", where)
     return value
 
 
@@ -64,7 +65,7 @@ def _read_boolean(raw: Mapping[str, Any], key: str, where: str, default: bool = 
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise ModelError(f"{key} is {value!r}, not true or false", where=where, fix="correct config.json")
+        raise make_value_error(f"{key} is {value!r}, not true or false", where)
     return value
 
 
@@ -102,9 +103,7 @@ def _read_experts(
     count = _read_size(raw, key, where, defaults)
     top_k = _read_size(raw, row["topK"], where, defaults)
     if top_k > count:
-        raise ModelError(
-            f"{row['topK']} {top_k} exceeds {key} {count}", where=where, fix="correct config.json"
-        )
+        raise make_value_error(f"{row['topK']} {top_k} exceeds {key} {count}", where)
     return ModelExperts(
         count,
         top_k,
@@ -203,7 +202,7 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
     if "use_sliding_window" in defaults and not _read_boolean(raw, "use_sliding_window", where):
         window = None
     elif isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ModelError(f"sliding_window is {window!r}", where=where, fix="correct config.json")
+        raise make_value_error(f"sliding_window is {window!r}", where)
     if rule == "all":
         return [window] * layers
     kinds = raw.get("layer_types")
@@ -212,18 +211,10 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
         slides = [i >= edge if rule == "last" else i % 2 == 0 and i < edge for i in range(layers)]
     else:
         if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(_KINDS):
-            raise ModelError(
-                f"layer_types is not {layers} times one of {', '.join(_KINDS)}",
-                where=where,
-                fix="correct config.json",
-            )
+            raise make_value_error(f"layer_types is not {layers} times one of {', '.join(_KINDS)}", where)
         slides = [kind == "sliding_attention" for kind in kinds]
         if window is None and any(slides):
-            raise ModelError(
-                "layer_types names sliding layers, and use_sliding_window is false",
-                where=where,
-                fix="correct config.json",
-            )
+            raise make_value_error("layer_types names sliding layers, and use_sliding_window is false", where)
     return [window if slide else None for slide in slides]
 
 
@@ -283,30 +274,27 @@ def _parse_config(
     kv_default = num_heads if "num_key_value_heads" in raw else defaults["num_key_value_heads"] or num_heads
     num_kv_heads = _read_integer(raw, "num_key_value_heads", where, default=kv_default)
     if num_heads % num_kv_heads:
-        raise ModelError(
+        raise make_value_error(
             f"{num_heads} attention heads cannot share {num_kv_heads} KV heads"
             + (
                 ""
                 if "num_key_value_heads" in raw
                 else " (num_key_value_heads is absent: the class's default)"
             ),
-            where=where,
-            fix="correct config.json",
+            where,
         )
     head_default = None if "head_dim" in raw else defaults["head_dim"]
     if raw.get("head_dim") is None and head_default is None and hidden_size % num_heads:
-        raise ModelError(
-            f"hidden_size {hidden_size} is not a multiple of {num_heads} heads, and head_dim is absent",
-            where=where,
-            fix="correct config.json",
+        raise make_value_error(
+            f"hidden_size {hidden_size} is not a multiple of {num_heads} heads, and head_dim is absent", where
         )
     head_dim = _read_integer(raw, "head_dim", where, default=head_default or hidden_size // num_heads)
     epsilon = raw.get("rms_norm_eps", defaults["rms_norm_eps"])
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
-        raise ModelError(f"rms_norm_eps is {epsilon!r}", where=where, fix="correct config.json")
+        raise make_value_error(f"rms_norm_eps is {epsilon!r}", where)
     layers = _read_size(raw, "num_hidden_layers", where, defaults)
     if layers > MOST_LAYERS:
-        raise ModelError(f"num_hidden_layers is {layers}", where=where, fix="correct config.json")
+        raise make_value_error(f"num_hidden_layers is {layers}", where)
     rope = read_rope(raw, where, row=row, head_dim=head_dim, checkpoint=checkpoint)
     return ModelConfig(
         directory=directory,

@@ -16,11 +16,11 @@ from enginix.model.family_rows import (
     read_model_values,
 )
 from enginix.model.model_config import ModelConfig, ModelExperts
+from enginix.model.model_errors import make_unconvertible_error, make_value_error
 from enginix.model.quantization import read_quantization
 from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table
 
-_LLMAPI = "serve the model with the llmapi kind"
 _ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
 
 
@@ -63,9 +63,7 @@ class _FamilyReader:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             source = ", ".join(sorted(list_keys_read(expression))) or name
-            raise ModelError(
-                f"{source} is {value!r}, not a size", where=self.where, fix="correct config.json"
-            )
+            raise make_value_error(f"{source} is {value!r}, not a size", self.where)
         self.values[name] = value
         return value
 
@@ -73,7 +71,7 @@ class _FamilyReader:
         value = self.evaluate(expression)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             source = ", ".join(sorted(list_keys_read(expression))) or name
-            raise ModelError(f"{source} is {value!r}", where=self.where, fix="correct config.json")
+            raise make_value_error(f"{source} is {value!r}", self.where)
         self.values[name] = value
         return float(value)
 
@@ -96,10 +94,9 @@ class _FamilyReader:
         for name, expression in self.row.get("fixed", {}).items():
             expected, value = self.evaluate(expression), self.values[name]
             if value != expected:
-                raise ModelError(
+                raise make_unconvertible_error(
                     f"{name} is {value!r}, and {self.row['engineClass']} of TensorRT-LLM takes {expected!r}",
-                    where=self.where,
-                    fix=_LLMAPI,
+                    self.where,
                 )
 
     def keys_read(self) -> set[str]:
@@ -117,11 +114,10 @@ class _FamilyReader:
             if self.raw[key] in known[key] or (key == "layer_types" and self._are_layers_as_built()):
                 continue
             if key == "layer_types" and "window" in self.row:
-                raise ModelError(
+                raise make_unconvertible_error(
                     f"layer_types is {self.raw[key]!r}: {self.row['engineClass']} of TensorRT-LLM alternates "
                     "layers with a sliding window and without one in its own order",
-                    where=self.where,
-                    fix=_LLMAPI,
+                    self.where,
                 )
             raise make_unimplemented_error(key, self.raw[key], name, self.where)
 
@@ -150,10 +146,9 @@ class _FamilyReader:
         value = self.values.get(f"hf.{rule['key']}")
         value = rule.get("absent") if value is None else value
         if value not in names:
-            raise ModelError(
+            raise make_unconvertible_error(
                 f"{rule['key']} is {value!r}; checkpoints of this architecture support {', '.join(names)}",
-                where=self.where,
-                fix=_LLMAPI,
+                self.where,
             )
         return names[value]
 
@@ -180,10 +175,8 @@ class _FamilyReader:
         }
         rope = read_rope(raw, self.where, row=row, head_dim=head_dim)
         if rope.type == "default" and not rule.get("plain", True):
-            raise ModelError(
-                f"rope_scaling is absent, and {self.row['engineClass']} of TensorRT-LLM reads it",
-                where=self.where,
-                fix=_LLMAPI,
+            raise make_unconvertible_error(
+                f"rope_scaling is absent, and {self.row['engineClass']} of TensorRT-LLM reads it", self.where
             )
         return rope
 
@@ -192,7 +185,7 @@ class _FamilyReader:
         if windows is None:
             (key,) = list_keys_read(self.row["window"]["size"])
             value = self.values[f"hf.{key}"]
-            raise ModelError(f"{key} is {value!r}, not a size", where=self.where, fix="correct config.json")
+            raise make_value_error(f"{key} is {value!r}, not a size", self.where)
         return tuple(windows)
 
 
@@ -271,20 +264,12 @@ def parse_family_config(
     kv_heads = reader.size("num_key_value_heads", _or_default(reader, row.get("kvHeads"), heads))
     head_dim = _or_default(reader, row.get("headSize"), None)
     if head_dim is None and hidden % heads:
-        raise ModelError(
-            f"hidden_size {hidden} is not a multiple of {heads} heads", where=where, fix="correct config.json"
-        )
+        raise make_value_error(f"hidden_size {hidden} is not a multiple of {heads} heads", where)
     head_dim = reader.size("head_size", head_dim or hidden // heads)
     if heads % kv_heads:
-        raise ModelError(
-            f"{heads} attention heads cannot share {kv_heads} KV heads",
-            where=where,
-            fix="correct config.json",
-        )
+        raise make_value_error(f"{heads} attention heads cannot share {kv_heads} KV heads", where)
     if sizes["num_hidden_layers"] > MOST_LAYERS:
-        raise ModelError(
-            f"num_hidden_layers is {sizes['num_hidden_layers']}", where=where, fix="correct config.json"
-        )
+        raise make_value_error(f"num_hidden_layers is {sizes['num_hidden_layers']}", where)
     reader.refuse_inexpressible()
     quantization = read_quantization(directory, raw)
     if quantization is not None:
@@ -292,9 +277,7 @@ def parse_family_config(
     rope = reader.rope(sizes.get("rotated_size", head_dim), sizes["max_position_embeddings"])
     tied = reader.values["hf.tie_word_embeddings"]
     if not isinstance(tied, bool):
-        raise ModelError(
-            f"tie_word_embeddings is {tied!r}, not true or false", where=where, fix="correct config.json"
-        )
+        raise make_value_error(f"tie_word_embeddings is {tied!r}, not true or false", where)
     unread = reader.unread_keys()
     experts = _read_family_experts(reader, sizes["intermediate_size"])
     return ModelConfig(
@@ -351,9 +334,7 @@ def _read_family_experts(reader: _FamilyReader, width: int) -> ModelExperts | No
         return None
     count, top_k = reader.size("experts.count", rule["count"]), reader.size("experts.top_k", rule["topK"])
     if top_k > count:
-        raise ModelError(
-            f"{top_k} experts a token exceed {count}", where=reader.where, fix="correct config.json"
-        )
+        raise make_value_error(f"{top_k} experts a token exceed {count}", reader.where)
     width = reader.size("experts.width", rule.get("width", width))
     shared = reader.size("experts.shared", rule["shared"]) if "shared" in rule else 0
     return ModelExperts(count, top_k, width, True, shared)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.model.model_errors import make_value_error
 from enginix.tables import load_table
 
 
@@ -113,10 +113,8 @@ def evaluate_expression(expression: Any, values: Mapping[str, Any], where: str) 
         ]
         for operand, number in operands:
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < 1e300:
-                raise ModelError(
-                    f"{operand} is {number!r}, not a positive number".replace("$hf.", ""),
-                    where=where,
-                    fix="correct config.json",
+                raise make_value_error(
+                    f"{operand} is {number!r}, not a positive number".replace("$hf.", ""), where
                 )
         numbers = [number for _, number in operands]
         if operation == "sqrt":

@@ -57,7 +57,7 @@ def _require_pinned_files(directory: Path, pinned: dict[str, Any], files: dict[s
     for name, digest in files.items():
         if pinned.get(name, digest) != digest:
             raise ManifestError(
-                f"changed since it was fetched: {name}", where=str(directory), fix="fetch it again"
+                f"changed since it was fetched: {name}", where=directory, fix="fetch it again"
             )
 
 
@@ -103,14 +103,14 @@ def require_same_model(recorded: Any, identity: dict[str, Any], where: Path, art
     if isinstance(files, dict) and any(isinstance(entry, dict) for entry in files.values()):
         raise ManifestError(
             f"the {artefact} was made by an earlier enginix, which did not record its model's weights",
-            where=str(where),
+            where=where,
             fix=f"make the {artefact} again from this model",
         )
     different = list_differences(files, identity.get("files", {}))[:_SHOWN] if isinstance(files, dict) else []
     raise ManifestError(
         f"the {artefact} was made from {format_identity(recorded)}, but the model is "
         f"{format_identity(identity)}" + (f"; different: {', '.join(different)}" if different else ""),
-        where=str(where),
+        where=where,
         fix=f"pass the model that the {artefact} was made from, or make it from this one",
     )
 

@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from enginix.errors import ModelError
-from enginix.model.other_layouts import (
-    explain_other_artefact,
-    explain_other_layout,
-    require_model_config,
-)
+from enginix.model.model_errors import make_damage_error
+from enginix.model.other_layouts import explain_other_artefact, explain_other_layout, require_model_config
 
 LIMIT = 100_000_000  # bytes; the safetensors format's own limit for a header
 
@@ -29,9 +26,6 @@ class _ConflictingKeys(ValueError):
     pass
 
 
-DAMAGED_FIX = (
-    "compare the file with the Hub's: if they differ, fetch it again; if not, report it to the model's author"
-)
 _POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|\?xml|!--)", re.IGNORECASE)
 _ANSWER = re.compile(rb'\s*\{\s*"error"\s*:\s*"')
@@ -115,13 +109,13 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
             fix="save the file as UTF-8 without a byte order mark",
         )
     if not data.strip():
-        raise ModelError("not JSON: the file is empty", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("not JSON: the file is empty", where)
     try:
         value = json.loads(data.decode("utf-8"), **hooks)
     except UnicodeDecodeError as e:
-        raise ModelError(f"not UTF-8 at byte {e.start}", where=where, fix=DAMAGED_FIX) from e
+        raise make_damage_error(f"not UTF-8 at byte {e.start}", where) from e
     except RecursionError as e:
-        raise ModelError("JSON nested too deep", where=where, fix=DAMAGED_FIX) from e
+        raise make_damage_error("JSON nested too deep", where) from e
     except _ConflictingKeys as e:
         raise ModelError(
             str(e), where=where, fix="remove the wrong one of the two (transformers takes the last)"
@@ -129,9 +123,9 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
     except ValueError as e:
         text = None if data.lstrip().startswith(b"{") else quote_text(data)
         begins = f"; the file begins with {text}" if text else ""
-        raise ModelError(f"not JSON: {e}{begins}", where=where, fix=DAMAGED_FIX) from e
+        raise make_damage_error(f"not JSON: {e}{begins}", where) from e
     if not isinstance(value, dict):
-        raise ModelError("not a JSON object", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("not a JSON object", where)
     return value
 
 
@@ -146,7 +140,7 @@ def open_regular(path: Path) -> BinaryIO:
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a directory is an error of the first read
         file.close()
-        raise ModelError("not a regular file", where=str(path), fix="pass a complete model directory")
+        raise ModelError("not a regular file", where=path, fix="pass a complete model directory")
     return file
 
 
@@ -164,18 +158,18 @@ def read_object(path: Path) -> dict[str, Any]:
             names = {entry.name for entry in path.parent.iterdir()}
             other = explain_other_layout(names - {path.name})
             if other := other or explain_other_artefact(names, _read_artefact(path.parent)):
-                raise ModelError(other[0], where=str(path.parent), fix=other[1]) from e
+                raise ModelError(other[0], where=path.parent, fix=other[1]) from e
             if inner := sorted(path.parent.glob("*/config.json")):
                 raise ModelError(
                     f"no config.json; there is one in {inner[0].parent.name}/",
-                    where=str(path.parent),
+                    where=path.parent,
                     fix=f"pass {inner[0].parent}",
                 ) from e
         raise ModelError(
-            f"cannot be read: {e.strerror or e}", where=str(path), fix="pass a complete model directory"
+            f"cannot be read: {e.strerror or e}", where=path, fix="pass a complete model directory"
         ) from e
     if len(data) > LIMIT:
-        raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix=DAMAGED_FIX)
+        raise make_damage_error(f"larger than {LIMIT} bytes", str(path))
     return parse_object(data, str(path))
 
 
@@ -194,13 +188,13 @@ def refuse_other_artefact(directory: Path) -> None:
             refuses.
     """
     if not directory.is_dir():
-        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+        raise ModelError("no such directory", where=directory, fix="pass a model directory")
     if (directory / "config.json").exists():
         require_model_config(read_object(directory / "config.json"), str(directory))
         return
     names = {entry.name for entry in directory.iterdir()}
     if other := explain_other_artefact(names, _read_artefact(directory)):
-        raise ModelError(other[0], where=str(directory), fix=other[1])
+        raise ModelError(other[0], where=directory, fix=other[1])
 
 
 def read_architecture(config: Mapping[str, Any]) -> str | None:

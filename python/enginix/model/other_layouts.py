@@ -31,10 +31,7 @@ _MADE_BY_ENGINIX = {
 }
 _NOT_A_CHECKPOINT = {
     "model": ("a Hugging Face model, not a TensorRT-LLM checkpoint", "make one with enginix convert"),
-    "engine": (
-        "an engine of TensorRT-LLM, not a checkpoint",
-        "pass the checkpoint that it was built from",
-    ),
+    "engine": ("an engine of TensorRT-LLM, not a checkpoint", "pass the checkpoint that it was built from"),
 }
 
 

@@ -230,11 +230,11 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuanti
     inline = config.get("quantization_config")
     if inline is not None and not isinstance(inline, dict):
         raise ModelError(
-            "quantization_config is not an object", where=str(directory / "config.json"), fix="export again"
+            "quantization_config is not an object", where=directory / "config.json", fix="export again"
         )
     if (directory / SIDECAR).exists():
         quantization = _parse_sidecar(read_object(directory / SIDECAR), str(directory / SIDECAR))
         if contradiction := find_contradiction(read_object(directory / SIDECAR), inline or {}):
-            raise ModelError(contradiction[0], where=str(directory / SIDECAR), fix=contradiction[1])
+            raise ModelError(contradiction[0], where=directory / SIDECAR, fix=contradiction[1])
         return quantization
     return _parse_inline(inline, str(directory / "config.json")) if inline else None

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import ModelError
+from enginix.model.model_errors import LLMAPI_FIX, make_unconvertible_error, make_value_error
 from enginix.tables import load_table
 
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type")
 _ORIGINAL = "original_max_position_embeddings"
-_LLMAPI = "serve the model with the llmapi kind"
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class ModelRope:
 
 def _require_number(value: Any, what: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
-        raise ModelError(
-            f"{what} is {value!r}, not a positive number", where=where, fix="correct config.json"
-        )
+        raise make_value_error(f"{what} is {value!r}, not a positive number", where)
     return float(value)
 
 
@@ -95,7 +93,9 @@ class _RopeScaling:
         if self.kind in ("linear", "dynamic", "llama3"):
             self.number("factor")
         if self.kind == "dynamic" and rotated < 4:
-            raise self.refuse(f"heads of {rotated} rotated elements are too small for its formula", _LLMAPI)
+            raise self.refuse(
+                f"heads of {rotated} rotated elements are too small for its formula", LLMAPI_FIX
+            )
         if self.kind == "llama3" and self.number("high_freq_factor") <= self.number("low_freq_factor"):
             raise self.refuse("high_freq_factor is not above low_freq_factor")
         if self.kind == "yarn":
@@ -122,19 +122,19 @@ class _RopeScaling:
             )
         if self.kind == "yarn" and not self.raw.get("truncate", True):
             raise self.refuse(
-                "truncate is false, and TensorRT-LLM always rounds the range of the ramp", _LLMAPI
+                "truncate is false, and TensorRT-LLM always rounds the range of the ramp", LLMAPI_FIX
             )
 
 
 def _find_parameters(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict):
-        raise ModelError("rope parameters are not an object", where=where, fix="correct config.json")
+        raise make_value_error("rope parameters are not an object", where)
     if parameters and all(isinstance(v, dict) for v in parameters.values()):
         raise ModelError(
             f"rope parameters differ by kind of layer ({', '.join(sorted(parameters))})",
             where=where,
-            fix=f"this converter does not support that for any architecture; {_LLMAPI}",
+            fix=f"this converter does not support that for any architecture; {LLMAPI_FIX}",
         )
     return parameters
 
@@ -149,10 +149,8 @@ def _read_scaling_type(
     if kind == "default" or (isinstance(kind, str) and kind in types and kind in known):
         return str(kind)
     if isinstance(kind, str) and kind in types:
-        raise ModelError(
-            f"TensorRT-LLM's class of this architecture does not support rope scaling {kind!r}",
-            where=where,
-            fix=_LLMAPI,
+        raise make_unconvertible_error(
+            f"TensorRT-LLM's class of this architecture does not support rope scaling {kind!r}", where
         )
     raise ModelError(f"rope scaling {kind!r} is unknown", where=where, fix=f"known: {', '.join(known)}")
 
@@ -182,7 +180,7 @@ def _read_fraction(
     if value is None:
         return 1.0, []
     if _require_number(value, "partial_rotary_factor", where) > 1:
-        raise ModelError(f"partial_rotary_factor {value} is above 1", where=where, fix="correct config.json")
+        raise make_value_error(f"partial_rotary_factor {value} is above 1", where)
     if partial or value == 1:
         return float(value), []
     if kind != "default":
@@ -238,11 +236,10 @@ def read_rope(
     fraction, notes = _read_fraction(parameters, raw, kind, row["rope"]["partial"], where)
     rotated = int(head_dim * fraction)
     if rotated % 2 or rotated == 0:
-        raise ModelError(
+        raise make_value_error(
             f"heads of {head_dim} with partial_rotary_factor {fraction:g} rotate {rotated} elements, "
             "which is not an even number",
-            where=where,
-            fix="correct config.json",
+            where,
         )
     scaling = {k: v for k, v in parameters.items() if k not in _NOT_SCALING}
     notes += _note_ignored_keys(scaling, kind, where)

@@ -17,7 +17,6 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import (
-    DAMAGED_FIX,
     LIMIT,
     detect_other_content,
     open_regular,
@@ -25,6 +24,7 @@ from enginix.model.jsonfile import (
     quote_text,
     read_object,
 )
+from enginix.model.model_errors import DAMAGED_FIX, make_damage_error
 from enginix.model.other_layouts import explain_other_layout
 
 INDEX = "model.safetensors.index.json"
@@ -85,29 +85,25 @@ def _is_natural(value: Any) -> bool:
 def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> TensorInfo:
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ModelError("needs exactly dtype, shape and data_offsets", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("needs exactly dtype, shape and data_offsets", where)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_DTYPES:
         raise ModelError(
             f"unknown dtype {dtype!r}", where=where, fix=f"known: {', '.join(SAFETENSORS_DTYPES)}"
         )
     if not isinstance(shape, list) or len(shape) > 16 or not all(map(_is_natural, shape)):
-        raise ModelError("shape is not a list of sizes", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("shape is not a list of sizes", where)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_natural, offsets)):
-        raise ModelError("data_offsets is not a pair of offsets", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("data_offsets is not a pair of offsets", where)
     begin, end = offsets
     if begin > end or end > size:
-        raise ModelError(
-            f"bytes {begin} to {end} lie outside the file's {size} bytes of data (truncated?)",
-            where=where,
-            fix=DAMAGED_FIX,
+        raise make_damage_error(
+            f"bytes {begin} to {end} lie outside the file's {size} bytes of data (truncated?)", where
         )
     size_by_shape = prod(shape) * SAFETENSORS_DTYPES[dtype]
     if size_by_shape != end - begin:
-        raise ModelError(
-            f"{dtype} {shape} needs {size_by_shape} bytes, its offsets span {end - begin}",
-            where=where,
-            fix=DAMAGED_FIX,
+        raise make_damage_error(
+            f"{dtype} {shape} needs {size_by_shape} bytes, its offsets span {end - begin}", where
         )
     return TensorInfo(name, dtype, tuple(shape), path, base + begin, base + end)
 
@@ -147,17 +143,14 @@ def read_header(path: Path) -> SafetensorsHeader:
             first = start[:8]
             f.seek(8)
             if len(first) < 8:
-                raise ModelError(
-                    f"file too short ({total} bytes) to be safetensors", where=where, fix=DAMAGED_FIX
-                )
+                raise make_damage_error(f"file too short ({total} bytes) to be safetensors", where)
             (length,) = struct.unpack("<Q", first)
             if length > min(LIMIT, total - 8):
                 if other := _detect_other_format(start):
                     raise ModelError(other[0], where=where, fix=other[1])
-                raise ModelError(
+                raise make_damage_error(
                     f"header length {length} is beyond the file's {total} bytes or the format's {LIMIT}",
-                    where=where,
-                    fix=DAMAGED_FIX,
+                    where,
                 )
             raw = f.read(length)
     except OSError as e:
@@ -165,11 +158,11 @@ def read_header(path: Path) -> SafetensorsHeader:
             f"cannot be read: {e.strerror or e}", where=where, fix="pass a complete model directory"
         ) from e
     if not raw.startswith(b"{"):
-        raise ModelError("header does not begin with '{'", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("header does not begin with '{'", where)
     entries = parse_object(raw, f"{where}: header", strict=True)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ModelError("__metadata__ is not a map of strings", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("__metadata__ is not a map of strings", where)
     base = 8 + length
     tensors = {n: _parse_tensor(n, entry, path, base, total - base) for n, entry in entries.items()}
     expected_begin = base
@@ -180,12 +173,10 @@ def read_header(path: Path) -> SafetensorsHeader:
                 if tensor.begin < expected_begin
                 else f"leaves {tensor.begin - expected_begin} bytes unused"
             )
-            raise ModelError(what, where=f"{where}: tensor {tensor.name!r}", fix=DAMAGED_FIX)
+            raise make_damage_error(what, f"{where}: tensor {tensor.name!r}")
         expected_begin = tensor.end
     if expected_begin != total:
-        raise ModelError(
-            f"{total - expected_begin} bytes follow the last tensor", where=where, fix=DAMAGED_FIX
-        )
+        raise make_damage_error(f"{total - expected_begin} bytes follow the last tensor", where)
     return SafetensorsHeader(path, tensors, metadata, raw)
 
 
@@ -228,14 +219,14 @@ def _list_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     index = directory / INDEX
     if not index.exists():
         what, fix = _explain_missing_weights(directory)
-        raise ModelError(what, where=str(directory), fix=fix)
+        raise ModelError(what, where=directory, fix=fix)
     weight_map = read_weight_map(read_object(index), str(index))
     shards = sorted(set(weight_map.values()))
     if absent := [name for name in shards if not (directory / name).exists()]:
         raise ModelError(
             f"names {absent[0]}, which is not there"
             + (f" ({len(absent)} such shards)" if len(absent) > 1 else ""),
-            where=str(index),
+            where=index,
             fix="fetch the whole repository (enginix lock says where the Hub itself lacks it)",
         )
     return shards, weight_map
@@ -249,13 +240,11 @@ def read_weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
     """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError("no weight_map", where=where, fix=DAMAGED_FIX)
+        raise make_damage_error("no weight_map", where)
     for name, file in weight_map.items():
         plain = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
         if not plain or file in ("", ".", ".."):
-            raise ModelError(
-                f"tensor {name!r} lies in {file!r}: not a file name", where=where, fix=DAMAGED_FIX
-            )
+            raise make_damage_error(f"tensor {name!r} lies in {file!r}: not a file name", where)
     return weight_map
 
 
@@ -272,23 +261,21 @@ def open_weights(directory: Path) -> ModelWeights:
     for header in headers:
         for name, tensor in header.tensors.items():
             if name in tensors:
-                raise ModelError(
-                    f"tensor {name!r} is also in {tensors[name].path.name}",
-                    where=str(header.path),
-                    fix=DAMAGED_FIX,
+                raise make_damage_error(
+                    f"tensor {name!r} is also in {tensors[name].path.name}", str(header.path)
                 )
             tensors[name] = tensor
     for name, file in (weight_map or {}).items():
         if name not in tensors or tensors[name].path.name != file:
             raise ModelError(
                 f"tensor {name!r} is not in {file}, where the index says it is (shards swapped?)",
-                where=str(directory / INDEX),
+                where=directory / INDEX,
                 fix=_INDEX_FIX,
             )
     if weight_map is not None and (missing := sorted(set(tensors) - set(weight_map))):
         raise ModelError(
             f"tensor {missing[0]!r} of {tensors[missing[0]].path.name} is missing from the index",
-            where=str(directory / INDEX),
+            where=directory / INDEX,
             fix=_INDEX_FIX,
         )
     return ModelWeights(directory, headers, tensors)

@@ -54,9 +54,7 @@ def find_tokenizer_files(model: Path) -> list[Path]:
     paths = list_tokenizer_files(model)
     if not any(path.name in VOCABULARY_FILES for path in paths):
         raise ModelError(
-            "no tokenizer",
-            where=str(model),
-            fix="pass the directory that has the model's tokenizer with --model",
+            "no tokenizer", where=model, fix="pass the directory that has the model's tokenizer with --model"
         )
     return paths
 
@@ -72,7 +70,7 @@ def require_fast_tokenizer(model: Path) -> None:
     slow = [path.name for path in sorted(model.iterdir()) if path.name in SLOW_TOKENIZERS]
     raise ModelError(
         f"no {FAST_TOKENIZER}" + (f"; there is {slow[0]}" if slow else ""),
-        where=str(model),
+        where=model,
         fix=(
             "write it with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)"
             if slow

@@ -11,17 +11,20 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest
 from enginix.errors import ModelError, UsageError
-from enginix.files import new_directory, require_absent, sha256_file
+from enginix.files import sha256_file
+from enginix.letter_case import camel_case_keys
 from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.safetensors import read_header
+from enginix.output_path import require_absent
 from enginix.quantize import calibration_text
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,12 +60,7 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """Return the recipe as header and manifest hold it."""
-        return {
-            "size": self.size,
-            "sequenceLength": self.sequence_length,
-            "seed": self.seed,
-            "field": self.field,
-        }
+        return dict(camel_case_keys(asdict(self)))
 
     def __post_init__(self) -> None:
         for name in ("size", "sequence_length"):
@@ -105,9 +103,7 @@ def find_default_text() -> tuple[Path, dict[str, Any]]:
     row = rows["texts"][name]
     path = data / row["file"]
     if not path.exists() or sha256_file(path) != row["sha256"]:
-        raise ModelError(
-            "not the file that calibration.json pins", where=str(path), fix="install enginix again"
-        )
+        raise ModelError("not the file that calibration.json pins", where=path, fix="install enginix again")
     return path, {"name": name, "licence": row["licence"]}
 
 
@@ -118,14 +114,14 @@ def hash_tokenizer_files(directory: Path) -> dict[str, str]:
         ModelError: no directory, or no tokenizer in it.
     """
     if not directory.is_dir():
-        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+        raise ModelError("no such directory", where=directory, fix="pass a model directory")
     digests = {
         name: sha256_file(directory / name)
         for name in load_table("quantize")["tokenizerFiles"]
         if name != "config.json" and (directory / name).is_file()
     }
     if not digests.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
-        raise ModelError("no tokenizer in it", where=str(directory), fix="pass a model with tokenizer.json")
+        raise ModelError("no tokenizer in it", where=directory, fix="pass a model with tokenizer.json")
     return digests
 
 
@@ -223,14 +219,14 @@ def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe
     def render(messages: list[dict[str, Any]]) -> str:
         if not tokenizer.chat_template:
             raise UsageError(
-                "the tokenizer has no chat template", where=str(model), fix="name a field of plain text"
+                "the tokenizer has no chat template", where=model, fix="name a field of plain text"
             )
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception as e:  # a template is a program of the model and may raise anything
             raise UsageError(
                 f"the chat template refuses messages: {(str(e).splitlines() or [''])[0][:200]}",
-                where=str(model),
+                where=model,
                 fix="correct the messages, or name a field of plain text",
             ) from e
 
@@ -281,7 +277,7 @@ def load_tokenizer(directory: Path) -> Any:
     except Exception as e:
         first = (str(e).strip().splitlines() or [""])[0]
         raise ModelError(
-            f"the tokenizer cannot be read: {first}", where=str(directory), fix="pass a complete model"
+            f"the tokenizer cannot be read: {first}", where=directory, fix="pass a complete model"
         ) from e
 
 
@@ -294,11 +290,11 @@ def read_calibration(path: Path) -> Calibration:
     path = path / CALIBRATION_FILE if path.is_dir() else path
     again = "make it: `enginix calibrate MODEL -o DIR`, in a new directory"
     if not path.is_file():
-        raise ModelError("no such calibration file", where=str(path), fix=again)
+        raise ModelError("no such calibration file", where=path, fix=again)
     header = read_header(path)
     info = header.tensors.get(TENSOR)
     if list(header.tensors) != [TENSOR] or info is None or info.dtype != "I32" or len(info.shape) != 2:
-        raise ModelError(f"not one tensor {TENSOR!r} of int32 [rows, tokens]", where=str(path), fix=again)
+        raise ModelError(f"not one tensor {TENSOR!r} of int32 [rows, tokens]", where=path, fix=again)
     from safetensors.numpy import load_file
 
     tokens = load_file(path)[TENSOR]
@@ -307,9 +303,9 @@ def read_calibration(path: Path) -> Calibration:
     except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict) or about.get("format") != CALIBRATION_FORMAT:
-        raise ModelError("it has no header of a calibration file", where=str(path), fix=again)
+        raise ModelError("it has no header of a calibration file", where=path, fix=again)
     if not isinstance(about.get("tokenizer"), dict) or not isinstance(about.get("text"), dict):
-        raise ModelError("its header names no text or no tokenizer", where=str(path), fix=again)
+        raise ModelError("its header names no text or no tokenizer", where=path, fix=again)
     if tokens.size == 0 or int(tokens.min()) < 0:
-        raise ModelError("empty, or with negative token ids", where=str(path), fix=again)
+        raise ModelError("empty, or with negative token ids", where=path, fix=again)
     return Calibration(tokens, about, sha256_file(path))

@@ -46,13 +46,11 @@ def list_text_files(source: Path) -> list[Path]:
         UsageError: it has no such file.
     """
     if not source.exists():
-        raise UsageError(
-            "no such file or directory", where=str(source), fix="pass text, JSONL, or a directory"
-        )
+        raise UsageError("no such file or directory", where=source, fix="pass text, JSONL, or a directory")
     if source.is_file():
         if not source.name.endswith(PLAIN + LINES):
             raise UsageError(
-                f"not one of {', '.join(PLAIN + LINES)}", where=str(source), fix=_suggest_fix(source.suffix)
+                f"not one of {', '.join(PLAIN + LINES)}", where=source, fix=_suggest_fix(source.suffix)
             )
         return [source]
     all_paths = sorted(
@@ -63,7 +61,7 @@ def list_text_files(source: Path) -> list[Path]:
         other = sorted({s for s in UNREAD if any(p.name.endswith(s) for p in all_paths)})
         unread_note = f"; it has {', '.join(other)}" if other else ""
         raise UsageError(
-            f"no {', '.join(PLAIN + LINES)} in it{unread_note}", where=str(source), fix=_suggest_fix(*other)
+            f"no {', '.join(PLAIN + LINES)} in it{unread_note}", where=source, fix=_suggest_fix(*other)
         )
     return paths
 
@@ -92,7 +90,7 @@ def read_dataset_pin(source: Path) -> dict[str, Any]:
         if not isinstance(pinned, dict) or pinned.get(name) != sha256_file(path):
             raise ModelError(
                 f"{name} differs from the file that the dataset's lock pins",
-                where=str(root),
+                where=root,
                 fix="fetch it again: enginix fetch LOCK -o DIR",
             )
     return {"dataset": {key: dataset_manifest.inputs.get(key) for key in ("repo", "revision", "license")}}
@@ -126,7 +124,7 @@ def read_documents(source: Path, field: str, render: Render) -> Iterator[Documen
             length += len(document.text)
             if length > LONGEST:
                 raise UsageError(
-                    f"more than {LONGEST >> 30} Gi characters", where=str(source), fix="pass fewer files"
+                    f"more than {LONGEST >> 30} Gi characters", where=source, fix="pass fewer files"
                 )
             yield document
 
@@ -142,9 +140,9 @@ def _read_text_file(path: Path, field: str, render: Render) -> Iterator[Document
             else:
                 yield from _split_pieces(f)
     except UnicodeDecodeError as e:
-        raise ModelError("not UTF-8", where=str(path), fix="convert it to UTF-8") from e
+        raise ModelError("not UTF-8", where=path, fix="convert it to UTF-8") from e
     except (OSError, EOFError, zlib.error) as e:
-        raise ModelError(f"cannot be read: {e}", where=str(path), fix="pass a readable file") from e
+        raise ModelError(f"cannot be read: {e}", where=path, fix="pass a readable file") from e
 
 
 def _split_pieces(lines: Any) -> Iterator[Document]:

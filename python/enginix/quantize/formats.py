@@ -67,20 +67,18 @@ class FormatChoice:
     @property
     def algorithm(self) -> str:
         """``quant_algo`` that the result must name."""
-        return (
-            str(load_table("quantize")["mixed"]["algorithm"])
-            if self.name == MIXED
-            else self.formats[0].algorithm
-        )
+        if self.name == MIXED:
+            return str(load_table("quantize")["mixed"]["algorithm"])
+        return self.formats[0].algorithm
 
     @property
     def kv_algorithm(self) -> str | None:
         """``kv_cache_quant_algo`` that the result must name."""
-        return (
-            None
-            if self.kv_cache is None
-            else str(load_table("quantize")["kvCache"][self.kv_cache]["algorithm"])
-        )
+        return None if self.kv_cache is None else _find_kv_algorithm(self.kv_cache)
+
+
+def _find_kv_algorithm(kv_cache: str) -> str:
+    return str(load_table("quantize")["kvCache"][kv_cache]["algorithm"])
 
 
 def find_format(name: str) -> QuantizationFormat:
@@ -159,9 +157,8 @@ def resolve_format(
             f"{architecture} cannot be quantized to {name}: {refused['why']}",
             fix="choose another format" if refused["formats"] else "enginix convert the model unquantized",
         )
-    warnings: list[str] = []
-    kv_algorithm = None if kv_cache is None else str(rows["kvCache"][kv_cache]["algorithm"])
-    warnings += [
+    kv_algorithm = None if kv_cache is None else _find_kv_algorithm(kv_cache)
+    warnings = [
         f"kind edgellm refuses this model: NVIDIA's exporter ignores the {kv_algorithm} KV cache beside "
         f"{f.algorithm}; for that kind, quantize without --kv-cache"
         for f in chosen

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, manifest
-from enginix.console import print_message
+from enginix.console import print_notes
 from enginix.digests import SourceWatch
 from enginix.errors import UsageError
-from enginix.files import new_directory, require_absent
 from enginix.integrity import require_unchanged
 from enginix.model.identity import identify_model
 from enginix.model.tokenizer_files import TOKENIZER_FILES
+from enginix.output_path import require_absent
 from enginix.progress import BYTES, track_step
 from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import FormatChoice, check_shapes, warn_of_kv_cache
 from enginix.quantize.library_imports import import_library
+from enginix.work_directory import new_directory
 
 # Copied unchanged: a server needs them, and a licence goes with the weights.
 CARRIED_FILES = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*")
@@ -74,8 +75,7 @@ def quantize_model(
     notes = list(choice.warnings)
     if choice.kv_cache is not None and (warning := warn_of_kv_cache(model.parameters)):
         notes.append(warning)
-    for note in notes:
-        print_message(f"warning: {note}")
+    print_notes(notes, "warning")
 
     if data is not None and data.is_dir():
         require_unchanged(data)
@@ -83,7 +83,9 @@ def quantize_model(
     tools = ptq.read_library_versions()
     ptq.check_device(options.device)
     if options.threads is not None:
-        _set_threads(options.threads)
+        if options.threads < 1:
+            raise UsageError(f"--threads {options.threads} is less than 1")
+        import_library("torch").set_num_threads(options.threads)
     with new_directory(out) as partial:
         with track_step("loading", model.bytes, BYTES) as progress:
             network = ptq.load_model(directory, options.device)
@@ -106,10 +108,7 @@ def quantize_model(
                 "quantization": choice.algorithm,
                 "kvCacheQuantization": choice.kv_algorithm,
             },
-            inputs={
-                "model": identity,
-                "calibration": None if rows is None else rows.identity(),
-            },
+            inputs={"model": identity, "calibration": None if rows is None else rows.identity()},
             options={
                 "format": choice.name,
                 "candidates": [f.name for f in choice.formats] if choice.effective_bits is not None else None,
@@ -124,12 +123,6 @@ def quantize_model(
         for path in partial.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return results
-
-
-def _set_threads(count: int) -> None:
-    if count < 1:
-        raise UsageError(f"--threads {count} is less than 1")
-    import_library("torch").set_num_threads(count)
 
 
 def _copy_carried_files(directory: Path, partial: Path) -> None:

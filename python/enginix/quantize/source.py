@@ -12,6 +12,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import MachineError, ModelError, UsageError
+from enginix.files import find_existing_parent
 from enginix.model import ModelWeights, open_weights
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_model_context
@@ -65,7 +66,7 @@ def read_source_model(directory: Path) -> SourceModel:
         UsageError: quantized already.
     """
     if not directory.is_dir():
-        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+        raise ModelError("no such directory", where=directory, fix="pass a model directory")
     where = str(directory)
     config = read_object(directory / "config.json")
     require_model_config(config, where)
@@ -174,9 +175,7 @@ def check_machine(model: SourceModel, out: Path, device: str) -> None:
             f"{format_bytes(needed)} of memory are needed, {format_bytes(free)} are free",
             fix="use a machine with more memory" + (", or --device cuda" if device == "cpu" else ""),
         )
-    parent = Path(os.path.abspath(out)).parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = find_existing_parent(Path(os.path.abspath(out)).parent)
     # A format stores at least 4 bits of each weight of a matrix; other tensors keep their size.
     matrices = [model.weights.tensors[f"{name}.weight"] for name in model.matrices]
     least_bytes = model.bytes - sum(m.nbytes - math.prod(m.shape) // 2 for m in matrices)
@@ -184,7 +183,7 @@ def check_machine(model: SourceModel, out: Path, device: str) -> None:
     if disk < least_bytes:
         raise MachineError(
             f"the result takes {format_bytes(least_bytes)} or more, {format_bytes(disk)} are free",
-            where=str(parent),
+            where=parent,
             fix="free disk space, or choose another -o",
         )
 

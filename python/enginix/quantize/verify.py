@@ -20,7 +20,6 @@ from enginix.tables import load_table
 
 EXPERTS = re.compile(r"experts|moe")
 PIECE = 1 << 22  # elements compared at a time
-_FIX = "no output was written; report it with the model's name, or choose another format"
 
 
 def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> dict[str, int]:
@@ -37,7 +36,7 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
     where = str(directory / SIDECAR)
     claimed = read_object(directory / SIDECAR).get("quantization")
     if not isinstance(claimed, dict):
-        raise ModelError("no quantization object", where=where, fix=_FIX)
+        raise _make_export_error("no quantization object", where)
     if choice.name == MIXED and any(claimed.get("quant_algo") == f.algorithm for f in choice.formats):
         raise ModelError(
             f"the search took {claimed['quant_algo']} for every layer that it quantized: nothing is mixed",
@@ -46,9 +45,7 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
         )
     for key, expected in (("quant_algo", choice.algorithm), ("kv_cache_quant_algo", choice.kv_algorithm)):
         if claimed.get(key) != expected:
-            raise ModelError(
-                f"{key} is {claimed.get(key)!r}, and {expected!r} was requested", where=where, fix=_FIX
-            )
+            raise _make_export_error(f"{key} is {claimed.get(key)!r}, and {expected!r} was requested", where)
     weights = open_weights(directory)
     counts: Counter[str] = Counter()
     for name, original in sorted(model.weights.tensors.items()):
@@ -61,7 +58,7 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
         matrix_format = _find_matrix_format(module, claimed, choice)
         info = weights.tensors.get(f"{module}.weight")
         if info is None:
-            raise ModelError(f"matrix {module} is missing", where=str(directory), fix=_FIX)
+            raise _make_export_error(f"matrix {module} is missing", str(directory))
         if matrix_format is None:
             _check_unchanged(info, model.weights.tensors[f"{stored}.weight"])
             counts["NO_QUANT"] += 1
@@ -71,10 +68,15 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
             _check_scale(weights, f"{module}.{leaf}")
         counts[matrix_format.algorithm] += 1
     if not set(counts) - {"NO_QUANT"}:
-        raise ModelError("no matrix is quantized", where=str(directory), fix=_FIX)
+        raise _make_export_error("no matrix is quantized", str(directory))
     if choice.kv_cache is not None:
         _check_kv_cache(weights, choice)
     return dict(sorted(counts.items()))
+
+
+def _make_export_error(what: str, where: str) -> ModelError:
+    fix = "no output was written; report it with the model's name, or choose another format"
+    return ModelError(what, where=where, fix=fix)
 
 
 def _name_as_exported(module: str, model: SourceModel, weights: ModelWeights) -> str:
@@ -97,9 +99,7 @@ def _find_matrix_format(
     for candidate in choice.formats:
         if entry.get("quant_algo") == candidate.algorithm:
             return candidate
-    raise ModelError(
-        f"{module} is {entry.get('quant_algo')!r}, which is not a candidate", where=SIDECAR, fix=_FIX
-    )
+    raise _make_export_error(f"{module} is {entry.get('quant_algo')!r}, which is not a candidate", SIDECAR)
 
 
 def _check_fused(
@@ -119,7 +119,7 @@ def _check_fused(
         return
     module = original.name.removesuffix(".weight")
     if EXPERTS.search(module) and _find_matrix_format(module, claimed, choice) is not None:
-        raise ModelError(f"tensor {original.name!r} is not quantized", where=str(info.path), fix=_FIX)
+        raise _make_export_error(f"tensor {original.name!r} is not quantized", str(info.path))
     _check_unchanged(info, original)
     counts["NO_QUANT"] += 1
 
@@ -130,10 +130,8 @@ def _check_unchanged(info: TensorInfo, original: TensorInfo) -> None:
     if not same or not all(
         a == b for a, b in zip(_read_pieces(original, info.dtype), _read_pieces(info), strict=True)
     ):
-        raise ModelError(
-            f"{info.name.removesuffix('.weight')} is excluded, but not as it was",
-            where=str(info.path),
-            fix=_FIX,
+        raise _make_export_error(
+            f"{info.name.removesuffix('.weight')} is excluded, but not as it was", str(info.path)
         )
 
 
@@ -145,7 +143,7 @@ def _read_pieces(info: TensorInfo, dtype: str | None = None) -> Iterator[bytes]:
         while left:
             raw = f.read(min(left, PIECE * info.itemsize))
             if not raw:
-                raise ModelError(f"tensor {info.name!r} ends early", where=str(info.path), fix=_FIX)
+                raise _make_export_error(f"tensor {info.name!r} ends early", str(info.path))
             left -= len(raw)
             yield raw if dtype in (None, info.dtype) else _cast_values(raw, info.dtype, str(dtype))
 
@@ -160,18 +158,16 @@ def _cast_values(raw: bytes, dtype: str, new_dtype: str) -> bytes:
 
 def _check_weight(info: TensorInfo, shape: tuple[int, ...], expected_format: QuantizationFormat) -> None:
     if info.dtype != expected_format.weight:
-        raise ModelError(
+        raise _make_export_error(
             f"tensor {info.name!r} is {info.dtype}, "
             f"and {expected_format.name} stores {expected_format.weight}: not quantized",
-            where=str(info.path),
-            fix=_FIX,
+            str(info.path),
         )
     packed = 2 if expected_format.bits == 4 else 1
     if info.shape[0] * info.shape[1] * packed != shape[0] * shape[1]:
-        raise ModelError(
+        raise _make_export_error(
             f"tensor {info.name!r} is {list(info.shape)}, which does not fit the model's {list(shape)}",
-            where=str(info.path),
-            fix=_FIX,
+            str(info.path),
         )
 
 
@@ -179,7 +175,7 @@ def _check_kv_cache(weights: ModelWeights, choice: FormatChoice) -> None:
     leaves = load_table("quantize")["kvCache"][choice.kv_cache]["scales"]
     names = [n for n in weights.tensors if n.endswith(tuple(f".{leaf}" for leaf in leaves))]
     if not names:
-        raise ModelError("no scales of the KV cache", where=str(weights.directory), fix=_FIX)
+        raise _make_export_error("no scales of the KV cache", str(weights.directory))
     for name in names:
         _check_scale(weights, name)
 
@@ -189,16 +185,14 @@ def _check_scale(weights: ModelWeights, name: str) -> None:
 
     info = weights.tensors.get(name)
     if info is None:
-        raise ModelError(
-            f"scale {name!r} is missing (the layer saw no calibration data?)",
-            where=str(weights.directory),
-            fix=_FIX,
+        raise _make_export_error(
+            f"scale {name!r} is missing (the layer saw no calibration data?)", str(weights.directory)
         )
     values = _read_scale_values(info)
     # In NVFP4 a block whose weights are all zero has scale zero; a scale of a row or matrix is never zero.
     least = values.min() >= 0 if info.dtype == "F8_E4M3" else values.min() > 0
     if not np.isfinite(values).all() or not least:
-        raise ModelError(f"scale {name!r} is not finite and positive", where=str(info.path), fix=_FIX)
+        raise _make_export_error(f"scale {name!r} is not finite and positive", str(info.path))
 
 
 def _read_scale_values(info: TensorInfo) -> Any:
@@ -215,4 +209,4 @@ def _read_scale_values(info: TensorInfo) -> Any:
         return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
     if info.dtype in ("F32", "F16"):
         return np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[info.dtype]).astype(np.float32)
-    raise ModelError(f"scale {info.name!r} is {info.dtype}", where=str(info.path), fix=_FIX)
+    raise _make_export_error(f"scale {info.name!r} is {info.dtype}", str(info.path))

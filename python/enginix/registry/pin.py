@@ -180,7 +180,7 @@ def unpack_image(crane: str, reference: str, platform: str, tree: Path) -> None:
     if export.wait() != 0:
         raise HubError(f"crane export: {(reason.splitlines() or ['failed'])[-1]}", where=reference)
     if tar.returncode != 0:
-        raise MachineError(f"tar: {(complaint.splitlines() or ['failed'])[-1]}", where=str(tree))
+        raise MachineError(f"tar: {(complaint.splitlines() or ['failed'])[-1]}", where=tree)
     # As mkRuntime's builder does: an image's own modes may forbid reading, and are part of the hash.
     process.run_program(["chmod", "-R", "u+rwX", tree])
     if not any(tree.iterdir()):

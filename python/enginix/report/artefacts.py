@@ -75,14 +75,14 @@ def read_artefact(path: Path) -> Artefact:
     if not path.is_dir():
         raise ModelError(
             "no such directory" if not path.exists() else "is a file; an artefact is a directory",
-            where=str(path),
+            where=path,
             fix="pass outputs of mkEngine, mkCheckpoint, mkQuantized or mkHfModel, or directories of models",
         )
     artefact_manifest = manifest.read_manifest(path) if (path / manifest.MANIFEST_FILE).exists() else None
     if artefact_manifest is not None and artefact_manifest.artefact not in COMPARED:
         raise ManifestError(
             f"is {with_article(artefact_manifest.artefact)}, which has no weights to compare",
-            where=str(path),
+            where=path,
             fix="pass engines, checkpoints or models",
         )
     if (
@@ -92,15 +92,13 @@ def read_artefact(path: Path) -> Artefact:
     ):
         raise ManifestError(
             f"an engine of unknown kind {ascii(artefact_manifest.kind)[:40]}",
-            where=str(path),
+            where=path,
             fix=f"known: {', '.join(KIND_NAMES)}",
         )
     weights_directory = _weights_directory(path, artefact_manifest)
     facts = {} if weights_directory is None else _read_weight_facts(weights_directory)
     if artefact_manifest is None and not facts:
-        raise ModelError(
-            "no model, checkpoint or engine there", where=str(path), fix="see enginix compare --help"
-        )
+        raise ModelError("no model, checkpoint or engine there", where=path, fix="see enginix compare --help")
     weights = None if weights_directory is None else measure_stored_weights(weights_directory)
     figures = gate_figures.read_gate_figures(path / gate_figures.FILE)
     record = read_bench_record(path)
@@ -108,6 +106,7 @@ def read_artefact(path: Path) -> Artefact:
     quantization = accept_short_text(claimed_model.get("quantization")) or facts.get("quantization")
     dtype = accept_short_text(claimed_model.get("dtype")) or facts.get("dtype")
     unquantized_name = dtype or ("not quantized" if "quantization" in claimed_model else None)
+    warning = None if artefact_manifest is None else manifest.explain_unverified(artefact_manifest)
     artefact = Artefact(
         name=make_printable(manifest.read_artefact_name(path)),
         what=_describe_artefact(path, artefact_manifest),
@@ -123,7 +122,7 @@ def read_artefact(path: Path) -> Artefact:
         bench=record if isinstance(record, StoredSpeed) else None,
         bench_refusal=record if isinstance(record, str) else None,
         made=read_run_log(path),
-        warning=None if artefact_manifest is None else _read_warning(artefact_manifest),
+        warning=None if warning is None else make_printable(warning, most=400),
     )
     return replace(artefact, doubts=tuple(_list_doubts(artefact, artefact_manifest, facts)))
 
@@ -181,11 +180,6 @@ def _describe_artefact(path: Path, artefact_manifest: Manifest | None) -> str:
 def _read_target(artefact_manifest: Manifest | None) -> str | None:
     target = {} if artefact_manifest is None else artefact_manifest.target
     return accept_short_text(target.get("name")) or accept_short_text(target.get("gpu"))
-
-
-def _read_warning(artefact_manifest: Manifest) -> str | None:
-    text = manifest.explain_unverified(artefact_manifest)
-    return None if text is None else make_printable(text, most=400)
 
 
 def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from enginix.bench_record import StoredSpeed, read_bench_record
-from enginix.files import dump_json, new_directory, write_text
+from enginix.files import dump_json, write_text
 from enginix.report import html
+from enginix.work_directory import new_directory
 
 
 def write_evidence_files(

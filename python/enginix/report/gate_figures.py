@@ -117,10 +117,10 @@ def read_gate_figures(path: Path) -> GateFigures | None:
             raise OSError("not a file")
         evidence = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise GateError(f"unreadable: {e}", where=str(path), fix="judge the engine again") from e
+        raise GateError(f"unreadable: {e}", where=path, fix="judge the engine again") from e
     gates = evidence.get("gates") if isinstance(evidence, dict) else None
     if not isinstance(gates, dict) or not all(isinstance(gate, dict) for gate in gates.values()):
-        raise GateError("not a file of enginix gate", where=str(path), fix="judge the engine again")
+        raise GateError("not a file of enginix gate", where=path, fix="judge the engine again")
     return parse_gate_figures(evidence)
 
 
@@ -188,13 +188,13 @@ def read_speeds(path: Path) -> MeasuredSpeeds:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"unreadable speeds: {e}", where=str(path), fix=fix) from e
+        raise UsageError(f"unreadable speeds: {e}", where=path, fix=fix) from e
     if not isinstance(content, dict) or set(content) != {"on", "tokensPerSecond"}:
-        raise UsageError("not a file of speeds", where=str(path), fix=fix)
+        raise UsageError("not a file of speeds", where=path, fix=fix)
     on, rates = content["on"], content["tokensPerSecond"]
     if not isinstance(on, str) or not on.strip() or not isinstance(rates, dict) or not rates:
-        raise UsageError("speeds need the machine and a rate for each name", where=str(path), fix=fix)
+        raise UsageError("speeds need the machine and a rate for each name", where=path, fix=fix)
     for name, rate in rates.items():
         if (_parse_finite(rate) or 0) <= 0:
-            raise UsageError(f"the speed of {name!r} is {str(rate)[:40]}", where=str(path), fix=fix)
+            raise UsageError(f"the speed of {name!r} is {str(rate)[:40]}", where=path, fix=fix)
     return MeasuredSpeeds(on, {name: float(rate) for name, rate in rates.items()})

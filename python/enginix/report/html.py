@@ -55,10 +55,12 @@ def mark_differences(answer: str, other: str) -> str:
     return out or '<span class="soft">(nothing)</span>'
 
 
-def _render_table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "") -> str:
+def render_table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "", css: str = "") -> str:
+    """Render a table of cells that are HTML already, below a head of texts."""
     cells = "".join(f"<th>{escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
-    return f"<table>{columns}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    start = f'<table class="{css}">' if css else "<table>"
+    return f"{start}{columns}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _render_answer_cell(text: str) -> str:
@@ -79,7 +81,7 @@ def _render_gates(gates: Mapping[str, Any]) -> str:
                 f'<td>{escape(str(summary))}<div class="soft">{escape(title)}</div></td>',
             ]
         )
-    return _render_table(("gate", "verdict", "found"), rows, '<col class="short"><col class="tiny"><col>')
+    return render_table(("gate", "verdict", "found"), rows, '<col class="short"><col class="tiny"><col>')
 
 
 def _render_agreement(
@@ -111,7 +113,7 @@ def _render_answers(gate: Mapping[str, Any]) -> str:
         ]
         for row in gate["answers"]
     ]
-    return "<h2>Continuations, side by side</h2>" + _render_table(("prompt", "reference", "engine"), rows)
+    return "<h2>Continuations, side by side</h2>" + render_table(("prompt", "reference", "engine"), rows)
 
 
 def _render_greedy(gate: Mapping[str, Any]) -> str:
@@ -134,7 +136,7 @@ def _render_replies(gate: Mapping[str, Any], head: str = "Questions") -> str:
         for row in sorted(gate["replies"], key=lambda row: bool(row["right"][0]))
     ]
     columns = '<col><col><col><col class="tiny">'
-    return f"<h2>{head}</h2>{_render_score(gate)}" + _render_table(
+    return f"<h2>{head}</h2>{_render_score(gate)}" + render_table(
         ("question, answer", "reference", "engine", ""), rows, columns
     )
 
@@ -189,14 +191,11 @@ def _render_speed(speed: StoredSpeed) -> str:
         ("from its start until it answered", speed.ready, 1, " s"),
     )
     rows = [
-        [
-            f"<td>{name}</td>",
-            f"<td>{'not measured' if value is None else f'{scale * value:,.4g}{unit}'}</td>",
-        ]
+        [f"<td>{name}</td>", f"<td>{'not measured' if value is None else f'{scale * value:,.4g}{unit}'}</td>"]
         for name, value, scale, unit in figures
     ]
     where = f"<p class='soft'>Measured on {escape(speed.machine)}: {escape(speed.load)}.</p>"
-    return "<h2>Speed</h2>" + _render_table(["figure", "mean"], rows) + where
+    return "<h2>Speed</h2>" + render_table(["figure", "mean"], rows) + where
 
 
 def render_gate_report(name: str, evidence: Mapping[str, Any], speed: StoredSpeed | None = None) -> str:
@@ -247,10 +246,7 @@ def render_gate_report(name: str, evidence: Mapping[str, Any], speed: StoredSpee
             f"{escape(material['sha256'])}.</p>"
         )
     return render_page(
-        f"{name}: gates",
-        name,
-        "The engine's answers beside the reference model's, on the same text.",
-        parts,
+        f"{name}: gates", name, "The engine's answers beside the reference model's, on the same text.", parts
     )
 
 

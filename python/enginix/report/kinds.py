@@ -77,7 +77,7 @@ def read_compared_model(where: Path) -> ComparedModel:
     rotation = None
     if where.is_dir():
         if not (where / FILES[0]).is_file():
-            raise ModelError(f"no {FILES[0]}", where=str(where), fix="pass a model's directory, or its lock")
+            raise ModelError(f"no {FILES[0]}", where=where, fix="pass a model's directory, or its lock")
         facts = extract_model_metadata(
             {n: (where / n).read_bytes() for n in FILES if (where / n).is_file()}, str(where)
         )
@@ -86,12 +86,12 @@ def read_compared_model(where: Path) -> ComparedModel:
     elif where.is_file():
         pinned = lock.read_lock(where)
         if pinned.type != "model":
-            raise ModelError("is the lock of a dataset", where=str(where), fix="pass a model's lock")
+            raise ModelError("is the lock of a dataset", where=where, fix="pass a model's lock")
         facts, name = dict(pinned.model), pinned.repo
         sizes = {f.path: f.size for f in pinned.files}
     else:
         raise ModelError(
-            "no such file or directory", where=str(where), fix="pass a model's directory, or its lock"
+            "no such file or directory", where=where, fix="pass a model's directory, or its lock"
         )
     weights = sum(size for path, size in sizes.items() if path.endswith(".safetensors"))
     return ComparedModel(

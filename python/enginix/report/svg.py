@@ -29,10 +29,7 @@ def _render_frame(title: str, x_label: str, ticks: Sequence[tuple[float, str]], 
 
 
 def render_line_chart(
-    title: str,
-    points: Sequence[tuple[float, float]],
-    x_label: str,
-    bound: float | None = None,
+    title: str, points: Sequence[tuple[float, float]], x_label: str, bound: float | None = None
 ) -> str:
     """Render a line over positions, values as shares, and a horizontal line at ``bound``.
 

@@ -31,10 +31,6 @@ class StoredWeights:
     matrix_bits: float | None
 
 
-def _is_checkpoint(names: Mapping[str, TensorInfo]) -> bool:
-    return any(name.startswith("transformer.") for name in names)
-
-
 def _is_packed(module: str, names: Mapping[str, TensorInfo]) -> bool:
     """Return whether a byte of a checkpoint's weight holds two: its scales are of blocks, or of groups."""
     groups = names.get(f"{module}.{GROUPS}")
@@ -59,7 +55,7 @@ def measure_stored_weights(directory: Path) -> StoredWeights | None:
     parameters = size = matrices = matrix_size = 0
     for path in sorted(directory.glob("*.safetensors")):
         names = read_header(path).tensors
-        checkpoint = _is_checkpoint(names)
+        checkpoint = any(name.startswith("transformer.") for name in names)
         modules = {
             name.removesuffix(".weight")
             for name, tensor in names.items()

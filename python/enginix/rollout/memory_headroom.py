@@ -61,7 +61,7 @@ def measure_host_headroom(needed: int, meminfo: Path = Path("/proc/meminfo")) ->
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return MemoryHeadroom(needed, int(value.split()[0]) // 1024, "this machine")
-    raise MachineError("the kernel does not report MemAvailable", where=str(meminfo))
+    raise MachineError("the kernel does not report MemAvailable", where=meminfo)
 
 
 def estimate_cpu_server(directory: Path) -> int:

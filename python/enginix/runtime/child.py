@@ -13,12 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from enginix.errors import MachineError
-from enginix.process_group import (
-    end_with_parent,
-    kill_tree,
-    list_processes,
-    read_start_time,
-)
+from enginix.process_group import end_with_parent, kill_tree, list_processes, read_start_time
 from enginix.runtime.sandbox import Sandbox
 
 FORWARDED_SIGNALS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import MachineError, UsageError
+from enginix.files import find_existing_parent
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
@@ -120,11 +120,11 @@ def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
         (out, int(weights * DISK_FACTOR), "the engine"),
         (work, int(weights * WORKSPACE_FACTOR) if workspace else SCRATCH_BYTES, "temporary files"),
     ):
-        free = shutil.disk_usage(_find_existing_parent(path)).free
+        free = shutil.disk_usage(find_existing_parent(path)).free
         if free < needed:
             raise MachineError(
                 f"{format_bytes(free)} free, {format_bytes(needed)} needed for {what}",
-                where=str(path),
+                where=path,
                 fix="free space there" + ("" if path is out else ", or set TMPDIR elsewhere"),
             )
 
@@ -141,14 +141,14 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
     if not versions:
         raise MachineError(
             f"no tensorrt_llm in {runtime.site_packages}",
-            where=str(rootfs),
+            where=rootfs,
             fix=f"pass the root file system of {runtime.id} (enginix runtime pin)",
         )
     plain = versions[0].split("+")[0]
     if plain != runtime.version:
         raise MachineError(
             f"the image has tensorrt_llm {versions[0]}; runtime {runtime.id} is {runtime.version}",
-            where=str(rootfs),
+            where=rootfs,
             fix="pass the runtime's own image",
         )
     return plain
@@ -191,54 +191,45 @@ def check_support(
         UsageError: TensorRT-LLM would refuse the combination.
     """
     with limited_llmapi_advice(architecture):
-        return _check_support(algorithm, kv_cache, architecture, target, say_format)
-
-
-def _check_support(
-    algorithm: str | None,
-    kv_cache: str | None,
-    architecture: str | None,
-    target: Target,
-    say_format: Callable[[str], str],
-) -> list[str]:
-    support, algorithms = load_table("engine_support"), read_algorithms()
-    name = algorithm or "NO_QUANT"
-    row = algorithms.get(name)
-    if row is None:
-        raise UsageError(f"unknown quantization {name!r}", fix=list_known(name, sorted(algorithms)))
-    if not row["engine"]:
-        raise UsageError(
-            f"{name} cannot become an engine: {row['why']}",
-            fix=row["instead"] + (", or serve this one with the llmapi kind" if row["llmapi"] else ""),
-        )
-    _refuse_unsupported_format(name, row, target, support, say_format)
-    if kv_cache is not None:
-        cache = load_table("number_formats")["kvCache"].get(kv_cache)
-        if cache is None or not cache["engine"]:
+        support, algorithms = load_table("engine_support"), read_algorithms()
+        name = algorithm or "NO_QUANT"
+        row = algorithms.get(name)
+        if row is None:
+            raise UsageError(f"unknown quantization {name!r}", fix=list_known(name, sorted(algorithms)))
+        if not row["engine"]:
             raise UsageError(
-                f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
+                f"{name} cannot become an engine: {row['why']}",
+                fix=row["instead"] + (", or serve this one with the llmapi kind" if row["llmapi"] else ""),
             )
-        _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
-    written = find_written_name(architecture)
-    if written is not None and written not in support["architectures"]["engine"]:
-        raise UsageError(
-            f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
-            fix="serve the model with the llmapi kind"
-            if name == "NO_QUANT"
-            else "serve this one with the llmapi kind",
-        )
-    if why := support["architectures"]["unbuildable"].get(written):
-        raise UsageError(
-            f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
-            fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
-        )
-    facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
-    return [
-        w["text"]
-        for w in support["warnings"]
-        if target.sm >= w["when"].get("smFrom", 0)
-        and all(facts[k] in v for k, v in w["when"].items() if k in facts)
-    ]
+        _refuse_unsupported_format(name, row, target, support, say_format)
+        if kv_cache is not None:
+            cache = load_table("number_formats")["kvCache"].get(kv_cache)
+            if cache is None or not cache["engine"]:
+                raise UsageError(
+                    f"a KV cache in {kv_cache} cannot be built into an engine",
+                    fix="use an FP8 KV cache or none",
+                )
+            _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
+        written = find_written_name(architecture)
+        if written is not None and written not in support["architectures"]["engine"]:
+            raise UsageError(
+                f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
+                fix="serve the model with the llmapi kind"
+                if name == "NO_QUANT"
+                else "serve this one with the llmapi kind",
+            )
+        if why := support["architectures"]["unbuildable"].get(written):
+            raise UsageError(
+                f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
+                fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
+            )
+        facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
+        return [
+            w["text"]
+            for w in support["warnings"]
+            if target.sm >= w["when"].get("smFrom", 0)
+            and all(facts[k] in v for k, v in w["when"].items() if k in facts)
+        ]
 
 
 def check_pipeline(architecture: str | None, stages: int) -> None:
@@ -257,11 +248,7 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
 
 
 def _refuse_unsupported_format(
-    name: str,
-    row: dict[str, Any],
-    target: Target,
-    support: dict[str, Any],
-    say_format: Callable[[str], str],
+    name: str, row: dict[str, Any], target: Target, support: dict[str, Any], say_format: Callable[[str], str]
 ) -> None:
     if supports_sm(row, target.sm):
         return
@@ -282,10 +269,3 @@ def _refuse_unsupported_format(
     if supported_formats:
         why += f"; engines for it take {', '.join(supported_formats)}"
     raise UsageError(why, fix="use " + ", or ".join(offers))
-
-
-def _find_existing_parent(path: Path) -> Path:
-    path = Path(os.path.abspath(path))
-    while not path.exists():
-        path = path.parent
-    return path

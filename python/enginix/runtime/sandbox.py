@@ -121,7 +121,7 @@ class Sandbox:
             raise MachineError(
                 f"the path is longer than {LONGEST_WORK_PATH} characters; sockets of OpenMPI below it would "
                 f"not fit",
-                where=str(self.work),
+                where=self.work,
                 fix="set TMPDIR to a short path, such as /tmp",
             )
         inside = str(self.inside)
@@ -135,7 +135,7 @@ class Sandbox:
                 probe.touch()
                 probe.unlink()
             except OSError as e:
-                raise MachineError(f"{name} cannot be written: {e.strerror}", where=str(path)) from e
+                raise MachineError(f"{name} cannot be written: {e.strerror}", where=path) from e
 
     def command(self, words: Sequence[str], info: int | None = None) -> list[str]:
         """Return the command line that runs ``words`` inside.
@@ -303,8 +303,7 @@ def check_namespaces() -> None:
         MachineError: this user may not make user namespaces; says what to enable.
     """
     program = find_bubblewrap()
-    line = [
-        program,
+    options = [
         "--unshare-user",
         "--unshare-pid",
         "--ro-bind",
@@ -316,7 +315,8 @@ def check_namespaces() -> None:
         "/dev",
         "--",
     ]
-    done = subprocess.run([*line, program, "--version"], capture_output=True, text=True, check=False)
+    line = [program, *options, program, "--version"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
     message = (done.stderr.strip().splitlines() or ["no output"])[-1]

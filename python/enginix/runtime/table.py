@@ -187,9 +187,7 @@ def _read_pin_environment(pin: Path, name: str) -> dict[str, str]:
         if not all(isinstance(k, str) and isinstance(v, str) for k, v in environment.items()):
             raise ValueError("environment is not of texts")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UsageError(
-            f"unreadable: {e}", where=str(pin), fix="write it again with enginix runtime pin"
-        ) from e
+        raise UsageError(f"unreadable: {e}", where=pin, fix="write it again with enginix runtime pin") from e
     if pinned_runtime != name:
-        raise UsageError(f"the pin is of runtime {pinned_runtime}, not of {name}", where=str(pin))
+        raise UsageError(f"the pin is of runtime {pinned_runtime}, not of {name}", where=pin)
     return dict(environment)

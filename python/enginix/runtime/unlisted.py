@@ -61,7 +61,7 @@ def read_description(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as e:
         raise UsageError(
             f"unreadable: {e}",
-            where=str(path),
+            where=path,
             fix='write {"like": "trtllm-1.4.0rc1", "image": "…", "versions": {"tensorrtLlm": "…"}}',
         ) from e
     return content

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginix.errors import EXIT_MACHINE, MachineError, UsageError
+from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import get_kind, has_rank_processes
 from enginix.process_group import signal_group
 from enginix.tables import load_table
@@ -41,7 +41,6 @@ PAUSE_SECONDS = 1.0
 class HostError(MachineError):
     """Ranks cannot be started on a host."""
 
-    exit_code = EXIT_MACHINE
     kind = "host"
 
 
@@ -123,14 +122,14 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     try:
         lines = [line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"cannot be read: {e}", where=str(path)) from e
+        raise UsageError(f"cannot be read: {e}", where=path) from e
     parts = []
     for line in filter(None, lines):
         if (match := _FILE.fullmatch(line)) is None:
-            raise UsageError(f"{line!r} is not HOST slots=N", where=str(path))
+            raise UsageError(f"{line!r} is not HOST slots=N", where=path)
         parts.append(f"{match[1]}:{match[2]}")
     if not parts:
-        raise UsageError("names no host", where=str(path), fix="a line HOST slots=N for each")
+        raise UsageError("names no host", where=path, fix="a line HOST slots=N for each")
     return parse_hosts(",".join(parts), str(path))
 
 
@@ -192,7 +191,7 @@ def check_single_host(ranks: int, engine: Path | None) -> None:
     if ranks > each:
         raise UsageError(
             f"an engine of {ranks} ranks for machines of {each} GPUs: rank {each} would be on rank 0's GPU",
-            where=str(engine),
+            where=engine,
             fix=f"spread it over several with --hosts, or convert with --gpus-per-node {ranks}",
         )
 

@@ -80,7 +80,7 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
     if (why := find_refusal(repository_manifest, server)) is not None:
         raise ManifestError(
             why,
-            where=str(directory),
+            where=directory,
             fix=f"pass another --tritonserver than {server.directory}, or another engine",
         )
     known: Mapping[str, contract.ModelContract] | None = None
@@ -129,7 +129,7 @@ def _require_whole_chain(directory: Path, repository_manifest: Manifest, engine:
     if is_portable(repository_manifest.kind) and read_golden(repository_manifest) is None:
         raise ManifestError(
             "its manifest has no golden tokens, which the server's first answer is compared with",
-            where=str(directory),
+            where=directory,
             fix="build the engine and the repository again",
         )
 
@@ -156,7 +156,7 @@ def _require_named_engine(
     if paths and engine is None:
         raise ManifestError(
             f"its engine's manifest is missing: no directory above {paths[0]} has one",
-            where=str(directory),
+            where=directory,
             fix="restore the engine, or make the repository again: enginix triton-repo",
         )
     for path in paths:
@@ -164,7 +164,7 @@ def _require_named_engine(
         if not any(normal.is_relative_to(root) for root in (engine, directory) if root is not None):
             raise ManifestError(
                 f"a model reads {path}, which is neither in the repository nor in its engine {engine}",
-                where=str(directory),
+                where=directory,
                 fix="make the repository again: enginix triton-repo",
             )
     return engine
@@ -206,7 +206,7 @@ def check_backend(repository: ServedRepository, server: TritonServer) -> None:
     if not any(outside.glob("libtriton_tensorrtllm*.so")):
         raise MachineError(
             "libtriton_tensorrtllm.so is missing",
-            where=str(outside),
+            where=outside,
             fix="serve it inside the image of the runtime that it is for",
         )
 
@@ -230,7 +230,7 @@ def find_mpirun(server: TritonServer, environment: Mapping[str, str]) -> str:
             return f"{place}/mpirun"
     raise MachineError(
         "mpirun is missing, which starts several ranks",
-        where=str(server.rootfs or "PATH"),
+        where=server.rootfs or "PATH",
         fix="take the image of the runtime, or put OpenMPI's directory on PATH",
     )
 
@@ -323,13 +323,13 @@ def check_shared_memory(instances: int, directory: Path = SHM) -> None:
         MachineError: not writable, or smaller than the instances need.
     """
     if not os.access(directory, os.W_OK):
-        raise MachineError("not writable", where=str(directory), fix="mount a tmpfs there, mode 1777")
+        raise MachineError("not writable", where=directory, fix="mount a tmpfs there, mode 1777")
     status = os.statvfs(directory)
     free, needed = status.f_bavail * status.f_frsize, instances * SHM_PER_INSTANCE
     if free < needed:
         raise MachineError(
             f"{format_bytes(free)} free, {format_bytes(needed)} needed for {instances} Python model "
             "instances",
-            where=str(directory),
+            where=directory,
             fix="enlarge it (docker run --shm-size), or remove leftovers",
         )

@@ -22,9 +22,10 @@ from typing import Any
 
 from enginix import process
 from enginix.errors import MachineError, UsageError
-from enginix.files import find_user_cache, new_directory, sha256_file
+from enginix.files import find_user_cache, sha256_file
 from enginix.optional_libraries import format_tritonserver_command, is_in_nix_store
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 STUB = "triton_python_backend_stub"
 PACKAGE = Path("pytriton", "tritonserver")
@@ -121,11 +122,11 @@ def install_wheel(wheel: Path, out: Path) -> None:
     """
     row = wheel_row()
     if not wheel.is_file():
-        raise UsageError("no such file", where=str(wheel), fix=f"pass {row['file']}")
+        raise UsageError("no such file", where=wheel, fix=f"pass {row['file']}")
     if (digest := sha256_file(wheel)) != row["sha256"]:
         raise UsageError(
             f"not {row['file']}: its sha256 is {digest}, that of the pinned wheel is {row['sha256']}",
-            where=str(wheel),
+            where=wheel,
             fix="leave --wheel out, and pip fetches the right one",
         )
     with new_directory(out) as partial:
@@ -191,7 +192,7 @@ def record_tritonserver(directory: Path) -> Path:
         temporary_link.parent.rmdir()
     except OSError as e:
         raise MachineError(
-            f"cannot write: {e.strerror}", where=str(link), fix=f"export ENGINIX_TRITONSERVER={directory}"
+            f"cannot write: {e.strerror}", where=link, fix=f"export ENGINIX_TRITONSERVER={directory}"
         ) from e
     return link
 

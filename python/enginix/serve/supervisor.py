@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from enginix.errors import EXIT_MACHINE, EnginixError, MachineError
+from enginix.errors import EnginixError, MachineError
 from enginix.process_group import (
     end_with_parent,
     is_group_alive,
@@ -26,13 +26,7 @@ from enginix.process_group import (
 from enginix.runtime.child import Child
 from enginix.serve import hosts, ranks
 from enginix.serve.hang_watch import HUNG_LOOKS, HangWatch
-from enginix.serve.launch import (
-    AGENT,
-    LaunchSpec,
-    link_named_paths,
-    link_repository,
-    unbatch_reference,
-)
+from enginix.serve.launch import AGENT, LaunchSpec, link_named_paths, link_repository, unbatch_reference
 from enginix.serve.preflight import SHM
 from enginix.serve.state_directory import StateDirectory
 from enginix.serve.tritonserver import STUB
@@ -51,7 +45,6 @@ _CRASH = re.compile(r"^(?:rank \d+: )?Signal \(\d+\) received\.$")
 class StartError(MachineError):
     """The server did not become ready."""
 
-    exit_code = EXIT_MACHINE
     kind = "start"
 
 
@@ -80,7 +73,7 @@ class SupervisedServer:
             self._directory.remove()
             if isinstance(e, EnginixError):
                 raise
-            raise StartError(f"cannot start: {e.strerror}", where=str(spec.server.program)) from e
+            raise StartError(f"cannot start: {e.strerror}", where=spec.server.program) from e
         self._ranks: dict[int, int] = {}
         # No process is left that could answer the running requests.
         self._cannot_answer = False
@@ -342,6 +335,7 @@ def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] =
     useful = [line for line in lines if not _NOISE.search(line)]
     tail = "\n    ".join(useful[-12:]) or "no output"
     rank = ranks.find_ended_rank(lines)
+    where = "tritonserver" if rank is None else hosts.describe_rank(machines, rank)
     if (lost := hosts.find_failed_host(machines, lines)) is not None and rank is None:
         return StartError(lost[1], where=lost[0], fix=f"its and mpirun's last lines:\n    {tail}")
     for line in useful:
@@ -350,7 +344,7 @@ def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] =
             reason = failure[2].split("\\n", 1)[0].rstrip('"').removeprefix("Internal: ").strip()
             return StartError(
                 f"failed to load: {reason}",
-                where=failure[1] if rank is None else f"{hosts.describe_rank(machines, rank)}, {failure[1]}",
+                where=failure[1] if rank is None else f"{where}, {failure[1]}",
                 fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
             )
     if status < 0 and rank is None and useful:
@@ -365,11 +359,10 @@ def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] =
     if rank_lines:
         return StartError(
             f"ended; its last line: {rank_lines[-1].split(': ', 1)[1]}",
-            where="tritonserver" if rank is None else hosts.describe_rank(machines, rank),
+            where=where,
             fix=f"mpirun ended with {how}, its last lines:\n    {tail}",
         )
     last = errors[-1] if errors else (useful[-1] if useful else "no output")
-    where = "tritonserver" if rank is None else hosts.describe_rank(machines, rank)
     return StartError(f"ended with {how}: {last}", where=where, fix=f"its last lines:\n    {tail}")
 
 

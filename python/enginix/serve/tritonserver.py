@@ -137,7 +137,7 @@ def _check_parts(directory: Path) -> None:
         if not path.is_file() or (part.endswith(("tritonserver", STUB)) and not os.access(path, os.X_OK)):
             raise MachineError(
                 f"{part} is missing or not executable",
-                where=str(directory),
+                where=directory,
                 fix="pass a tritonserver with its Python backend; docs/reference/triton.md shows the layout",
             )
 
@@ -151,7 +151,7 @@ def _read_runtime_file(directory: Path) -> dict[str, str]:
         if described["name"] not in load_table("runtimes")["runtimes"]:
             raise ValueError(f"unknown runtime {described['name']!r}")
     except (OSError, ValueError, TypeError, KeyError) as e:
-        raise MachineError(f"unreadable: {e}", where=str(path), fix='{"name": "<runtime>"}') from e
+        raise MachineError(f"unreadable: {e}", where=path, fix='{"name": "<runtime>"}') from e
     return {key: str(value) for key, value in described.items()}
 
 
@@ -200,7 +200,7 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
         MachineError: the environment does not fit; has the reason.
     """
     if python.name != "python3" or not os.access(python, os.X_OK):
-        raise UsageError("not an executable named python3", where=str(python), fix="--python DIR/bin/python3")
+        raise UsageError("not an executable named python3", where=python, fix="--python DIR/bin/python3")
     binary = server.stub.read_bytes()
     linked = re.search(rb"libpython3\.(\d+)\.so", binary)
     support = find_triton_support(kind)
@@ -215,7 +215,7 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
     if linked and int(linked[1]) != minor:
         raise MachineError(
             f"Python 3.{minor}, but this Triton's stub is for 3.{int(linked[1])}",
-            where=str(python),
+            where=python,
             fix=f"--python of a Python 3.{int(linked[1])}, or a tritonserver for 3.{minor}: "
             f"enginix tritonserver -o DIR, run by a Python 3.{minor}",
         )
@@ -223,7 +223,7 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
     if missing:
         raise MachineError(
             f"lacks {', '.join(missing)}, which the repository's models import",
-            where=str(python),
+            where=python,
             fix=f"{format_install_command(support.extra, 'serve', str(python))}\n"
             "       or --python of an environment that has them"
             if support.extra is not None
@@ -232,6 +232,6 @@ def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -
     if numpy.split(".")[0] not in ("0", "1") and b"numpy._core" not in binary:
         raise MachineError(
             f"NumPy {numpy}, but this Triton's Python stub reads arrays of NumPy 1 only and would crash",
-            where=str(python),
+            where=python,
             fix=f"{python} -m pip install 'numpy<2', or a tritonserver of 24.11 or later",
         )

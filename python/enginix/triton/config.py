@@ -148,7 +148,7 @@ def read_pbtxt(path: Path) -> Any:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise RepositoryError(f"unreadable: {e}", where=str(path)) from e
+        raise RepositoryError(f"unreadable: {e}", where=path) from e
     return parse_pbtxt(text, str(path))
 
 

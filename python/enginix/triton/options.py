@@ -56,7 +56,7 @@ class RepositoryOptions:
             value = getattr(self, name)
             if value is not None and not minimum <= value < 2**31:
                 raise UsageError(
-                    f"{value} is not between {minimum} and {2**31 - 1}", where=_name_option(name)
+                    f"{value} is not between {minimum} and {2**31 - 1}", where=f"--{name.replace('_', '-')}"
                 )
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"{self.device!r} is not cpu, cuda or cuda:<number>", where="--device")
@@ -72,11 +72,7 @@ def resolve_batch_size(directory: Path, limit: int | None, options: RepositoryOp
     if limit is not None and batch > limit:
         raise RepositoryError(
             f"max_batch_size: {batch} is above the engine's {limit}",
-            where=str(directory),
+            where=directory,
             fix=f"--max-batch-size {limit} or less",
         )
     return batch
-
-
-def _name_option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -46,7 +46,7 @@ def verify_chain(
         if not artefact.is_listed:
             raise ManifestError(
                 OLD_MANIFEST,
-                where=str(artefact.directory),
+                where=artefact.directory,
                 fix="build it again with this enginix; until then only its inputs can be compared",
             )
     return list(checked.values())
@@ -65,7 +65,9 @@ def _verify(directory: Path, checked: dict[Path, CheckedArtefact], *, full: bool
 def _find_inputs(directory: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     """Yield the inputs that an artefact holds or names, by their keys in its manifest."""
     if manifest.artefact == "triton-repository":
-        if (engine := _find_repository_engine(directory, manifest)) is not None:
+        from enginix.serve.preflight import find_repository_engine
+
+        if (engine := find_repository_engine(directory, manifest)) is not None:
             yield "engine", engine
         return
     for name in ("checkpoint", "model"):
@@ -76,12 +78,6 @@ def _find_inputs(directory: Path, manifest: Manifest) -> Iterator[tuple[str, Pat
         targets = [Path(os.readlink(p)).parent for p in sorted(directory.iterdir()) if p.is_symlink()]
         if targets and (targets[0] / MANIFEST_FILE).is_file():
             yield "engine", targets[0]
-
-
-def _find_repository_engine(directory: Path, manifest: Manifest) -> Path | None:
-    from enginix.serve.preflight import find_repository_engine
-
-    return find_repository_engine(directory, manifest)
 
 
 def _require_made_from(directory: Path, manifest: Manifest, name: str, source: Path) -> None:
@@ -103,7 +99,7 @@ def _verify_source(source: Path, checked: dict[Path, CheckedArtefact], *, full: 
     if not users:
         raise UsageError(
             f"no input of {', '.join(sorted({a.manifest.artefact for a in checked.values()}))}",
-            where=str(source),
+            where=source,
             fix="pass with --from what the artefact was made from",
         )
     for user in users:

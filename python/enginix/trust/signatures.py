@@ -38,7 +38,7 @@ def sign_manifest(directory: Path, key: Path, out: Path, *, force: bool = False)
         MachineError: ssh-keygen is missing.
     """
     if not key.is_file():
-        raise UsageError("no such key", where=str(key), fix="ssh-keygen -t ed25519 makes one")
+        raise UsageError("no such key", where=key, fix="ssh-keygen -t ed25519 makes one")
     agent = {n: os.environ[n] for n in ("SSH_AUTH_SOCK", "HOME", "SSH_ASKPASS") if n in os.environ}
     words = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", os.path.abspath(key)]
     done = run_program(words, env=agent, stdin=directory / MANIFEST_FILE, check=False, asks_at_terminal=True)
@@ -46,13 +46,13 @@ def sign_manifest(directory: Path, key: Path, out: Path, *, force: bool = False)
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise UsageError(
             f"ssh-keygen cannot sign with it: {lines[-1]}",
-            where=str(key),
+            where=key,
             fix="pass a private key, or a public one whose private key is in the agent (ssh-add)",
         )
     signature = out / SIGNATURE_FILE
     for path in (signature, out / STATEMENT_FILE):
         if path.is_dir():
-            raise UsageError("is a directory", where=str(path), fix="remove it, or pass another -o DIR")
+            raise UsageError("is a directory", where=path, fix="remove it, or pass another -o DIR")
     others = [] if force else _list_other_signatures(directory / MANIFEST_FILE, signature, done.stdout)
     write_text(signature, "".join([*others, done.stdout]))
     return signature
@@ -78,7 +78,7 @@ def _list_other_signatures(manifest: Path, signature: Path, new: str) -> list[st
     if "" in keys.values() or _BLOCK.sub("", content).strip() or len(keys) > _MOST_SIGNATURES:
         raise UsageError(
             "holds a signature that is not of this manifest, or too many",
-            where=str(signature),
+            where=signature,
             fix="--force replaces what is there, or pass -o DIR",
         )
     return [block for block, key in keys.items() if key != keys[new]]
@@ -100,25 +100,23 @@ def require_signature(
         MachineError: ssh-keygen is missing.
     """
     if not signers.is_file():
-        raise UsageError("no such file of allowed signers", where=str(signers), fix="lines: NAME KEYTYPE KEY")
+        raise UsageError("no such file of allowed signers", where=signers, fix="lines: NAME KEYTYPE KEY")
     if not _names_signer(signers):
         raise UsageError(
-            "names no allowed signer",
-            where=str(signers),
-            fix="a line for each: NAME KEYTYPE KEY (ssh-keygen(1))",
+            "names no allowed signer", where=signers, fix="a line for each: NAME KEYTYPE KEY (ssh-keygen(1))"
         )
     path = signature or directory / SIGNATURE_FILE
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST_SIGNATURE:
             raise ManifestError(
                 "not signed, and a signature of an allowed signer is demanded",
-                where=str(path),
+                where=path,
                 fix="enginix sign it, or pass its signature with --signature",
             )
         content = (directory / MANIFEST_FILE).read_bytes()
         signed = path.read_bytes()
     except OSError as e:
-        raise ManifestError(f"cannot be read: {e.strerror}", where=str(path), fix="make it readable") from e
+        raise ManifestError(f"cannot be read: {e.strerror}", where=path, fix="make it readable") from e
     with tempfile.TemporaryDirectory(prefix="enginix-verify-") as work:
         # Copies: what is verified is what was read.
         manifest_copy, signature_copy = Path(work) / MANIFEST_FILE, Path(work) / SIGNATURE_FILE
@@ -136,7 +134,7 @@ def require_signature(
                     return principal.strip()
     raise ManifestError(
         "its signature is not one of an allowed signer over this manifest",
-        where=str(path),
+        where=path,
         fix=f"ask who signed it; allowed signers are in {signers}",
     )
 

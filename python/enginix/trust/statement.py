@@ -79,5 +79,5 @@ def require_same_statement(directory: Path, beside: Path) -> None:
     path = beside / STATEMENT_FILE
     if path.is_file() and path.read_bytes() != dump_statement(directory).encode():
         raise ManifestError(
-            "is not the statement of this manifest", where=str(path), fix="enginix sign writes it again"
+            "is not the statement of this manifest", where=path, fix="enginix sign writes it again"
         )

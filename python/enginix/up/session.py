@@ -22,10 +22,10 @@ from enginix import console
 from enginix.console import format_bytes
 from enginix.ending import SignalReceived
 from enginix.errors import EXIT_OK, EXIT_USAGE, EnginixError, InterruptedWork, MachineError
-from enginix.files import is_being_written
 from enginix.ports import is_port_of
 from enginix.process_group import end_with_parent, list_descendants, signal_group
 from enginix.up.stages import Stage
+from enginix.work_directory import is_being_written
 
 # Seconds between two lines of a log about servers that start.
 TICK = 30.0

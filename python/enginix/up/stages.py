@@ -97,14 +97,7 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
         model = add("fetch", ["fetch", str(request.source)], identity)
     source = model
     if request.format is not None:
-        words = [
-            "quantize",
-            str(model),
-            "--format",
-            request.format,
-            "--name",
-            name_endpoint(request),
-        ]
+        words = ["quantize", str(model), "--format", request.format, "--name", name_endpoint(request)]
         calibration = request.calibration or add("calibrate", ["calibrate", str(model)], identity)
         source = add("quantize", [*words, "--calibration", str(calibration)], identity)
     build = ["build", "--kind", kind.name, "--model", str(source), "--name", name_endpoint(request)]

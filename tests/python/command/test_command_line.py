@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from enginix import cli, errors
+from enginix.cli import command_parser, command_table
 from enginix.help_text import fit_description
 from enginix.wording import count_noun, with_article
 
@@ -162,7 +163,7 @@ def test_help_finds_a_word(words: list[str], first: str | None, capsys: pytest.C
         return
     assert cli.main(["help", "--json", *words]) == 0
     found = json.loads(capsys.readouterr().out)["commands"]
-    assert found[0] == first and not set(found) & set(cli.INTERNAL_COMMANDS)
+    assert found[0] == first and not set(found) & set(command_table.INTERNAL_COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_an_artefact_of_another_stage(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "is a model, not an engine\n  fix: pass an engine" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("command", sorted(command_table.COMMANDS))
 def test_help_fits_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are broken as a shell takes them: joined again, they are the words that were written."""
     for columns in ("80", None):
@@ -247,8 +248,8 @@ def test_the_overview_fits_a_pipe(
 
 
 def _check_width(command: str) -> None:
-    module = importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}")
-    text = cli._make_parser(command, module).format_help()
+    module = importlib.import_module(f"enginix.cli.{command_table.COMMANDS[command][0]}")
+    text = command_parser.make_parser(command, module).format_help()
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert (module.__doc__ or "").split() == fit_description(module.__doc__ or "", 500).split()
     joined = fit_description(module.__doc__ or "", 80).replace(" \\\n", " ").split()

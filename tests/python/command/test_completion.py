@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from enginix import cli, console
-from enginix.cli.completion import render_completion
+from enginix.cli import command_table
+from enginix.cli.shell.completion_scripts import render_completion
 
 ROOT = Path(__file__).parents[3]
 # What is typed → what is offered, among others.
@@ -65,8 +66,8 @@ def test_zsh_parses_the_script(tmp_path: Path) -> None:
 
 def test_every_option_of_every_command_is_offered() -> None:
     scripts = [render_completion(shell) for shell in ("bash", "zsh", "fish")]
-    for name, (module, _) in cli.COMMANDS.items():
-        if name in cli.INTERNAL_COMMANDS:
+    for name, (module, _) in command_table.COMMANDS.items():
+        if name in command_table.INTERNAL_COMMANDS:
             assert f" {name})" not in scripts[0]
             continue
         parser = argparse.ArgumentParser()

@@ -14,7 +14,8 @@ import pytest
 
 from enginix import next_command
 from enginix.checkpoint.convert import ConvertOptions, convert_model
-from enginix.cli import COMMANDS, main
+from enginix.cli import main
+from enginix.cli.command_table import COMMANDS
 from enginix.manifest import Manifest
 from environments import environment
 from hub import Hub

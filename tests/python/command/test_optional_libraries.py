@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from enginix import cli, optional_libraries
+from enginix.cli import command_table
 from enginix.manifest import Manifest
 from enginix.optional_libraries import CORE, EXTRAS
 
@@ -125,7 +126,7 @@ def _check(command: str, code: int, stderr: str) -> None:
 
 
 def test_every_command_has_a_row() -> None:
-    assert set(COMMANDS) == set(cli.COMMANDS)
+    assert set(COMMANDS) == set(command_table.COMMANDS)
 
 
 def _environment(inputs: Path, **more: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import enginix
-from enginix import cli
+from enginix.cli import command_table
 from enginix.optional_libraries import EXTRAS
 
 if sys.version_info >= (3, 11):
@@ -95,7 +95,7 @@ def test_an_extra_brings_the_modules_that_the_table_says(extra: str) -> None:
 
 
 def test_the_table_names_commands_that_exist_and_old_extras_are_the_new_ones() -> None:
-    assert {command for extra in EXTRAS.values() for command in extra.commands} <= set(cli.COMMANDS)
+    assert {command for extra in EXTRAS.values() for command in extra.commands} <= set(command_table.COMMANDS)
     assert _requirements("triton") == _requirements("serve")
     assert _requirements("modelopt") == _requirements("quantize")
     assert _requirements("all") >= _requirements("reference") | _requirements("gateway")

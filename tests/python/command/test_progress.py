@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from enginix import cli, console, progress
-from enginix.cli import main
+from enginix import console, progress
+from enginix.cli import command_table, main
 from enginix.run_log import find_run_log, read_run_log
 from retries import hold_once
 
@@ -26,6 +26,7 @@ MODEL = ROOT / "tests" / "models" / "tiny-qwen3"
 SLOW = """
 import sys, time, types
 from enginix import cli, console
+from enginix.cli import command_table
 from enginix.progress import track_step
 def run(args):
     time.sleep(2.2)
@@ -37,11 +38,11 @@ def run(args):
         print("a foreign line"); print("a foreign warning", file=sys.stderr)
         time.sleep(1.2)
     console.print_message("a message")
-    console.print_result({}, "the result", as_json=args.json)
+    console.print_result({}, "the result")
     return 0
 stand_in = types.ModuleType("slow"); stand_in.run = run; stand_in.add_arguments = lambda parser: None
 sys.modules["enginix.cli.slow"] = stand_in
-cli.COMMANDS["slow"] = ("slow", "a slow stand-in")
+command_table.COMMANDS["slow"] = ("slow", "a slow stand-in")
 sys.exit(cli.main(["slow", *sys.argv[1:]]))
 """
 
@@ -141,13 +142,13 @@ def test_a_log_is_calm_and_quiet_is_silent(capfd: pytest.CaptureFixture[str]) ->
     assert (quiet.stdout, quiet.stderr) == ("the result\n", "")
 
 
-@pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - set(cli.OWN_TERMINAL)))
+@pytest.mark.parametrize("name", sorted(set(command_table.COMMANDS) - set(command_table.OWN_TERMINAL)))
 def test_every_command_shows_progress(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in stands for any of them: all go through the same function."""
     import importlib
 
     seen = []
-    module = importlib.import_module(f"enginix.cli.{cli.COMMANDS[name][0]}")
+    module = importlib.import_module(f"enginix.cli.{command_table.COMMANDS[name][0]}")
     monkeypatch.setattr(module, "run", lambda args: seen.append(progress._command) or 0)
     monkeypatch.setattr(module, "add_arguments", lambda parser: None)
     assert main([name]) == 0 and seen[0].name == name and seen[0].is_live

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from enginix.cli import COMMANDS, INTERNAL_COMMANDS, main
+from enginix.cli import main
+from enginix.cli.command_table import COMMANDS, INTERNAL_COMMANDS
 from enginix.errors import EXIT_INPUT, EXIT_MACHINE, EXIT_USAGE
 from enginix.manifest import Manifest
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginix import cli
-from enginix.cli import main
+from enginix.cli import command_parser, command_table, main
 from enginix.device import find_device
 from enginix.errors import MachineError, UsageError
 from enginix.gateway.launch import require_litellm
@@ -36,8 +35,9 @@ def _list_numbers() -> Iterator[tuple[tuple[str, ...], argparse.Action]]:
             elif action.type in (int, float):
                 yield words, action
 
-    for name, (module, _) in cli.COMMANDS.items():
-        yield from walk(cli._make_parser(name, importlib.import_module(f"enginix.cli.{module}")), (name,))
+    for name, (module, _) in command_table.COMMANDS.items():
+        parser = command_parser.make_parser(name, importlib.import_module(f"enginix.cli.{module}"))
+        yield from walk(parser, (name,))
 
 
 def test_a_number_that_says_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_a_number_that_says_nothing_is_refused(capsys: pytest.CaptureFixture[str
     numbers = list(_list_numbers())
     assert len(numbers) > 60
     for words, action in numbers:
-        wrong = ["-1"] if action.dest in cli._ZERO_ALLOWED else ["-1", "0"]
+        wrong = ["-1"] if action.dest in command_parser.ZERO_ALLOWED else ["-1", "0"]
         wrong += ["nan", "inf", "1e300"] if action.type is float else ["nan", "1.5"]
         for text in wrong:
             option = action.option_strings[0]
@@ -62,7 +62,7 @@ def test_a_question_that_is_not_utf_8(
         assert "standard input: is not UTF-8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("zero", sorted(cli._ZERO_ALLOWED))
+@pytest.mark.parametrize("zero", sorted(command_parser.ZERO_ALLOWED))
 def test_zero_is_a_number_of_some_options(zero: str) -> None:
     assert zero in {action.dest for _, action in _list_numbers()}
 

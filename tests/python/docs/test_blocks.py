@@ -27,6 +27,7 @@ from pathlib import Path
 import pytest
 
 from enginix import cli
+from enginix.cli import command_parser, command_table
 from enginix.gateway.keys import Keys
 from enginix.gateway.spec import parse_gateway_spec
 
@@ -144,7 +145,7 @@ def parse_enginix(words: list[str]) -> None:
     """Parse the words of a command of enginix by its own parser."""
     command, *rest = words
     parser = argparse.ArgumentParser(f"enginix {command}", exit_on_error=False)
-    importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}").add_arguments(parser)
+    importlib.import_module(f"enginix.cli.{command_table.COMMANDS[command][0]}").add_arguments(parser)
     cut = next((i for i, word in enumerate(rest) if set(word) <= set("<>")), len(rest))
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
@@ -300,7 +301,7 @@ def prepare_files(directory: Path) -> None:
 @pytest.mark.parametrize("block", of("text"), ids=str)
 def test_texts_hold_no_commands(block: Block) -> None:
     """A command in a text would be in no test; help of commands has its examples, which are indented."""
-    commands = "|".join(cli.COMMANDS)
+    commands = "|".join(command_table.COMMANDS)
     if block.page.name != "cli.md":
         assert not re.search(rf"^(\$ |enginix ({commands}) |mk[A-Z]\w+ \{{$)", block.text, re.MULTILINE)
 
@@ -405,9 +406,10 @@ def test_options_in_sentences_are_those_of_their_command() -> None:
         for text in re.findall(r"`(enginix [^`]+)`", read_prose(page)):
             _, command, *words = text.split()
             options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words)))
-            if command in cli.COMMANDS:
-                parser = cli._make_parser(
-                    command, importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}")
+            if command in command_table.COMMANDS:
+                parser = command_parser.make_parser(
+                    command, importlib.import_module(f"enginix.cli.{command_table.COMMANDS[command][0]}")
                 )
-                wrong += [(page.name, text) for option in options if option not in cli._list_options(parser)]
+                known = command_parser._list_options(parser)
+                wrong += [(page.name, text) for option in options if option not in known]
     assert wrong == []

@@ -127,7 +127,9 @@ def test_what_is_said_shows_no_credentials(
     for text in (TOKEN, "http://bob:hunter2@proxy/x", "password hunter2@secret", "hunter2%40secret"):
         console.print_message(f"cannot reach {text}")
         console.report_error(ValueError(text))
-        console.print_result({"x": text}, text, as_json=True)
+        for as_json in (True, False):
+            console.set_style(quiet=False, as_json=as_json)
+            console.print_result({"x": text}, text)
     said = capsys.readouterr()
     assert "hunter2" not in said.out + said.err and TOKEN not in said.out + said.err
     assert redact_secrets("see https://hub.co/a@b and a@b") == "see https://hub.co/a@b and a@b"

@@ -111,7 +111,7 @@ def test_a_selection_is_kept_and_the_default_one_takes_no_room() -> None:
 )
 def test_each_lie_is_named(text: str, says: str) -> None:
     with pytest.raises(LockError) as e:
-        Lock.parse(text, "x.lock.json")
+        parse_lock(text, "x.lock.json")
     assert says in str(e.value) and str(e.value).startswith("x.lock.json: ") and e.value.fix
 
 

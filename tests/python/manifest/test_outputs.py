@@ -17,9 +17,10 @@ import pytest
 from enginix import files
 from enginix.cli import main
 from enginix.errors import EnginixError, MachineError, UsageError
-from enginix.files import new_directory, write_text
+from enginix.files import write_text
 from enginix.kinds.edgellm import serve
 from enginix.process_group import read_start_time
+from enginix.work_directory import new_directory
 
 PACKAGE = Path(files.__file__).parents[1]
 MODEL = Path(__file__).resolve().parents[2] / "models" / "tiny-qwen3"
@@ -51,7 +52,7 @@ def fill(out: Path) -> None:
 def run_fill(out: Path, *, wait: str) -> subprocess.Popen[str]:
     """Another process that fills ``out`` and waits midway for its standard input to end."""
     code = (
-        "import sys, pathlib; from enginix.files import new_directory\n"
+        "import sys, pathlib; from enginix.work_directory import new_directory\n"
         f"with new_directory(pathlib.Path({str(out)!r})) as d:\n"
         f"    (d / 'half').write_text('x'); print({wait!r}, flush=True); sys.stdin.read()\n"
     )
@@ -150,7 +151,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGHUP, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)
 from enginix import cli, process
-from enginix.files import new_directory
+from enginix.cli import command_table
+from enginix.work_directory import new_directory
 slow = types.ModuleType("enginix.cli.slow")
 slow.add_arguments = lambda parser: parser.add_argument("-o", "--output", type=pathlib.Path)
 def run(args):
@@ -162,7 +164,7 @@ def run(args):
             process.run_program(["bash", "-c", orphaning, args.output.with_name("pids")])
 slow.run = run
 sys.modules[slow.__name__] = slow
-cli.COMMANDS["slow"] = ("slow", "waits")
+command_table.COMMANDS["slow"] = ("slow", "waits")
 sys.exit(cli.main(["slow", "-o", sys.argv[1]]))
 """
 

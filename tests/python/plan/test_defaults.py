@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import reference_pages
-from enginix import cli
+from enginix.cli import command_table
 from enginix.errors import UsageError
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import resolve_plan_limits
@@ -62,7 +62,7 @@ def test_arguments_have_one_default() -> None:
     compared, different = 0, []
     for file, command in COMMAND_OF.items():
         parser = argparse.ArgumentParser()
-        importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}").add_arguments(parser)
+        importlib.import_module(f"enginix.cli.{command_table.COMMANDS[command][0]}").add_arguments(parser)
         options = {action.dest: action.default for action in parser._actions}
         arguments = [a for p in reference_pages.read_patterns(reference_pages.ROOT / "nix" / file) for a in p]
         for argument in arguments:

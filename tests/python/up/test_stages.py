@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 
 from enginix import optional_libraries, ports
-from enginix.cli import COMMANDS, main
+from enginix.cli import main
+from enginix.cli.command_table import COMMANDS
 from enginix.errors import MachineError, UsageError
 from enginix.gateway.spec import read_gateway_spec
 from enginix.hub.lock import read_lock
@@ -317,7 +318,7 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path, capsys: pytest.Capture
     """Both begin the same stage; one makes it, and both go on."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from enginix.files import is_being_written, new_directory
+    from enginix.work_directory import is_being_written, new_directory
 
     output = tmp_path / "out"
     stage = Stage("convert", ("convert", str(MODEL), "-o", str(output)), output)

@@ -7,25 +7,23 @@ enginix gate ./engine --reference ./answers --model ./Qwen3-0.6B
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face model directory")
-    parser.add_argument(
-        "--questions", type=Path, metavar="JSONL", help="questions to use instead of the pinned ones"
-    )
+    add_path(parser, "model", "MODEL", "Hugging Face model directory")
+    add_path(parser, "--questions", "JSONL", "questions to use instead of the pinned ones")
     parser.add_argument(
         "--device", default="cpu", help="device to compute on: cpu, cuda, cuda:N (default: cpu)"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="answers to write")
+    add_output(parser, "DIR", "answers to write", required=True)
 
 
 def run(args: argparse.Namespace) -> int:
     from enginix.evaluation.reference_answers import reference_asker
-    from enginix.files import new_directory
+    from enginix.work_directory import new_directory
 
     with new_directory(args.output) as partial:
         material = reference_asker.keep_reference_answers(args.model, partial, args.device, args.questions)
@@ -35,6 +33,5 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"answers": str(args.output), "material": material.sha256, "tokens": tokens},
         f"{args.output}: {tokens} tokens of text, {len(material.questions)} questions asked",
-        as_json=args.json,
     )
     return 0

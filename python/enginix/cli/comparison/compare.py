@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="GPU", help="for one model: GPU to check kinds against (enginix target)"
     )
-    parser.add_argument(
-        "--speed", type=Path, metavar="JSON", help="for artefacts: file with measured tokens per second"
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for artefacts: HTML page to write")
+    add_path(parser, "--speed", "JSON", "for artefacts: file with measured tokens per second")
+    add_output(parser, "FILE", "for artefacts: HTML page to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare_kinds(args)
     if args.target is not None:
         raise UsageError("--target is for the kinds of one model", fix="leave it out, or pass one model")
-    from enginix.files import require_absent_file, write_new_text
+    from enginix.files import write_new_text
+    from enginix.output_path import require_absent_file
     from enginix.report import gate_figures
     from enginix.report.artefacts import read_artefact
     from enginix.report.comparison.artefact_comparison import compare_artefacts
@@ -76,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
         page = write_new_text(args.output, render_comparison_page(artefact_comparison))
         console.print_message(f"page: {page}")
     console.print_result(
-        artefact_comparison.as_json(),
-        render_comparison_text(artefact_comparison, console.find_table_width()),
-        as_json=args.json,
+        artefact_comparison.as_json(), render_comparison_text(artefact_comparison, console.find_table_width())
     )
     return EXIT_CHECK_FAILED if artefact_comparison.has_doubts else EXIT_OK
 
@@ -101,7 +99,6 @@ def _compare_kinds(args: argparse.Namespace) -> int:
     console.print_result(
         {"model": model.name, "target": args.target, "kinds": [row.as_json() for row in rows]},
         "\n".join([head, *(_format_kind(row, args.target) for row in rows)]),
-        as_json=args.json,
     )
     return EXIT_OK if any(row.takes for row in rows) else EXIT_CHECK_FAILED
 

@@ -9,19 +9,19 @@ itself. Exit status 3: a value differs.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_path
 from enginix.errors import LockError, ModelError
 from enginix.hub import model_metadata
 from enginix.model.jsonfile import parse_object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("facts", type=Path, metavar="FACTS", help="the lock's facts, as JSON")
+    add_path(parser, "facts", "FACTS", "the lock's facts, as JSON")
     parser.add_argument("--repo", required=True, metavar="REPO", help="owner/name, for errors")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the pinned config.json")
-    parser.add_argument("--modelopt", type=Path, metavar="FILE", help="the pinned hf_quant_config.json")
+    add_path(parser, "--config", "FILE", "the pinned config.json")
+    add_path(parser, "--modelopt", "FILE", "the pinned hf_quant_config.json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,11 +30,9 @@ def run(args: argparse.Namespace) -> int:
         files = {name: path.read_bytes() for name, path in given.items() if path is not None}
         facts = parse_object(args.facts.read_bytes(), str(args.facts))
     except OSError as e:
-        raise ModelError(f"cannot be read: {e.strerror}", where=str(e.filename), fix="pass a file") from e
+        raise ModelError(f"cannot be read: {e.strerror}", where=e.filename, fix="pass a file") from e
     except ModelError as e:
         raise LockError(e.what, where=e.where, fix="pass the lock's object model") from e
     model_metadata.require_metadata(facts, files, args.repo)
-    console.print_result(
-        {"repo": args.repo, "facts": len(facts)}, f"{args.repo}: facts as configured", as_json=args.json
-    )
+    console.print_result({"repo": args.repo, "facts": len(facts)}, f"{args.repo}: facts as configured")
     return 0

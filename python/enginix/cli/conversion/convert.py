@@ -10,34 +10,25 @@ however large the model is. The output directory appears whole, or not at all.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_output, add_path, fill_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="directory with config.json and safetensors"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoint to write")
+    add_path(parser, "model", "MODEL", "directory with config.json and safetensors")
+    add_output(parser, "DIR", "checkpoint to write", required=True)
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="dtype of everything unquantized (default: the model's; float32 becomes float16)",
     )
     for kind, what in (("tensor", "each matrix"), ("pipeline", "the layers"), ("expert", "the experts")):
-        parser.add_argument(
-            f"--{kind}-parallel",
-            type=int,
-            default=1,
-            metavar="N",
-            help=f"ranks that share {what} (default: 1)",
-        )
-    parser.add_argument(
+        add_number(parser, f"--{kind}-parallel", f"ranks that share {what} (default: 1)", default=1)
+    add_number(
+        parser,
         "--gpus-per-node",
-        type=int,
-        metavar="N",
-        help="GPUs of each serving node: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
+        "GPUs of each serving node: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
     )
     parser.add_argument(
         "--converter",
@@ -86,16 +77,13 @@ def run(args: argparse.Namespace) -> int:
     from enginix.model.engine_classes import explain_no_engine_class
 
     each = default_gpus_per_node() if args.gpus_per_node is None else args.gpus_per_node
-    options = ConvertOptions(
-        dtype=args.dtype,
+    options = fill_options(
+        ConvertOptions,
+        args,
         mapping=CheckpointMapping(args.tensor_parallel, args.pipeline_parallel, args.expert_parallel, each),
         parallel_embedding=args.parallel_embedding is not None,
         embedding_sharding_dim=int(args.parallel_embedding == "hidden"),
-        nvfp4_form=args.nvfp4_form,
-        quantize=args.quantize,
-        kv_cache=args.kv_cache,
         kind=args.kind or "tensorrt",
-        variant=args.variant,
     )
     world = options.mapping.world_size
     if args.converter != "enginix":
@@ -110,7 +98,6 @@ def run(args: argparse.Namespace) -> int:
         console.print_result(
             {"checkpoint": str(args.output), "ranks": world, "notes": []},
             f"{args.output}: {architecture}, {world} rank{'s' * (world > 1)}, by {args.converter}",
-            as_json=args.json,
         )
         return 0
     if args.kind is not None:
@@ -121,11 +108,9 @@ def run(args: argparse.Namespace) -> int:
     # A checkpoint without a kind may be for another release of TensorRT-LLM.
     no_class = None if args.kind is not None else explain_no_engine_class(done.model.architecture)
     notes = [*done.notes, *([no_class] if no_class else [])]
-    for note in notes:
-        console.print_message(f"note: {note}")
+    console.print_notes(notes)
     console.print_result(
         {"checkpoint": str(args.output), "ranks": world, "notes": notes},
         f"{args.output}: {done.model.architecture}, {world} rank{'s' * (world > 1)}",
-        as_json=args.json,
     )
     return 0

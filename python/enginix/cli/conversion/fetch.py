@@ -13,15 +13,16 @@ import argparse
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_path
 from enginix.hub import lock
 from enginix.hub.fetch import JOBS, fetch_locked_files
 from enginix.wording import count_noun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lock", metavar="LOCK", type=Path, help="lock file, written by enginix lock")
+    add_path(parser, "lock", "LOCK", "lock file, written by enginix lock")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="files at a time (%(default)s)")
+    add_number(parser, "--jobs", "files at a time (%(default)s)", default=JOBS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +42,5 @@ def run(args: argparse.Namespace) -> int:
         f"{pinned.repo} at {pinned.revision[:12]}: {count_noun(done.files, 'file')}, "
         f"{console.format_bytes(done.size)} in {done.directory} "
         f"({console.format_bytes(max(done.moved, 0))} fetched, {count_noun(done.kept, 'file')} kept)",
-        as_json=args.json,
     )
     return 0

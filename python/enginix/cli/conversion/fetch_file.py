@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_number
 from enginix.errors import UsageError
 from enginix.hub import paths
 from enginix.hub.fetch import fetch_file
@@ -22,11 +23,11 @@ from enginix.hub.transfer import FileDigest
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", metavar="REPO", help="owner/name")
-    parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
+    add_flag(parser, "--dataset", "REPO is a dataset")
     parser.add_argument("revision", metavar="REVISION", help="commit, 40 hex digits")
     parser.add_argument("path", metavar="PATH", help="file of the repository")
     parser.add_argument("--sha256", required=True, metavar="HEX", help="expected sha256 of the content")
-    parser.add_argument("--size", required=True, type=int, metavar="N", help="bytes")
+    add_number(parser, "--size", "bytes", required=True)
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
 
 
@@ -53,6 +54,5 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"file": str(done.directory), "size": done.size, "sha256": args.sha256, "moved": done.moved},
         f"{args.path}: {console.format_bytes(done.size)}, sha256 as pinned",
-        as_json=args.json,
     )
     return 0

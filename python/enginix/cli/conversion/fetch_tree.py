@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number
 from enginix.hub.fetch import JOBS
 from enginix.hub.tree import fetch_tree
 from enginix.wording import count_noun
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", metavar="REPO", help="owner/name")
     parser.add_argument("revision", metavar="REVISION", help="commit, 40 hex digits")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="files at a time (%(default)s)")
+    add_number(parser, "--jobs", "files at a time (%(default)s)", default=JOBS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,6 +32,5 @@ def run(args: argparse.Namespace) -> int:
         {"directory": str(done.directory), "files": done.files, "size": done.size, "moved": done.moved},
         f"{args.repo} at {args.revision[:12]}: {count_noun(done.files, 'file')}, "
         f"{console.format_bytes(done.size)} in {done.directory}, each with the Hub's hash",
-        as_json=args.json,
     )
     return 0

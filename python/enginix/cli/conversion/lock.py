@@ -18,25 +18,26 @@ import argparse
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_output, add_path
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
 from enginix.files import write_text
 from enginix.hub import lock as locks
 from enginix.hub.hub_urls import choose_revision, parse_hub_source
-from enginix.hub.lock import Lock, RepoType, Selection
+from enginix.hub.lock import Lock, RepoType, Selection, parse_lock
 from enginix.hub.locking import NewLock, count_new_bytes, list_lock_differences, make_lock
 from enginix.wording import count_noun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name, or its address on the Hub")
-    parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
+    add_flag(parser, "--dataset", "REPO is a dataset")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="lock file to write")
+    add_output(parser, "FILE", "lock file to write")
     parser.add_argument("--include", action="append", metavar="PATTERN", help="repeatable")
     parser.add_argument("--exclude", action="append", metavar="PATTERN", help="repeatable")
-    parser.add_argument("--remote-code", action="store_true", help="pin the repository's Python files too")
-    parser.add_argument("--check", type=Path, metavar="LOCK", help="compare a lock with upstream")
-    parser.add_argument("--update", type=Path, metavar="LOCK", help="show what moves, and write the lock")
+    add_flag(parser, "--remote-code", "pin the repository's Python files too")
+    add_path(parser, "--check", "LOCK", "compare a lock with upstream")
+    add_path(parser, "--update", "LOCK", "show what moves, and write the lock")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,17 +59,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"pins {present.repo} at {present.revision[:12]}, which upstream no longer has like that, "
             f"or with other options: {lines[0]}",
-            where=str(args.output),
+            where=args.output,
             fix=f"enginix lock --update {args.output}, or choose another file",
         )
     _write_lock(args.output, upstream.lock)
-    _print_notes(upstream)
+    console.print_notes(upstream.notes)
     lock = upstream.lock
     console.print_result(
         _summarize_lock(lock) | {"lock": str(args.output)},
         f"{lock.repo} at {lock.revision[:12]}: {count_noun(len(lock.files), 'file')}, "
         f"{console.format_bytes(lock.size)}, licence {lock.license or 'not stated'} → {args.output}",
-        as_json=args.json,
     )
     return EXIT_OK
 
@@ -78,7 +78,7 @@ def _check_lock(args: argparse.Namespace) -> int:
         raise UsageError("--check writes nothing", where="-o", fix="use --update to write")
     old, upstream, lines = _compare_upstream(args, args.check)
     text = "\n".join([f"{old.repo}: upstream moved", *lines]) if lines else f"{old.repo}: as upstream has it"
-    console.print_result(_summarize_lock(upstream.lock) | {"drift": lines}, text, as_json=args.json)
+    console.print_result(_summarize_lock(upstream.lock) | {"drift": lines}, text)
     return EXIT_CHECK_FAILED if lines else EXIT_OK
 
 
@@ -86,7 +86,7 @@ def _update_lock(args: argparse.Namespace) -> int:
     old, upstream, lines = _compare_upstream(args, args.update)
     if args.output is not None:
         _read_present_lock(args.output, old.repo, old.type)
-    _print_notes(upstream)
+    console.print_notes(upstream.notes)
     target = args.output or args.update
     if lines or args.output is not None:
         _write_lock(target, upstream.lock)
@@ -96,7 +96,6 @@ def _update_lock(args: argparse.Namespace) -> int:
     console.print_result(
         _summarize_lock(upstream.lock) | {"moved": lines, "bytesToFetch": move, "lock": str(target)},
         "\n".join([head, *lines]) if lines else f"{old.repo}: as upstream has it",
-        as_json=args.json,
     )
     return EXIT_OK
 
@@ -104,7 +103,7 @@ def _update_lock(args: argparse.Namespace) -> int:
 def _compare_upstream(args: argparse.Namespace, path: Path) -> tuple[Lock, NewLock, list[str]]:
     old = locks.read_lock(path)
     if args.dataset and old.type != "dataset":
-        raise UsageError("is the lock of a model", where=str(path), fix="leave --dataset out")
+        raise UsageError("is the lock of a model", where=path, fix="leave --dataset out")
     upstream = make_lock(old.repo, _merge_selection(args, old.select), old.type)
     return old, upstream, list_lock_differences(old, upstream.lock)
 
@@ -126,7 +125,7 @@ def _read_present_lock(path: Path, repo: str, type_: RepoType) -> Lock | None:
     if (present.type, present.repo) != (type_, repo):
         raise UsageError(
             f"pins the {present.type} {present.repo}, not the {type_} {repo}",
-            where=str(path),
+            where=path,
             fix="choose another file for -o, or remove this one",
         )
     return present
@@ -135,15 +134,10 @@ def _read_present_lock(path: Path, repo: str, type_: RepoType) -> Lock | None:
 def _write_lock(path: Path, lock: Lock) -> None:
     text = lock.dump()
     # Parse the text before it is written: only a readable lock is written.
-    Lock.parse(text, str(path))
+    parse_lock(text, str(path))
     if path.is_dir():
-        raise UsageError("is a directory", where=str(path), fix="pass a file to -o")
+        raise UsageError("is a directory", where=path, fix="pass a file to -o")
     write_text(path, text)
-
-
-def _print_notes(upstream: NewLock) -> None:
-    for note in upstream.notes:
-        console.print_message(f"note: {note}")
 
 
 def _summarize_lock(lock: Lock) -> dict[str, object]:

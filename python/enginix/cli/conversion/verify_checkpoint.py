@@ -11,19 +11,17 @@ Exit status 1: something is wrong; each finding is one line.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_path
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK
 
 SHOWN = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="DIR", help="checkpoint directory")
-    parser.add_argument(
-        "--against", type=Path, metavar="MODEL", help="model that the checkpoint was converted from"
-    )
+    add_path(parser, "checkpoint", "DIR", "checkpoint directory")
+    add_path(parser, "--against", "MODEL", "model that the checkpoint was converted from")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,8 +32,7 @@ def run(args: argparse.Namespace) -> int:
         from enginix.checkpoint.compare_with_model import CheckpointComparison
 
         report.findings.extend(CheckpointComparison(args.checkpoint, args.against).findings())
-    for note in report.notes:
-        console.print_message(f"note: {note}")
+    console.print_notes(report.notes)
     lines = [str(f) for f in report.findings]
     bits = 8 * report.bytes / max(1, report.parameters)
     covered = f", {report.quantized} of {report.matrices} matrices quantized" if report.matrices else ""
@@ -52,6 +49,5 @@ def run(args: argparse.Namespace) -> int:
             "quantized": report.quantized,
         },
         "\n".join(lines[:SHOWN] + more) or f"{args.checkpoint}: verified; {summary}",
-        as_json=args.json,
     )
     return EXIT_CHECK_FAILED if lines else EXIT_OK

@@ -12,28 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path, fill_options
 from enginix.kinds.edgellm import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="output of enginix edgellm-export")
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="the model that was exported"
-    )
+    add_path(parser, "export", "EXPORT", "output of enginix edgellm-export")
+    add_path(parser, "--model", "DIR", "the model that was exported", required=True)
     parser.add_argument("--target", required=True, metavar="GPU", help="GPU (enginix target)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
+    add_output(parser, "DIR", "engine to write", required=True)
     parser.add_argument("--name", help="name of the engine (default: the export's)")
     parser.add_argument(
         "--builder", choices=("direct", "onnx"), default="direct", help="builder to run (default: direct)"
     )
-    parser.add_argument("--python", type=Path, metavar="FILE", help="Python with the wheel and TensorRT")
-    parser.add_argument("--llm-build", type=Path, metavar="FILE", help="NVIDIA's C++ builder, for onnx")
-    parser.add_argument("--plugin", type=Path, metavar="FILE", help="plugin library in place of the wheel's")
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver (default: the machine's)")
+    add_path(parser, "--python", "FILE", "Python with the wheel and TensorRT")
+    add_path(parser, "--llm-build", "FILE", "NVIDIA's C++ builder, for onnx")
+    add_path(parser, "--plugin", "FILE", "plugin library in place of the wheel's")
+    add_path(parser, "--driver", "DIR", "the GPU driver (default: the machine's)")
     parser.add_argument(
         "--plan", type=_parse_object, metavar="JSON", help="predicted memory, recorded in the manifest"
     )
@@ -54,17 +52,7 @@ def run(args: argparse.Namespace) -> int:
     limits = options.collect_given_options(args, "build")
     from enginix.kinds.edgellm.build import EdgellmBuildOptions, build_edgellm_engine
 
-    build_options = EdgellmBuildOptions(
-        target=args.target,
-        name=args.name,
-        builder=args.builder,
-        python=args.python,
-        llm_build=args.llm_build,
-        plugin=args.plugin,
-        driver=args.driver,
-        limits=limits,
-        plan=args.plan,
-    )
+    build_options = fill_options(EdgellmBuildOptions, args, limits=limits)
     engine_manifest = build_edgellm_engine(args.export, args.model, args.output, build_options)
     console.print_result(
         {
@@ -77,6 +65,5 @@ def run(args: argparse.Namespace) -> int:
         },
         f"{args.output}: {engine_manifest.name}, kind edgellm, SM {engine_manifest.target['sm']}; graph: "
         f"{engine_manifest.results['graph']}",
-        as_json=args.json,
     )
     return 0

@@ -13,19 +13,17 @@ reports success for a model with tensors missing and for a graph of another func
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 from enginix.kinds.edgellm import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face model, plain or quantized")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="export to write")
+    add_path(parser, "model", "MODEL", "Hugging Face model, plain or quantized")
+    add_output(parser, "DIR", "export to write", required=True)
     parser.add_argument("--name", help="name of the export (default: the model's)")
-    parser.add_argument(
-        "--exporter", type=Path, metavar="FILE", help="NVIDIA's exporter (default: beside this Python)"
-    )
+    add_path(parser, "--exporter", "FILE", "NVIDIA's exporter (default: beside this Python)")
     options.add_flags(parser, "export")
 
 
@@ -36,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     export_manifest = export_model(
         args.model, args.output, EdgellmExportOptions(args.name, args.exporter, flags)
     )
-    for note in export_manifest.results["notes"]:
-        console.print_message(f"note: {note}")
+    console.print_notes(export_manifest.results["notes"])
     weights, direct = export_manifest.results["weights"], export_manifest.results["directGate"]
     if "refused" in direct:
         console.print_message(f"note: no engine by builder direct, builder onnx alone: {direct['refused']}")
@@ -46,6 +43,5 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {export_manifest.name}, {weights['tensors']} tensors accounted for,"
         f" {export_manifest.results['attentionPlugins']} attention plugins, gate export passed: "
         f"{'the exported graph alone' if 'refused' in direct else 'both graphs'}",
-        as_json=args.json,
     )
     return 0

@@ -13,28 +13,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from enginix import console, manifest
+from enginix.cli.option_shapes import add_flag, add_path
 from enginix.kinds.edgellm import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("engine", type=Path, metavar="ENGINE", help="output of enginix edgellm-build")
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="the model that it was built from"
-    )
-    parser.add_argument(
-        "--state", type=Path, required=True, metavar="DIR", help="directory for the server's cache"
-    )
+    add_path(parser, "engine", "ENGINE", "output of enginix edgellm-build")
+    add_path(parser, "--model", "DIR", "the model that it was built from", required=True)
+    add_path(parser, "--state", "DIR", "directory for the server's cache", required=True)
     parser.add_argument("--host", default="127.0.0.1", help="listen address (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="listen port (default: 8000)")
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="file with the key that clients send"
-    )
-    parser.add_argument("--python", type=Path, metavar="FILE", help="Python with the wheel and TensorRT")
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
-    parser.add_argument("--dry-run", action="store_true", help="print the command instead of starting it")
+    add_path(parser, "--api-key-file", "FILE", "file with the key that clients send")
+    add_path(parser, "--python", "FILE", "Python with the wheel and TensorRT")
+    add_path(parser, "--driver", "DIR", "the GPU driver's root (default: found)")
+    add_flag(parser, "--dry-run", "print the command instead of starting it")
     options.add_flags(parser, "serve")
 
 
@@ -48,11 +42,10 @@ def run(args: argparse.Namespace) -> int:
     )
     command = prepare_server(args.engine, args.model, serve_options)
     if args.dry_run:
-        console.print_result({"command": list(command.words)}, " ".join(command.words), as_json=args.json)
+        console.print_result({"command": list(command.words)}, " ".join(command.words))
         return 0
     engine_manifest = manifest.read_manifest(args.engine)
-    if (note := manifest.explain_ungated(engine_manifest)) is not None:
-        console.print_message(f"note: {note}")
+    console.print_notes([manifest.explain_ungated(engine_manifest)])
     # Manifests of earlier versions do not say.
     if "graph" in engine_manifest.results:
         console.print_message(f"graph: {engine_manifest.results['graph']}")

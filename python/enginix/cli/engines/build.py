@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from enginix.cli.option_shapes import add_flag, add_number, add_output, add_path
 from enginix.errors import UsageError
 from enginix.kinds.registry import KIND_NAMES, find_kind, load_hook
 
@@ -24,47 +25,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="output of enginix convert"
     )
     parser.add_argument("--kind", choices=KIND_NAMES, required=True, help="kind of the engine")
-    parser.add_argument(
+    add_path(
+        parser,
         "--model",
-        type=Path,
+        "DIR",
+        "the Hugging Face model that the checkpoint was made from: gates' reference, tokenizer",
         required=True,
-        metavar="DIR",
-        help="the Hugging Face model that the checkpoint was made from: gates' reference, tokenizer",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
+    add_output(parser, "DIR", "engine to write", required=True)
     parser.add_argument("--name", help="name of the engine (default: the model's)")
-    parser.add_argument(
-        "--link-checkpoint", action="store_true", help="link to the checkpoint instead of copying it"
-    )
-    parser.add_argument("--no-gates", action="store_true", help="skip the gates; the manifest says so")
-    parser.add_argument(
+    add_flag(parser, "--link-checkpoint", "link to the checkpoint instead of copying it")
+    add_flag(parser, "--no-gates", "skip the gates; the manifest says so")
+    add_number(
+        parser,
         "--tolerance",
+        "bound of the gate logits (default: by dtype, gates.json)",
         type=float,
         metavar="X",
-        help="bound of the gate logits (default: by dtype, gates.json)",
     )
     parser.add_argument(
         "--gates",
         metavar="JSON",
         help="gates and their bounds (default: those of the number format); {} is recorded as not gated",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--reference",
-        type=Path,
-        metavar="DIR",
-        help="model before quantization, or its answers, to compare with (default: --model)",
+        "DIR",
+        "model before quantization, or its answers, to compare with (default: --model)",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--original",
-        type=Path,
-        metavar="DIR",
-        help="model before quantization, for the gate weights, if --reference has answers",
+        "DIR",
+        "model before quantization, for the gate weights, if --reference has answers",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--questions",
-        type=Path,
-        metavar="JSONL",
-        help="questions and answers for the gate task, one pair a line (default: the pinned ones)",
+        "JSONL",
+        "questions and answers for the gate task, one pair a line (default: the pinned ones)",
     )
     parser.add_argument(
         "--device", default="cpu", help="device for the gates: cpu, cuda, cuda:N (default: cpu)"
@@ -79,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
     kind = find_kind(args.kind)
     if kind.build is None:
         raise UsageError(
-            f"kind {kind.name} is built by commands of its own",
-            fix=", then ".join(kind.build_commands),
+            f"kind {kind.name} is built by commands of its own", fix=", then ".join(kind.build_commands)
         )
     return int(load_hook(kind.build).run(args))

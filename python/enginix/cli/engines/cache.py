@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict
 
 from enginix import console
+from enginix.cli.option_shapes import add_inner_json, add_number
 from enginix.console import format_bytes
 from enginix.errors import UsageError
 from enginix.kinds.tensorrt.runner import (
@@ -29,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = verbs.add_parser("list", help="list engines, the most recently used first")
     removing = verbs.add_parser("prune", help="remove engines")
     removing.add_argument("names", nargs="*", metavar="NAME", help="keys or names (default: by --keep)")
-    removing.add_argument("--keep", type=int, metavar="N", help="keep the N most recently used engines")
+    add_number(removing, "--keep", "keep the N most recently used engines")
     for verb in (listing, removing):
-        verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        add_inner_json(verb)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,15 +43,10 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("pass names, or --keep N", fix="enginix cache prune --keep 2")
         cached_engines, empty = prune_engines(args.keep or 0, args.names), "nothing to remove"
     console.print_result(
-        [_entry_row(e) for e in cached_engines],
+        [{**asdict(e), "path": str(e.path)} for e in cached_engines],
         "\n".join(_format_entry(e) for e in cached_engines) or empty,
-        as_json=args.json,
     )
     return 0
-
-
-def _entry_row(entry: CachedEngine) -> dict[str, object]:
-    return {**asdict(entry), "path": str(entry.path)}
 
 
 def _format_entry(entry: CachedEngine) -> str:

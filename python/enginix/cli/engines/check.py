@@ -10,9 +10,9 @@ Each field that differs is named, with what to rebuild. The exit code is 1 when 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console, manifest
+from enginix.cli.option_shapes import add_path
 from enginix.compatibility.check import PORTABLE_KINDS, require_runnable
 from enginix.errors import MachineError
 from enginix.integrity import require_unchanged
@@ -22,12 +22,12 @@ from enginix.machine.target import Machine, probe_machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("engine", type=Path, metavar="ENGINE", help="output of enginix build")
+    add_path(parser, "engine", "ENGINE", "output of enginix build")
     parser.add_argument(
         "--runtime", metavar="ID", help="runtime that will serve it (default: the engine's own)"
     )
-    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of that runtime's image")
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_path(parser, "--rootfs", "DIR", "root file system of that runtime's image")
+    add_path(parser, "--driver", "DIR", "the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,5 +48,5 @@ def run(args: argparse.Namespace) -> int:
         except MachineError as e:
             console.print_message(f"note: {e.what}")
     verdict = require_runnable(args.engine, machine, args.runtime, live)
-    console.print_result(verdict.as_json(), verdict.text(), as_json=args.json)
+    console.print_result(verdict.as_json(), verdict.text())
     return 0

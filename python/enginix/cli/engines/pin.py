@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_path
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.machine.system import detect_system
 from enginix.optional_libraries import PACKAGE, locate_flake
@@ -65,27 +66,23 @@ class PinnedModel:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="name in the catalogue, or owner/name of the Hub")
-    parser.add_argument(
-        "--directory", type=Path, default=Path(), metavar="DIR", help="the flake's directory (this one)"
-    )
+    add_path(parser, "--directory", "DIR", "the flake's directory (this one)", default=Path())
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
     parser.add_argument(
         "--kind", choices=KINDS, help="kind of engine (tensorrt with --target, else reference)"
     )
     parser.add_argument("--target", metavar="GPU", help="GPU of the engine (enginix target)")
     parser.add_argument("--runtime", metavar="ID", help=f"enginix runtime list ({DEFAULT_RUNTIME})")
-    parser.add_argument("--no-runtime", action="store_true", help="do not pin the runtime's image")
+    add_flag(parser, "--no-runtime", "do not pin the runtime's image")
     parser.add_argument(
         "--system", default=detect_system(), help="platform of the image, in Nix's words (this machine's)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write what is missing."""
     from enginix.files import dump_json, write_text
-    from enginix.hub.lock import Selection, dump_lock, read_lock
+    from enginix.hub.lock import Selection, read_lock
     from enginix.hub.locking import make_lock
 
     model = _choose_model(args)
@@ -109,14 +106,13 @@ def run(args: argparse.Namespace) -> int:
         lock = read_lock(lock_file)
         if lock.repo != model.repo:
             raise UsageError(
-                f"pins {lock.repo}, not {model.repo}", where=str(lock_file), fix="choose another --directory"
+                f"pins {lock.repo}, not {model.repo}", where=lock_file, fix="choose another --directory"
             )
         console.print_message(f"{lock_file}: {lock.repo} at {lock.revision[:12]} already")
     else:
         new = make_lock(model.repo, Selection(revision=model.revision))
-        for note in new.notes:
-            console.print_message(f"note: {note}")
-        write(lock_file.name, dump_lock(new.lock))
+        console.print_notes(new.notes)
+        write(lock_file.name, new.lock.dump())
     if model.engine is not None and engine_file.exists():
         console.print_message(f"{engine_file}: here already, kept")
     elif model.engine is not None:
@@ -143,7 +139,6 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"name": model.name, "repo": model.repo, "written": files, "next": steps},
         "\n".join(f"next: {step}" for step in steps),
-        as_json=args.json,
     )
     return EXIT_OK
 
@@ -171,9 +166,9 @@ def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> Pi
     try:
         present = json.loads(file.read_text("utf-8"))
     except ValueError as e:
-        raise UsageError(f"is not JSON: {e}", where=str(file), fix="mend it, or remove it") from e
+        raise UsageError(f"is not JSON: {e}", where=file, fix="mend it, or remove it") from e
     if not isinstance(present, dict):
-        raise UsageError("has no arguments of mkEngine", where=str(file), fix="mend it, or remove it")
+        raise UsageError("has no arguments of mkEngine", where=file, fix="mend it, or remove it")
     given = {
         "kind": args.kind or (args.target and "tensorrt"),
         "target": args.target,
@@ -184,7 +179,7 @@ def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> Pi
         if word is not None and present.get(key) != chosen:
             raise UsageError(
                 f"has {key} {present.get(key)!r}, not {chosen!r}; it is kept as it is",
-                where=str(file),
+                where=file,
                 fix="edit it, remove it, or choose another --directory",
             )
     default = DEFAULT_RUNTIME if present.get("kind") in ("tensorrt", "llmapi") else None

@@ -6,6 +6,7 @@ import argparse
 
 from enginix import console
 from enginix.cli.engines import trtllm_build
+from enginix.cli.option_shapes import fill_options
 from enginix.errors import UsageError
 
 
@@ -28,17 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from enginix.evaluation.judgement.judge import parse_gates
     from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
 
-    options = ReferenceBuildOptions(
-        name=args.name,
-        gated=not args.no_gates,
-        link_checkpoint=args.link_checkpoint,
-        tolerance=args.tolerance,
-        device=args.device,
-        gates=None if args.gates is None else parse_gates(args.gates),
-        reference=args.reference,
-        questions=args.questions,
-        original=args.original,
-    )
+    gates = None if args.gates is None else parse_gates(args.gates)
+    options = fill_options(ReferenceBuildOptions, args, gated=not args.no_gates, gates=gates)
     engine_manifest, outcomes = build_reference_engine(args.checkpoint, args.model, args.output, options)
     for outcome in outcomes:
         console.print_message(f"gate {outcome.gate}: passed, {outcome.summary}")
@@ -52,6 +44,5 @@ def run(args: argparse.Namespace) -> int:
             "gates": engine_manifest.results["gates"],
         },
         f"{args.output}: {engine_manifest.name}, kind reference, {'gated' if outcomes else 'not gated'}",
-        as_json=args.json,
     )
     return 0

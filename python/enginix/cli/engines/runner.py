@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from enginix import console, manifest
+from enginix.cli.option_shapes import add_flag, add_image_options, add_number, add_path
 from enginix.compatibility import check
 from enginix.digests import SourceWatch
 from enginix.errors import MachineError, UsageError
@@ -24,7 +25,7 @@ from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
 from enginix.kinds.tensorrt import runner
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
-from enginix.machine.target import Machine, Target, probe_machine
+from enginix.machine.target import find_target, name_target, probe_machine
 from enginix.ports import explain_open_address
 from enginix.runtime import table
 from enginix.runtime.image import read_image_versions
@@ -32,25 +33,20 @@ from enginix.runtime.image import read_image_versions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, nargs="?", metavar="ENGINE", help="output of enginix build")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="build from it at first run")
-    parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="the model that the checkpoint was made from"
-    )
-    parser.add_argument("--request", type=Path, metavar="FILE", help="build request, as JSON")
-    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
-    parser.add_argument(
-        "--pin", type=Path, metavar="FILE", help="the runtime's pin file, with the image's environment"
-    )
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_path(parser, "--checkpoint", "DIR", "build from it at first run")
+    add_path(parser, "--model", "DIR", "the model that the checkpoint was made from")
+    add_path(parser, "--request", "FILE", "build request, as JSON")
+    add_image_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="listen address (default: loopback)")
     parser.add_argument("--port", type=int, default=8000, help="listen port (default: 8000)")
-    parser.add_argument(
+    add_number(
+        parser,
         "--kv-cache-fraction",
+        "share of the free GPU memory for the KV cache, 0 to 1",
         type=float,
         metavar="X",
-        help="share of the free GPU memory for the KV cache, 0 to 1",
     )
-    parser.add_argument("--build-only", action="store_true", help="build the engine and print its path")
+    add_flag(parser, "--build-only", "build the engine and print its path")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,13 +68,14 @@ def run(args: argparse.Namespace) -> int:
         engine_manifest, engine, args.driver, live=read_image_versions(args.rootfs, runtime)
     )
     if args.build_only:
-        console.print_result({"engine": str(engine)}, str(engine), as_json=args.json)
+        console.print_result({"engine": str(engine)}, str(engine))
         return 0
     return _serve_engine(args, engine.absolute(), driver, runtime, watch)
 
 
 def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
     from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
+    from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
     from enginix.kinds.tensorrt.build.request import BuildPaths, make_build_request, read_request
 
     if args.model is None:
@@ -93,10 +90,9 @@ def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
     gpu = machine.gpus[0]
     # The engine is for the GPU that is here; a row of the table that names it tells its product.
     build_request["pin"] = str(args.pin) if args.pin else None
-    build_request["target"] = _choose_target(build_request.get("target"), machine).name
+    target_name = build_request.get("target")
+    build_request["target"] = find_target(name_target(gpu) if target_name is None else target_name).name
     request = make_build_request(build_request, args.checkpoint, args.model)
-    from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
-
     facts = BuildCheckpoint.read(args.checkpoint) if args.checkpoint else BuildCheckpoint.of_model(args.model)
     name = runner.hash_identity(
         {
@@ -116,12 +112,6 @@ def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
     return runner.get_or_build_engine(name, make)
 
 
-def _choose_target(target_name: str | None, machine: Machine) -> Target:
-    from enginix.machine.target import find_target, name_target
-
-    return find_target(target_name if target_name is not None else name_target(machine.gpus[0]))
-
-
 def _serve_engine(
     args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime, watch: SourceWatch
 ) -> int:
@@ -130,8 +120,7 @@ def _serve_engine(
     from enginix.runtime.sandbox import Sandbox, check_namespaces, make_read_binds
 
     engine_manifest = manifest.read_manifest(engine, "engine")
-    if (note := manifest.explain_ungated(engine_manifest)) is not None:
-        console.print_message(f"note: {note}")
+    console.print_notes([manifest.explain_ungated(engine_manifest)])
     if args.rootfs is not None:
         check_namespaces()
     with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
@@ -151,7 +140,6 @@ def _serve_engine(
         fraction = args.kv_cache_fraction
         serving = Serving(args.host, args.port, fraction, work=sandbox.work, inside=sandbox.inside)
         words = make_serve_command(engine, engine_manifest, serving)
-        if (warning := explain_open_address(args.host, "trtllm-serve")) is not None:
-            console.print_message(f"warning: {warning}")
+        console.print_notes([explain_open_address(args.host, "trtllm-serve")], "warning")
         console.print_message(" ".join(words))
         return run_in_foreground(sandbox, words, lambda: end_if_files_change(watch, args.host, args.port))

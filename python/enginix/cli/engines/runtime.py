@@ -29,6 +29,7 @@ import tempfile
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_inner_json, add_output, add_path, add_repeated
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.files import dump_json, write_text
 from enginix.machine import driver
@@ -46,48 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pin.add_argument(
         "--system", default=detect_system(), help="platform in Nix's words (default: this machine's)"
     )
-    pin.add_argument("--keep", type=Path, metavar="DIR", help="keep the unpacked image there")
-    pin.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="pin to write")
+    add_path(pin, "--keep", "DIR", "keep the unpacked image there")
+    add_output(pin, "FILE", "pin to write", required=True)
     for name, text in (("run", "run a command inside"), ("check", "check that this machine can run it")):
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("runtime", metavar="RUNTIME", help="name, or FILE.json of a description")
-        verb.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of its image")
-        verb.add_argument(
-            "--pin", type=Path, metavar="FILE", help="its pin file, with the image's environment"
-        )
-        verb.add_argument("--driver", type=Path, metavar="DIR", help="the driver's root (default: found)")
+        add_path(verb, "--rootfs", "DIR", "root file system of its image")
+        add_path(verb, "--pin", "FILE", "its pin file, with the image's environment")
+        add_path(verb, "--driver", "DIR", "the driver's root (default: found)")
         if name == "run":
-            verb.add_argument(
-                "--bind",
-                type=Path,
-                action="append",
-                default=[],
-                metavar="PATH",
-                help="path to make visible, writable",
-            )
-            verb.add_argument(
-                "--ro-bind",
-                type=Path,
-                action="append",
-                default=[],
-                metavar="PATH",
-                help="path to make visible, read-only",
-            )
-            verb.add_argument("--no-network", action="store_true", help="hide the network")
+            add_repeated(verb, "--bind", "PATH", "path to make visible, writable", type=Path)
+            add_repeated(verb, "--ro-bind", "PATH", "path to make visible, read-only", type=Path)
+            add_flag(verb, "--no-network", "hide the network")
             verb.add_argument("words", nargs="+", metavar="COMMAND", help="command and arguments, behind --")
-
-        _add_json_option(verb)
+        add_inner_json(verb)
     predict = verbs.add_parser(
         "predict", help="predict trtllm-build's settings for requests on standard input"
     )
-    _add_json_option(predict)
-    _add_json_option(listing)
-    _add_json_option(pin)
-
-
-def _add_json_option(verb: argparse.ArgumentParser) -> None:
-    """``--json`` behind the verb as well as before it."""
-    verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for verb in (predict, listing, pin):
+        add_inner_json(verb)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
                 )
                 for name, runtime in rows.items()
             ),
-            as_json=args.json,
         )
         return EXIT_OK
     if args.verb == "pin":
@@ -113,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
         image_pin = pin_image(args.runtime, args.image, args.system, keep=args.keep)
         write_text(args.output, dump_json(image_pin))
-        console.print_result(
-            image_pin, f"{args.output}: {image_pin['reference']} is {image_pin['hash']}", as_json=args.json
-        )
+        console.print_result(image_pin, f"{args.output}: {image_pin['reference']} is {image_pin['hash']}")
         return EXIT_OK
     if args.verb == "predict":
         return _predict_builds()
@@ -151,9 +126,7 @@ def _run_inside(args: argparse.Namespace) -> int:
     runtime = table.find_runtime(args.runtime, pin=args.pin)
     if args.rootfs is not None:
         if not args.rootfs.is_dir():
-            raise MachineError(
-                "no such directory", where=str(args.rootfs), fix="pass mkRuntime's passthru.rootfs"
-            )
+            raise MachineError("no such directory", where=args.rootfs, fix="pass mkRuntime's passthru.rootfs")
         check_namespaces()
     with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
         checking = args.verb == "check"
@@ -174,13 +147,10 @@ def _run_inside(args: argparse.Namespace) -> int:
         status = run_in_foreground(sandbox, ["true"] if checking else args.words)
     if checking:
         if status != 0:
-            raise MachineError(
-                f"a command inside ended with {status}", where=str(args.rootfs or "this machine")
-            )
+            raise MachineError(f"a command inside ended with {status}", where=args.rootfs or "this machine")
         console.print_result(
             {"runtime": runtime.id, "works": True, "driver": sandbox.driver.is_present},
             f"{runtime.id}: commands run"
             + ("" if sandbox.driver.is_present else "; no GPU driver was found"),
-            as_json=args.json,
         )
     return status

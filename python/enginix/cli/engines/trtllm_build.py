@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_image_options, add_number, add_path, add_repeated
 from enginix.errors import UsageError
 from enginix.kinds.registry import find_kind
 from enginix.kinds.tensorrt.build import options as build_options
@@ -30,11 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runtime that builds and serves it: a name (enginix runtime list) or FILE.json of a description "
         f"(default: {DEFAULT_RUNTIME})",
     )
-    group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
-    group.add_argument(
-        "--pin", type=Path, metavar="FILE", help="the runtime's pin file, with the image's environment"
-    )
-    group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_image_options(group)
     for name in LIMITS:
         group.add_argument(f"--{to_kebab_case(name)}", type=int, metavar="N", dest=name)
     group.add_argument(
@@ -42,46 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(load_table("build_options")["profiles"]),
         help="profile of limits and options",
     )
-    group.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of trtllm-build, for instance gemm-plugin=auto",
-    )
+    add_repeated(group, "--plugin", "NAME=VALUE", "option of trtllm-build, for instance gemm-plugin=auto")
     group.add_argument("--strategy", choices=STRATEGIES, default="checkpoint", help="loader of the weights")
-    group.add_argument("--workers", type=int, default=1, metavar="N", help="ranks built at once, a GPU each")
-    group.add_argument(
-        "--tensor-parallel", type=int, default=1, metavar="N", help="number of ranks, without a checkpoint"
-    )
-    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="timing cache of an earlier build")
-    group.add_argument(
-        "--timing-cache-out", type=Path, metavar="FILE", help="file for this build's timing cache"
-    )
-    group.add_argument(
+    add_number(group, "--workers", "ranks built at once, a GPU each", default=1)
+    add_number(group, "--tensor-parallel", "number of ranks, without a checkpoint", default=1)
+    add_path(group, "--timing-cache", "FILE", "timing cache of an earlier build")
+    add_path(group, "--timing-cache-out", "FILE", "file for this build's timing cache")
+    add_number(
+        group,
         "--stall-minutes",
-        type=float,
+        "minutes without progress until the build counts as hung",
         default=30.0,
-        metavar="N",
-        help="minutes without progress until the build counts as hung",
+        type=float,
     )
-    group.add_argument(
-        "--accept-driver", action="store_true", help="build with a driver older than the runtime's floor"
-    )
-    group.add_argument(
-        "--llm-arg",
-        action="append",
-        default=[],
-        metavar="NAME=JSON",
-        help="kind llmapi: argument of the LLM class",
-    )
-    group.add_argument(
-        "--gated", type=Path, metavar="DIR", help="reference engine of this checkpoint, whose gates passed"
-    )
+    add_flag(group, "--accept-driver", "build with a driver older than the runtime's floor")
+    add_repeated(group, "--llm-arg", "NAME=JSON", "kind llmapi: argument of the LLM class")
+    add_path(group, "--gated", "DIR", "reference engine of this checkpoint, whose gates passed")
     group.add_argument("--in-place", action="store_true", help=argparse.SUPPRESS)
-    group.add_argument(
-        "--request", type=Path, metavar="FILE", help="all of the above as JSON, as Nix writes it"
-    )
+    add_path(group, "--request", "FILE", "all of the above as JSON, as Nix writes it")
 
 
 # What NVIDIA's tool alone reads: the arguments of the LLM class have none of it.
@@ -106,8 +80,7 @@ def _refuse_unread_options(args: argparse.Namespace) -> None:
     given_options = list_given_options(args)
     if args.request is not None and (beside := [o for o in given_options if o not in _BESIDE_REQUEST]):
         raise UsageError(
-            f"{', '.join(beside)} beside --request, which has all of it",
-            fix="leave one of the two out",
+            f"{', '.join(beside)} beside --request, which has all of it", fix="leave one of the two out"
         )
     if find_kind(args.kind).is_compiled:
         if "--llm-arg" in given_options:
@@ -140,7 +113,6 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {engine_manifest.name}, kind {engine_manifest.kind}, "
         f"{engine_manifest.target.get('gpu') or engine_manifest.target.get('name') or 'no target'}, "
         + ("gated" if isinstance(engine_manifest.results.get("gates"), dict) else "not gated"),
-        as_json=args.json,
     )
     return 0
 

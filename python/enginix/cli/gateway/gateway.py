@@ -23,42 +23,35 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_number, add_path, fill_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("description", type=Path, metavar="FILE", help="the gateway, as JSON (see above)")
-    parser.add_argument(
-        "--python", type=Path, metavar="P", help="python3 that has litellm ($ENGINIX_GATEWAY_PYTHON)"
-    )
+    add_path(parser, "description", "FILE", "the gateway, as JSON (see above)")
+    add_path(parser, "--python", "P", "python3 that has litellm ($ENGINIX_GATEWAY_PYTHON)")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="IP", help="listen address (default: loopback)"
     )
-    parser.add_argument(
-        "--port", type=int, default=4000, metavar="N", help="listen port (default: 4000; 0 takes a free one)"
-    )
-    parser.add_argument(
+    add_number(parser, "--port", "listen port (default: 4000; 0 takes a free one)", default=4000)
+    add_number(
+        parser,
         "--start-timeout",
-        type=float,
+        "seconds within which every server behind must answer (default: 600)",
         default=600,
+        type=float,
         metavar="S",
-        help="seconds within which every server behind must answer (default: 600)",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--exit-timeout",
-        type=int,
+        "seconds for running answers to end at a stop (default: 30)",
         default=30,
         metavar="S",
-        help="seconds for running answers to end at a stop (default: 30)",
     )
-    parser.add_argument("--check", action="store_true", help="check everything, start nothing")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print configuration, command and environment, start nothing"
-    )
+    add_flag(parser, "--check", "check everything, start nothing")
+    add_flag(parser, "--dry-run", "print configuration, command and environment, start nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,21 +63,15 @@ def run(args: argparse.Namespace) -> int:
     gateway_spec = spec.read_gateway_spec(args.description)
     ports.address_family(args.host)
     python = launch.find_gateway_python(args.python)
-    options = launch.GatewayOptions(
-        str(args.description.absolute()),
-        args.host,
-        args.port,
-        args.start_timeout,
-        args.exit_timeout,
-        console.is_watched(),
-    )
+    spec_path = str(args.description.absolute())
+    options = fill_options(launch.GatewayOptions, args, spec=spec_path, is_watched=console.is_watched())
     if args.dry_run:
         described = {
             "litellm": litellm_config.render_litellm_config(gateway_spec, litellm_config.name_key_variable),
             "command": launch.build_gateway_command(python, options),
             "environment": launch.build_gateway_environment(),
         }
-        console.print_result(described, _format_json(described), as_json=args.json)
+        console.print_result(described, json.dumps(described, indent=2, ensure_ascii=False))
         return 0
     keys = Keys(gateway_spec)
     launch.check_host(args.host, has_keys=keys.asked)
@@ -97,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         check_result = {"name": gateway_spec.name, "litellm": version, "port": port, "ok": True}
         console.print_result(
-            check_result,
-            f"{gateway_spec.name}: description, keys, litellm {version}, port {port}: fine",
-            as_json=args.json,
+            check_result, f"{gateway_spec.name}: description, keys, litellm {version}, port {port}: fine"
         )
         return 0
     console.print_message(
@@ -107,7 +92,3 @@ def run(args: argparse.Namespace) -> int:
     )
     sys.stdout.flush()
     os.execve(python, launch.build_gateway_command(python, options), launch.build_gateway_environment())
-
-
-def _format_json(described: Mapping[str, object]) -> str:
-    return json.dumps(described, indent=2, ensure_ascii=False)

@@ -25,77 +25,54 @@ import os
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_number, add_output, add_path
 from enginix.wording import count_noun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("engine", type=Path, metavar="ENGINE", help="engine, or checkpoint, to judge")
-    parser.add_argument(
-        "--reference", type=Path, required=True, metavar="DIR", help="the original model, or its answers"
-    )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="DIR",
-        help="model with tokenizer and weights (default: the reference)",
-    )
-    parser.add_argument(
+    add_path(parser, "engine", "ENGINE", "engine, or checkpoint, to judge")
+    add_path(parser, "--reference", "DIR", "the original model, or its answers", required=True)
+    add_path(parser, "--model", "DIR", "model with tokenizer and weights (default: the reference)")
+    add_path(
+        parser,
         "--original",
-        type=Path,
-        metavar="DIR",
-        help="the model before quantization, for the gate weights (default: the reference)",
+        "DIR",
+        "the model before quantization, for the gate weights (default: the reference)",
     )
     parser.add_argument("--gates", metavar="JSON", help="gates and their bounds, instead of the defaults")
-    parser.add_argument(
-        "--questions",
-        type=Path,
-        metavar="JSONL",
-        help="questions and answers for the gate task, one pair a line",
-    )
+    add_path(parser, "--questions", "JSONL", "questions and answers for the gate task, one pair a line")
     parser.add_argument(
         "--device", default="cpu", help="device for the gates: cpu, cuda, cuda:N (default: cpu)"
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="directory for gates.json and report.html"
-    )
+    add_output(parser, "DIR", "directory for gates.json and report.html")
     group = parser.add_argument_group("engines of kind tensorrt, llmapi and edgellm")
-    group.add_argument("--said", type=Path, metavar="DIR", help="answers that the engine gave elsewhere")
-    group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
-    group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
-    group.add_argument(
-        "--pin", type=Path, metavar="FILE", help="the runtime's pin file, with the image's environment"
-    )
-    group.add_argument(
-        "--python", type=Path, metavar="FILE", help="edgellm: Python with the wheel and TensorRT"
-    )
-    group.add_argument(
-        "--stall-minutes",
-        type=float,
-        default=30.0,
-        metavar="N",
-        help="minutes without a sign until it counts as hung",
+    add_path(group, "--said", "DIR", "answers that the engine gave elsewhere")
+    add_path(group, "--rootfs", "DIR", "root file system of the runtime's image")
+    add_path(group, "--driver", "DIR", "the GPU driver's root (default: found)")
+    add_path(group, "--pin", "FILE", "the runtime's pin file, with the image's environment")
+    add_path(group, "--python", "FILE", "edgellm: Python with the wheel and TensorRT")
+    add_number(
+        group, "--stall-minutes", "minutes without a sign until it counts as hung", default=30.0, type=float
     )
     group = parser.add_argument_group("engines of kind rtx")
-    group.add_argument(
+    add_path(
+        group,
         "--interpreter",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="execute the network of the engine's checkpoint on the CPU, not the engine",
+        "CHECKPOINT",
+        "execute the network of the engine's checkpoint on the CPU, not the engine",
     )
     group.add_argument("--gated-checkpoint", type=Path, metavar="DIR", help=argparse.SUPPRESS)
-    group.add_argument(
-        "--gated-engine", action="store_true", help="write a gated engine to -o, with links to ENGINE"
-    )
+    add_flag(group, "--gated-engine", "write a gated engine to -o, with links to ENGINE")
 
 
 def run(args: argparse.Namespace) -> int:
     from enginix import manifest
     from enginix.evaluation.judgement import judge, run
     from enginix.evaluation.reference_answers import answers as kept_answers
-    from enginix.files import require_absent
     from enginix.integrity import require_unchanged
     from enginix.kinds.registry import is_portable
     from enginix.model.end_tokens import read_manifest_end_tokens
+    from enginix.output_path import require_absent
     from enginix.report import evidence
 
     if (args.engine / manifest.MANIFEST_FILE).is_file():
@@ -104,24 +81,17 @@ def run(args: argparse.Namespace) -> int:
             from enginix.kinds.gating import gate_engine
 
             return gate_engine.run_engine_gates(args, artefact_manifest)
-    checkpoint, tokenizer, name = (
-        args.engine,
-        args.model or args.reference,
-        Path(os.path.realpath(args.engine)).name,
-    )
+    checkpoint, name = args.engine, Path(os.path.realpath(args.engine)).name
     is_answers = kept_answers.is_answers(args.reference)
     model_files = args.reference / kept_answers.MODEL_FILES if is_answers else args.reference
     end_tokens = None
     if (args.engine / "checkpoint").is_dir():
         engine_manifest = manifest.read_manifest(args.engine, "engine")
-        checkpoint, tokenizer, name = (
-            args.engine / "checkpoint",
-            args.engine / "tokenizer",
-            engine_manifest.name,
-        )
+        checkpoint, name = args.engine / "checkpoint", engine_manifest.name
+        tokenizer = args.engine / "tokenizer"
         end_tokens = read_manifest_end_tokens(engine_manifest) or ()
-    elif args.model is None:
-        tokenizer = model_files
+    else:
+        tokenizer = args.model or model_files
     case = judge.CheckpointGateInputs(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
@@ -150,5 +120,5 @@ def run(args: argparse.Namespace) -> int:
     require_unchanged(args.engine)
     verdicts = judge.gate_verdicts(outcomes) or "not gated"
     text = f"{args.engine}: " + (f"{count_noun(len(outcomes), 'gate')} passed" if outcomes else "not gated")
-    console.print_result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
+    console.print_result({"engine": str(args.engine), "gates": verdicts}, text)
     return 0

@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
 
     with open_model(args.model, args.revision) as model:
         description = describe_model(model)
-    console.print_result(description.as_json(), render_description(description), as_json=args.json)
+    console.print_result(description.as_json(), render_description(description))
     return 0

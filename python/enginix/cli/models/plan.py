@@ -18,6 +18,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_number, fill_options
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.kinds.registry import KIND_NAMES
 from enginix.model.number_formats import read_kv_cache_bits
@@ -32,11 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="GPU", help="GPU: h200, 'RTX 4090', sm89-16gb (default: this machine's)"
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--memory",
+        "GPU memory in GB, for a GPU whose memory is not in the table",
         type=float,
         metavar="GB",
-        help="GPU memory in GB, for a GPU whose memory is not in the table",
     )
     parser.add_argument(
         "--kind",
@@ -49,13 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)"
     )
-    parser.add_argument(
-        "--max-batch-size",
-        type=int,
-        metavar="N",
-        help="sequences of a step (default: 8; kind edgellm: 1)",
-    )
-    parser.add_argument("--max-num-tokens", type=int, metavar="N", help="tokens of a step (default: 8192)")
+    add_number(parser, "--max-batch-size", "sequences of a step (default: 8; kind edgellm: 1)")
+    add_number(parser, "--max-num-tokens", "tokens of a step (default: 8192)")
     parser.add_argument(
         "--max-seq-len",
         "--max-kv-cache-capacity",
@@ -63,21 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of one sequence (default: the context; kind edgellm: 8192, rtx: 4096)",
     )
-    parser.add_argument(
-        "--max-input-len", type=int, metavar="N", help="longest prompt, kind edgellm (default: 4096)"
-    )
-    parser.add_argument(
-        "--step-tokens",
-        type=int,
-        metavar="N",
-        help="tokens of each sequence in a step, kind rtx (default: 16)",
-    )
-    parser.add_argument(
-        "--sequences",
-        type=int,
-        default=1,
-        metavar="N",
-        help="full-length sequences that must fit at the same time (default: 1)",
+    add_number(parser, "--max-input-len", "longest prompt, kind edgellm (default: 4096)")
+    add_number(parser, "--step-tokens", "tokens of each sequence in a step, kind rtx (default: 16)")
+    add_number(
+        parser, "--sequences", "full-length sequences that must fit at the same time (default: 1)", default=1
     )
     parser.add_argument(
         "--kv-cache",
@@ -92,9 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype of everything unquantized (default: the model's)",
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (default: main)")
-    parser.add_argument(
-        "--offline", action="store_true", help="plan from a lock file alone, as Nix does at evaluation"
-    )
+    add_flag(parser, "--offline", "plan from a lock file alone, as Nix does at evaluation")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,21 +86,9 @@ def run(args: argparse.Namespace) -> int:
     from enginix.kinds.planning.plan_text import render_plan
 
     gpu = _resolve_gpu(args)
-    request = PlanRequest(
-        kind=args.kind or _choose_kind(gpu),
-        tensor_parallel=args.tensor_parallel,
-        pipeline_parallel=args.pipeline_parallel,
-        max_batch_size=args.max_batch_size,
-        max_num_tokens=args.max_num_tokens,
-        max_seq_len=args.max_seq_len,
-        max_input_len=args.max_input_len,
-        step_tokens=args.step_tokens,
-        sequences=args.sequences,
-        kv_cache=args.kv_cache,
-        dtype=args.dtype,
-    )
+    request = fill_options(PlanRequest, args, kind=args.kind or _choose_kind(gpu))
     memory_plan = _plan_memory(args, request, gpu)
-    console.print_result(memory_plan.as_json(), render_plan(memory_plan), as_json=args.json)
+    console.print_result(memory_plan.as_json(), render_plan(memory_plan))
     return EXIT_OK if memory_plan.fits else EXIT_CHECK_FAILED
 
 

@@ -13,10 +13,10 @@ engines of kind tensorrt do not take there are named beside them.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_path
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.machine import driver
@@ -29,12 +29,8 @@ from enginix.tables import load_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="targets to list (default: all)")
-    parser.add_argument(
-        "--this-machine",
-        action="store_true",
-        help="name this machine's GPUs; exit 5 without one",
-    )
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_flag(parser, "--this-machine", "name this machine's GPUs; exit 5 without one")
+    add_path(parser, "--driver", "DIR", "the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,40 +50,27 @@ def run(args: argparse.Namespace) -> int:
     if args.names:
         lines = [f"{line}\n  source: {row['source']}" for line, row in zip(lines, rows, strict=True)]
     listing: dict[str, Any] = {"targets": rows, "machine": machine.as_json() if machine else None}
-    console.print_result(listing, "\n".join(lines), as_json=args.json)
+    console.print_result(listing, "\n".join(lines))
     return EXIT_OK
 
 
 def _print_this_machine(args: argparse.Namespace) -> int:
     """Print the target of each GPU that is here; fails where the driver tells none."""
     machine = probe_machine(driver.find_driver(args.driver))
-    names = {gpu.index: name_target(gpu) for gpu in machine.gpus}
-    refusals: dict[int, str] = {}
+    rows, lines = [], []
     for gpu in machine.gpus:
+        name: str | None = name_target(gpu)
+        refusal = ""
         try:
-            find_gpu(names[gpu.index])
+            find_gpu(str(name))
         except UsageError as e:
-            refusals[gpu.index] = f"{e.what} (fix: {e.fix})"
-    lines = [
-        f"{'-' if gpu.index in refusals else names[gpu.index]:<16} GPU {gpu.index}: {gpu.name}, SM {gpu.sm}, "
-        f"{format_bytes(gpu.total)}{'; no target: ' if gpu.index in refusals else ''}"
-        f"{refusals.get(gpu.index, '')}"
-        for gpu in machine.gpus
-    ]
-    listing = {
-        "driver": machine.driver,
-        "gpus": [
-            {
-                "target": None if gpu.index in refusals else names[gpu.index],
-                "index": gpu.index,
-                "product": gpu.name,
-                "sm": gpu.sm,
-                "memory": gpu.total,
-            }
-            for gpu in machine.gpus
-        ],
-    }
-    console.print_result(listing, "\n".join(lines), as_json=args.json)
+            name, refusal = None, f"; no target: {e.what} (fix: {e.fix})"
+        row = {"target": name, "index": gpu.index, "product": gpu.name, "sm": gpu.sm, "memory": gpu.total}
+        rows.append(row)
+        lines.append(
+            f"{name or '-':<16} GPU {gpu.index}: {gpu.name}, SM {gpu.sm}, {format_bytes(gpu.total)}{refusal}"
+        )
+    console.print_result({"driver": machine.driver, "gpus": rows}, "\n".join(lines))
     return EXIT_OK
 
 

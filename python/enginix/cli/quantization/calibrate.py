@@ -18,36 +18,23 @@ whose repository and commit the calibration data then names.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="directory with the tokenizer; no weights needed"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory to write")
-    parser.add_argument(
-        "--text",
-        type=Path,
-        metavar="PATH",
-        help="text, JSONL, or a directory of them (default: enginix's own text)",
-    )
+    add_path(parser, "model", "MODEL", "directory with the tokenizer; no weights needed")
+    add_output(parser, "DIR", "directory to write", required=True)
+    add_path(parser, "--text", "PATH", "text, JSONL, or a directory of them (default: enginix's own text)")
     parser.add_argument(
         "--field",
         default="text",
         help="field of a JSONL line: text, or a list of chat messages (default: text)",
     )
-    parser.add_argument(
-        "--size", type=int, metavar="N", help="number of rows (default: all rows of the text, at most 256)"
-    )
-    parser.add_argument(
-        "--sequence-length", type=int, default=512, metavar="N", help="tokens a row (default: 512)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=1234, metavar="N", help="seed of the random draw (default: 1234)"
-    )
+    add_number(parser, "--size", "number of rows (default: all rows of the text, at most 256)")
+    add_number(parser, "--sequence-length", "tokens a row (default: 512)", default=512)
+    add_number(parser, "--seed", "seed of the random draw (default: 1234)", default=1234)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,6 +46,5 @@ def run(args: argparse.Namespace) -> int:
     console.print_result(
         {"calibration": str(path), "sha256": done.sha256, "tokens": int(done.tokens.size)},
         f"{path}: {len(done.tokens)} × {args.sequence_length} tokens, sha256 {done.sha256}",
-        as_json=args.json,
     )
     return 0

@@ -16,29 +16,28 @@ along, and the manifest names model, calibration data and tools. On a CPU the sa
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="directory with config.json and safetensors"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory to write")
+    add_path(parser, "model", "MODEL", "directory with config.json and safetensors")
+    add_output(parser, "DIR", "directory to write", required=True)
     parser.add_argument("--format", required=True, metavar="FORMAT", help="number format, see above")
-    parser.add_argument(
+    add_path(
+        parser,
         "--calibration",
-        type=Path,
-        metavar="PATH",
-        help="calibration data of enginix calibrate; weight-only formats need none",
+        "PATH",
+        "calibration data of enginix calibrate; weight-only formats need none",
     )
     parser.add_argument("--kv-cache", metavar="FORMAT", help="fp8: quantize the KV cache, too (default: not)")
-    parser.add_argument(
+    add_number(
+        parser,
         "--effective-bits",
+        "mixed: bits a weight, on average over the whole model",
         type=float,
         metavar="X",
-        help="mixed: bits a weight, on average over the whole model",
     )
     parser.add_argument(
         "--candidates",
@@ -51,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="device to compute on (default: cpu)"
     )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (default: 8)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
+    add_number(parser, "--batch-size", "rows at a time (default: 8)", default=8)
+    add_number(parser, "--threads", "CPU threads (default: PyTorch's)")
     parser.add_argument("--name", help="name in the manifest (default: the model's, with the format)")
 
 
@@ -80,6 +79,5 @@ def run(args: argparse.Namespace) -> int:
         {"model": str(args.output), "quantization": choice.algorithm, **results},
         f"{args.output}: {choice.algorithm}, {console.format_bytes(results['bytes'])}, "
         f"{results['bitsPerWeight']} bits a weight",
-        as_json=args.json,
     )
     return 0

@@ -11,23 +11,19 @@ build executes the engine itself: that takes a GPU of its targets.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_output, add_path
 from enginix.tables import load_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = load_table("rtx")["limits"]
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="output of enginix convert")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="the Hugging Face model that the checkpoint was made from",
+    add_path(parser, "checkpoint", "CHECKPOINT", "output of enginix convert")
+    add_path(
+        parser, "--model", "DIR", "the Hugging Face model that the checkpoint was made from", required=True
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
+    add_output(parser, "DIR", "engine to write", required=True)
     parser.add_argument("--name", help="name of the engine (default: the model's)")
     parser.add_argument(
         "--sm",
@@ -44,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = limits[name]["default"]
         if name == "maxSeqLen":
             default = f"{default}, or the model's context"
-        parser.add_argument(flag, type=int, metavar="N", dest=name, help=f"{what} (default: {default})")
+        add_number(parser, flag, f"{what} (default: {default})", dest=name)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,6 +67,5 @@ def run(args: argparse.Namespace) -> int:
             "gates": engine_manifest.results["gates"],
         },
         f"{args.output}: {engine_manifest.name}, kind rtx, SM {sms}",
-        as_json=args.json,
     )
     return 0

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, console
+from enginix.cli.option_shapes import add_number, add_output, add_path, fill_options, refuse_options
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.progress import track_step
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument(
         "subject",
         nargs="?",
@@ -44,53 +44,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="http://host:port/v1 of a server, or the directory of an engine",
     )
     parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
-    parser.add_argument("--input-words", type=int, default=128, metavar="N", help="of each prompt (128)")
-    parser.add_argument("--output-tokens", type=int, default=64, metavar="N", help="of each answer (64)")
-    parser.add_argument("--requests", type=int, default=32, metavar="N", help="measured (32)")
-    parser.add_argument("--concurrency", type=int, default=1, metavar="N", help="at the same time (1)")
-    parser.add_argument("--rate", type=float, metavar="R", help="requests a second (default: as they end)")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="requests beforehand (2)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts (0)")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the endpoint's key")
-    parser.add_argument(
+    add_number(parser, "--input-words", "of each prompt (128)", default=128)
+    add_number(parser, "--output-tokens", "of each answer (64)", default=64)
+    add_number(parser, "--requests", "measured (32)", default=32)
+    add_number(parser, "--concurrency", "at the same time (1)", default=1)
+    add_number(parser, "--rate", "requests a second (default: as they end)", type=float, metavar="R")
+    add_number(parser, "--warmup", "requests beforehand (2)", default=2)
+    add_number(parser, "--seed", "of the prompts (0)", default=0)
+    add_path(parser, "--key-file", "FILE", "file with the endpoint's key")
+    add_path(
+        parser,
         "--engine",
-        type=Path,
-        metavar="DIR",
-        help="engine that the endpoint serves: the measurement is kept beside it, where compare reads it",
+        "DIR",
+        "engine that the endpoint serves: the measurement is kept beside it, where compare reads it",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep it there alone")
-    parser.add_argument(
+    add_output(parser, "FILE", "keep it there alone")
+    add_path(
+        parser,
         "--dataset",
-        type=Path,
-        metavar="FILE",
-        help="write the same requests for trtllm-bench throughput --dataset FILE; no load is run",
+        "FILE",
+        "write the same requests for trtllm-bench throughput --dataset FILE; no load is run",
     )
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="two measurements; no load is run"
     )
-    parser.add_argument(
-        "--tolerance", type=float, default=0.03, metavar="X", help="slowdown that is no regression (0.03)"
+    add_number(
+        parser, "--tolerance", "slowdown that is no regression (0.03)", default=0.03, type=float, metavar="X"
     )
     server = parser.add_argument_group("the server of ENGINE")
-    server.add_argument("--start-timeout", type=float, default=600, metavar="S", help="of each server (600)")
+    add_number(server, "--start-timeout", "of each server (600)", default=600, type=float, metavar="S")
     server.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
-    server.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
-    server.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
-    server.add_argument(
-        "--interpreter", type=Path, metavar="CHECKPOINT", help="kind rtx: execute its network on the CPU"
-    )
-    server.add_argument(
-        "--rootfs",
-        type=Path,
-        metavar="DIR",
-        help="kinds tensorrt and llmapi: root file system of the runtime's image",
-    )
-    server.add_argument("--pin", type=Path, metavar="FILE", help="their runtime's pin file")
-    server.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    add_path(server, "--tritonserver", "DIR", "as enginix serve has it")
+    add_path(server, "--gateway-python", "P", "python3 that has litellm")
+    add_path(server, "--interpreter", "CHECKPOINT", "kind rtx: execute its network on the CPU")
+    add_path(server, "--rootfs", "DIR", "kinds tensorrt and llmapi: root file system of the runtime's image")
+    add_path(server, "--pin", "FILE", "their runtime's pin file")
+    add_path(server, "--driver", "DIR", "the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, or compare two measurements."""
     if args.compare is not None:
         return _compare(args)
     if args.dataset is not None:
@@ -112,17 +104,11 @@ _ENDPOINT_OPTIONS = ("engine", "key_file", "model")
 _SERVER_OPTIONS = ("device", "tritonserver", "gateway_python", "interpreter", "rootfs", "pin", "driver")
 
 
-def _refuse_options(args: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
-    for name in names:
-        if getattr(args, name) is not None:
-            raise UsageError(why, where=f"--{name.replace('_', '-')}", fix="leave it out")
-
-
 def _measure_endpoint(args: argparse.Namespace) -> int:
     from enginix.gateway.keys import read_key
     from enginix.up.chat import choose_model, parse_endpoint
 
-    _refuse_options(args, _SERVER_OPTIONS, "an option of a server that bench starts; this one runs already")
+    refuse_options(args, _SERVER_OPTIONS, "an option of a server that bench starts; this one runs already")
     url = parse_endpoint(args.subject)
     output = _choose_output(args.output, args.engine)
     engine = None if args.engine is None else _describe_engine(args.engine)
@@ -157,12 +143,11 @@ def _measure_engine(args: argparse.Namespace, engine: Path) -> int:
             where=args.subject,
             fix="pass the output of enginix build, or http://host:port/v1",
         )
-    _refuse_options(args, _ENDPOINT_OPTIONS, "an option of an endpoint; bench starts a server of this engine")
+    refuse_options(args, _ENDPOINT_OPTIONS, "an option of an endpoint; bench starts a server of this engine")
     setting = _describe_engine(engine)
     _require_length(args, engine)
     output = _choose_output(args.output, engine)
-    given = {name: getattr(args, name) for name in _SERVER_OPTIONS}
-    options = EngineServerOptions(start_timeout=args.start_timeout, quiet=args.quiet, **given)
+    options = fill_options(EngineServerOptions, args)
     with serve_engine(engine, options) as running:
         model = choose_model(running.url, None)
         first = ask_once(running.url, model, _read_mix(args)) - running.begun
@@ -213,27 +198,20 @@ def _measure(
     failed = next((record for record in records if record.error is not None), None)
     if failed is not None:
         text += f"\nfix: {explain_refusal(url, model, mix, key, failed.status)}"
-    console.print_result(shown, text, as_json=args.json)
+    console.print_result(shown, text)
     return EXIT_CHECK_FAILED if measured["failed"] else EXIT_OK
 
 
 def _read_mix(args: argparse.Namespace) -> RequestMix:
     from enginix.bench.load import RequestMix
 
-    return RequestMix(
-        args.input_words,
-        args.output_tokens,
-        args.requests,
-        args.concurrency,
-        args.rate,
-        args.warmup,
-        args.seed,
-    )
+    return fill_options(RequestMix, args)
 
 
 def _write_dataset(args: argparse.Namespace) -> int:
     from enginix.bench.load import format_dataset
-    from enginix.files import require_absent_file, write_new_text
+    from enginix.files import write_new_text
+    from enginix.output_path import require_absent_file
 
     if args.subject is not None or args.output is not None or args.engine is not None:
         raise UsageError("--dataset runs no load", fix="leave ENDPOINT, -o and --engine out")
@@ -243,7 +221,6 @@ def _write_dataset(args: argparse.Namespace) -> int:
     console.print_result(
         {"dataset": str(dataset), "requests": args.requests},
         f"{dataset}: {args.requests} requests for trtllm-bench --dataset",
-        as_json=args.json,
     )
     return EXIT_OK
 
@@ -255,8 +232,8 @@ def _choose_output(output: Path | None, engine: Path | None) -> Path | None:
         UsageError: a file is there already, or it would lie in an artefact.
     """
     from enginix.bench_record import find_bench_record
-    from enginix.files import require_absent_file
     from enginix.manifest import MANIFEST_FILE
+    from enginix.output_path import require_absent_file
     from enginix.run_log import is_store
 
     if output is None and engine is not None:
@@ -367,9 +344,7 @@ def _compare(args: argparse.Namespace) -> int:
     slower = any(c.is_slower for c in changes)
     if not args.json or not slower:
         console.print_result(
-            {"gate": "speed", "passed": not slower, "changes": [asdict(c) for c in changes]},
-            "\n".join(lines),
-            as_json=args.json,
+            {"gate": "speed", "passed": not slower, "changes": [asdict(c) for c in changes]}, "\n".join(lines)
         )
     require_no_regression(changes)
     return EXIT_OK

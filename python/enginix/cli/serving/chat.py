@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_path
 from enginix.errors import EXIT_OK, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("endpoint", nargs="?", metavar="URL", help="of the endpoint (default: enginix up's)")
     parser.add_argument("--url", help="the same")
     parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
     parser.add_argument("--system", metavar="TEXT", help="message of the system")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer (default: what fits)")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the endpoint's key")
+    add_number(parser, "--max-tokens", "of an answer (default: what fits)")
+    add_path(parser, "--key-file", "FILE", "file with the endpoint's key")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
         try:
             for piece in chat.stream_chat(url, model, messages, key, **options):
                 pieces.append(piece)
-                console.print_piece(piece, as_json=args.json)
+                console.print_piece(piece)
         except KeyboardInterrupt:
             # Ends the answer, and not the conversation.
             if not is_terminal:
                 raise
         answer = "".join(pieces)
         messages.append({"role": "assistant", "content": answer})
-        console.print_result({"model": model, "answer": answer}, "", as_json=args.json)
+        console.print_result({"model": model, "answer": answer}, "")
         if not is_terminal:
             return EXIT_OK
 

@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK
 
 INDENT = " " * 8  # of what is said below a check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("--offline", action="store_true", help="do not ask the Hub")
+    add_flag(parser, "--offline", "do not ask the Hub")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the checks and print a line for each."""
     from enginix.diagnosis.machine_checks import run_checks
 
     results = run_checks(ask_hub=not args.offline)
@@ -37,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
                 lines += _fit_line(f"{INDENT}{'     ' if number else 'fix: '}", line.strip())
     failed = sum(result.status == "failed" for result in results)
     console.print_result(
-        {"ok": not failed, "checks": [result.as_json() for result in results]},
-        "\n".join(lines),
-        as_json=args.json,
+        {"ok": not failed, "checks": [result.as_json() for result in results]}, "\n".join(lines)
     )
     return EXIT_CHECK_FAILED if failed else EXIT_OK
 

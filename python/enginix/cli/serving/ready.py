@@ -20,16 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_path
 from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import list_triton_kinds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("url", metavar="URL", help="http://host:port")
-    parser.add_argument(
-        "--timeout", type=float, default=600, metavar="S", help="seconds to wait (default: 600)"
-    )
+    add_number(parser, "--timeout", "seconds to wait (default: 600)", default=600, type=float, metavar="S")
     parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first that is listed)")
     parser.add_argument(
         "--triton",
@@ -37,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list_triton_kinds(),
         help="the server is Triton, with a repository of this kind of engine",
     )
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key")
+    add_path(parser, "--api-key-file", "FILE", "file with the key")
     parser.add_argument(
         "--api-key-credential", metavar="NAME", help="the key's file below $CREDENTIALS_DIRECTORY"
     )
@@ -55,20 +53,15 @@ def run(args: argparse.Namespace) -> int:
     from enginix.rollout.ready import await_answer, await_triton
 
     key = _read_key(args)
-    if args.triton is not None:
-        if args.run or key is not None:
-            raise UsageError("goes with neither --run nor a key", where="--triton")
-        seconds = await_triton(args.url, args.timeout, args.triton)
-        console.print_result(
-            {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
-        )
-        return 0
+    if args.triton is not None and (args.run or key is not None):
+        raise UsageError("goes with neither --run nor a key", where="--triton")
     if args.run:
         return _become_server(args.run, lambda: await_answer(args.url, args.timeout, args.model, key))
-    seconds = await_answer(args.url, args.timeout, args.model, key)
-    console.print_result(
-        {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
-    )
+    if args.triton is not None:
+        seconds = await_triton(args.url, args.timeout, args.triton)
+    else:
+        seconds = await_answer(args.url, args.timeout, args.model, key)
+    console.print_result({"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s")
     return 0
 
 
@@ -103,4 +96,4 @@ def _read_key(args: argparse.Namespace) -> str | None:
     try:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"unreadable: {e}", where=str(file)) from e
+        raise UsageError(f"unreadable: {e}", where=file) from e

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
+from enginix.cli.option_shapes import add_number, add_path
 from enginix.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,55 +26,41 @@ SWITCHING = ("switch", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("server", metavar="NAME", help="name of the server; its unit is enginix-NAME.service")
-    parser.add_argument(
-        "--incoming", type=Path, required=True, metavar="DIR", help="directory of the new generation's units"
-    )
-    parser.add_argument(
+    add_path(parser, "--incoming", "DIR", "directory of the new generation's units", required=True)
+    add_path(
+        parser,
         "--current",
-        type=Path,
+        "DIR",
+        "directory of the running generation's units (default: /etc/systemd/system)",
         default=Path("/etc/systemd/system"),
-        metavar="DIR",
-        help="directory of the running generation's units (default: /etc/systemd/system)",
     )
-    parser.add_argument(
-        "--drop-in",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="unit settings for the trial; @port@ is a free port",
-    )
+    add_path(parser, "--drop-in", "FILE", "unit settings for the trial; @port@ is a free port", required=True)
     parser.add_argument(
         "--action", default="switch", help="action of the machine; switch and test make a trial"
     )
     parser.add_argument("--gpus", metavar="LIST", help="GPUs of the server, joined by commas")
-    parser.add_argument("--needs", type=int, metavar="MIB", help="free memory that a second server needs")
-    parser.add_argument(
-        "--engine",
-        type=Path,
-        metavar="DIR",
-        help="engine that the server loads, instead of --gpus and --needs",
-    )
+    add_number(parser, "--needs", "free memory that a second server needs", metavar="MIB")
+    add_path(parser, "--engine", "DIR", "engine that the server loads, instead of --gpus and --needs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Try the changed server."""
     from enginix.rollout import trial
 
     unit = f"enginix-{args.server}.service"
     incoming = args.incoming / unit
     if not incoming.exists():
-        raise UsageError("there is no such unit", where=str(incoming))
+        raise UsageError("there is no such unit", where=incoming)
 
     def end(outcome: str, text: str) -> int:
         console.print_message(f"enginix-{args.server}: {text}")
-        console.print_result({"server": args.server, "trial": outcome}, outcome, as_json=args.json)
+        console.print_result({"server": args.server, "trial": outcome}, outcome)
         return 0
 
     if args.action not in SWITCHING:
         return end("none", f"no trial before {args.action}")
-    if _same_unit(incoming, args.current / unit):
+    current = args.current / unit
+    if current.exists() and incoming.read_bytes() == current.read_bytes():
         return end("unchanged", "unchanged")
     if not trial.is_active(unit):
         return end("none", "not running: nothing to lose, so no trial")
@@ -90,10 +77,6 @@ def run(args: argparse.Namespace) -> int:
     )
     trial.start_trial(args.server, incoming, args.drop_in)
     return end("passed", "the new generation has answered")
-
-
-def _same_unit(a: Path, b: Path) -> bool:
-    return b.exists() and a.read_bytes() == b.read_bytes()
 
 
 def _measure_headroom(args: argparse.Namespace) -> tuple[MemoryHeadroom | None, str]:

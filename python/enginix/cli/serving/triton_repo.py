@@ -31,124 +31,67 @@ from pathlib import Path
 from typing import Any
 
 from enginix import console, manifest
+from enginix.cli.option_shapes import add_flag, add_number, add_output, add_path, add_repeated, fill_options
 from enginix.errors import UsageError
 from enginix.model.end_tokens import END_TOKENS_KEY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("engine", type=Path, metavar="ENGINE", help="directory that enginix build wrote")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="the repository to write"
-    )
-    parser.add_argument(
-        "--max-batch-size",
-        type=int,
-        metavar="N",
-        help="requests that run at once (default: 8, or the engine's limit)",
-    )
-    parser.add_argument(
-        "--max-tokens-limit",
-        type=int,
-        metavar="N",
-        help="largest max_tokens of a request (default: what fits)",
-    )
-    parser.add_argument(
+    add_path(parser, "engine", "ENGINE", "directory that enginix build wrote")
+    add_output(parser, "DIR", "the repository to write", required=True)
+    add_number(parser, "--max-batch-size", "requests that run at once (default: 8, or the engine's limit)")
+    add_number(parser, "--max-tokens-limit", "largest max_tokens of a request (default: what fits)")
+    add_number(
+        parser,
         "--max-queue-delay-microseconds",
-        type=int,
+        "longest wait of preprocessing to fill a batch (kind tensorrt; default: 0)",
         default=0,
-        metavar="N",
-        help="longest wait of preprocessing to fill a batch (kind tensorrt; default: 0)",
     )
-    parser.add_argument(
-        "--max-queue-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="longest queue of waiting requests (default: 0, no limit)",
+    add_number(
+        parser, "--max-queue-size", "longest queue of waiting requests (default: 0, no limit)", default=0
     )
     for model, kind in (
         ("preprocessing", "tensorrt"),
         ("postprocessing", "tensorrt"),
         ("ensemble", "reference, rtx"),
     ):
-        parser.add_argument(
-            f"--{model}-instances",
-            type=int,
-            default=1,
-            metavar="N",
-            help=f"processes of {model} (kind {kind}; default: 1)",
+        add_number(
+            parser, f"--{model}-instances", f"processes of {model} (kind {kind}; default: 1)", default=1
         )
-    parser.add_argument(
+    add_path(
+        parser,
         "--interpreter",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="kind rtx: execute the network of the engine's checkpoint on the CPU, not the engine",
+        "CHECKPOINT",
+        "kind rtx: execute the network of the engine's checkpoint on the CPU, not the engine",
     )
     parser.add_argument("--device", default="cpu", help="device of the reference executor: cpu, cuda, cuda:N")
-    parser.add_argument(
-        "--no-add-special-tokens",
-        action="store_true",
-        help="give prompts to the model without the tokenizer's special tokens",
+    add_flag(
+        parser, "--no-add-special-tokens", "give prompts to the model without the tokenizer's special tokens"
     )
-    parser.add_argument(
-        "--keep-special-tokens", action="store_true", help="show special tokens in the answer's text"
-    )
-    parser.add_argument(
-        "--include-input",
-        action="store_true",
-        help="begin answers with the prompt, unless a request says otherwise",
-    )
+    add_flag(parser, "--keep-special-tokens", "show special tokens in the answer's text")
+    add_flag(parser, "--include-input", "begin answers with the prompt, unless a request says otherwise")
     nvidia = parser.add_argument_group("kinds tensorrt and llmapi")
-    nvidia.add_argument(
-        "--rootfs",
-        type=Path,
-        metavar="DIR",
-        help="root file system of the runtime's image, for NVIDIA's models",
-    )
-    nvidia.add_argument(
-        "--no-decoupled", action="store_true", help="one response a request: no streaming, but /infer works"
-    )
-    nvidia.add_argument(
-        "--no-accumulate-tokens", action="store_true", help="let tensorrt_llm_bls decode each chunk alone"
-    )
-    nvidia.add_argument(
-        "--no-chat", action="store_true", help="use NVIDIA's models unchanged; they take no messages"
-    )
-    nvidia.add_argument(
-        "--bls-instances",
-        type=int,
-        metavar="N",
-        help="requests that tensorrt_llm_bls serves at once (default: all)",
-    )
+    add_path(nvidia, "--rootfs", "DIR", "root file system of the runtime's image, for NVIDIA's models")
+    add_flag(nvidia, "--no-decoupled", "one response a request: no streaming, but /infer works")
+    add_flag(nvidia, "--no-accumulate-tokens", "let tensorrt_llm_bls decode each chunk alone")
+    add_flag(nvidia, "--no-chat", "use NVIDIA's models unchanged; they take no messages")
+    add_number(nvidia, "--bls-instances", "requests that tensorrt_llm_bls serves at once (default: all)")
     nvidia.add_argument(
         "--logits-datatype", default="FP32", metavar="TYPE", help="FP32 or FP16 (default: FP32)"
     )
-    nvidia.add_argument(
+    add_repeated(
+        nvidia,
         "--parameter",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="parameter of tensorrt_llm, for instance kv_cache_free_gpu_mem_fraction=0.8",
+        "KEY=VALUE",
+        "parameter of tensorrt_llm, for instance kv_cache_free_gpu_mem_fraction=0.8",
     )
-    parser.add_argument(
-        "--enginix-path",
-        type=Path,
-        metavar="DIR",
-        help="directory with the enginix package that the models import",
-    )
-    parser.add_argument(
-        "--add-model",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="model directory to add to the repository, as a link",
+    add_path(parser, "--enginix-path", "DIR", "directory with the enginix package that the models import")
+    add_repeated(
+        parser, "--add-model", "DIR", "model directory to add to the repository, as a link", type=Path
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds the repository."""
     from enginix.kinds.tensorrt.tensorrt_models import NvidiaModelOptions
     from enginix.kinds.triton_repository.repository import build_triton_repository
     from enginix.triton.options import RepositoryOptions
@@ -157,27 +100,20 @@ def run(args: argparse.Namespace) -> int:
     options = build_triton_repository(
         args.engine,
         args.output,
-        RepositoryOptions(
-            max_batch_size=args.max_batch_size,
-            max_tokens_limit=args.max_tokens_limit,
-            max_queue_delay_microseconds=args.max_queue_delay_microseconds,
-            max_queue_size=args.max_queue_size,
-            preprocessing_instances=args.preprocessing_instances,
-            postprocessing_instances=args.postprocessing_instances,
-            ensemble_instances=args.ensemble_instances,
-            device=args.device,
-            interpreter=args.interpreter,
+        fill_options(
+            RepositoryOptions,
+            args,
             add_special_tokens=not args.no_add_special_tokens,
             skip_special_tokens=not args.keep_special_tokens,
             exclude_input_in_output=not args.include_input,
         ),
         enginix_path=args.enginix_path,
         add_models=args.add_model,
-        models=NvidiaModelOptions(
+        models=fill_options(
+            NvidiaModelOptions,
+            args,
             decoupled=not args.no_decoupled,
             accumulate_tokens=not args.no_accumulate_tokens,
-            bls_instances=args.bls_instances,
-            logits_datatype=args.logits_datatype,
             chat=not args.no_chat,
             parameters=dict(_parse_parameter(text) for text in args.parameter),
         ),
@@ -199,7 +135,6 @@ def run(args: argparse.Namespace) -> int:
         },
         f"Triton repository {args.output}: {_describe_sizes(options)}{seconds:.1f} s"
         + (f"\nwarning: {unverified}" if unverified else ""),
-        as_json=args.json,
     )
     return 0
 

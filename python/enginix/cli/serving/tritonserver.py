@@ -17,17 +17,16 @@ import tempfile
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="wheel file, if pip cannot fetch it")
+    add_output(parser, "DIR", "directory to write", required=True)
+    add_path(parser, "--wheel", "FILE", "wheel file, if pip cannot fetch it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch, check and unpack the wheel."""
-    from enginix.files import require_absent
+    from enginix.output_path import require_absent
     from enginix.serve import pytriton_wheel as wheels
 
     require_absent(args.output)
@@ -49,6 +48,5 @@ def run(args: argparse.Namespace) -> int:
         },
         f"{args.output}: tritonserver {row['tritonServer']} for Python {wheels.python_version()}; "
         "enginix serve finds it",
-        as_json=args.json,
     )
     return 0

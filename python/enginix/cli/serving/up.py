@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_number, add_path, refuse_options
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES, find_kind
@@ -43,42 +44,32 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="owner/name of the Hub, lock file, or directory")
     parser.add_argument("--kind", choices=KIND_NAMES, default=DEFAULT_KIND, help="kind of engine (reference)")
     parser.add_argument("--format", metavar="FORMAT", help="quantize first: fp8, nvfp4, int4_awq, …")
-    parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="own calibration data (default: enginix's text)"
-    )
+    add_path(parser, "--calibration", "DIR", "own calibration data (default: enginix's text)")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit, for a new lock (main)")
-    parser.add_argument("--no-gates", action="store_true", help="do not compare the engine with the model")
+    add_flag(parser, "--no-gates", "do not compare the engine with the model")
     parser.add_argument("--target", metavar="GPU", help="kinds tensorrt and llmapi: GPU (enginix target)")
     parser.add_argument(
         "--runtime",
         metavar="ID",
         help="kinds tensorrt and llmapi: a name (enginix runtime list) or FILE.json",
     )
-    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    add_path(parser, "--rootfs", "DIR", "root file system of the runtime's image")
     parser.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
-    parser.add_argument(
-        "--interpreter", action="store_true", help="kind rtx: execute its network on the CPU, for tests"
-    )
-    parser.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
-    parser.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
-    parser.add_argument(
-        "--port", type=int, default=4000, metavar="N", help="of the endpoint (4000; 0: a free one)"
-    )
+    add_flag(parser, "--interpreter", "kind rtx: execute its network on the CPU, for tests")
+    add_path(parser, "--tritonserver", "DIR", "as enginix serve has it")
+    add_path(parser, "--gateway-python", "P", "python3 that has litellm")
+    add_number(parser, "--port", "of the endpoint (4000; 0: a free one)", default=4000)
     parser.add_argument("--ask", metavar="PROMPT", help="ask once when ready")
-    parser.add_argument("--exit-after-ask", action="store_true", help="end after --ask")
-    parser.add_argument("--start-timeout", type=float, default=600, metavar="S", help="of each server (600)")
-    parser.add_argument("--dry-run", action="store_true", help="print the stages and their commands")
-    parser.add_argument(
-        "--print-nix", action="store_true", help="print the Nix expression of the same stages"
-    )
+    add_flag(parser, "--exit-after-ask", "end after --ask")
+    add_number(parser, "--start-timeout", "of each server (600)", default=600, type=float, metavar="S")
+    add_flag(parser, "--dry-run", "print the stages and their commands")
+    add_flag(parser, "--print-nix", "print the Nix expression of the same stages")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the stages that are missing, then serve."""
     from enginix.up import session, stages
 
     if args.exit_after_ask and args.ask is None:
@@ -90,15 +81,13 @@ def run(args: argparse.Namespace) -> int:
     if args.print_nix:
         lock_file = None if request.lock is None else request.source.name
         console.print_result(
-            {"nix": stages.format_nix(request, lock_file)},
-            stages.format_nix(request, lock_file),
-            as_json=args.json,
+            {"nix": stages.format_nix(request, lock_file)}, stages.format_nix(request, lock_file)
         )
         return EXIT_OK
     cache = stages.locate_cache()
     planned = stages.plan_stages(request, cache)
     if args.dry_run:
-        return _print_stages(planned, as_json=args.json)
+        return _print_stages(planned)
     gateway_python = _require_software(args)
     reserve_ports(LOOPBACK[0], [("--port", args.port)])
     _require_disk(request, planned, cache)
@@ -131,15 +120,10 @@ def _check_options(args: argparse.Namespace) -> None:
     kind = find_kind(args.kind)
     if args.interpreter and not kind.has_interpreter:
         raise UsageError(f"kind {args.kind} has no interpreter", where="--interpreter", fix="leave it out")
+    unread: tuple[str, ...] = () if kind.has_target else ("target", "runtime")
     if kind.own_build is not None:
-        others = ("target", "runtime", "rootfs", "device", "no_gates")
-        unsupported = [name for name in others if getattr(args, name)]
-        if unsupported:
-            name = unsupported[0].replace("_", "-")
-            raise UsageError(f"not an option of kind {args.kind}", where=f"--{name}", fix="leave it out")
-    for option in ("target", "runtime"):
-        if getattr(args, option) is not None and not kind.has_target:
-            raise UsageError(f"not an option of kind {args.kind}", where=f"--{option}", fix="leave it out")
+        unread = ("target", "runtime", "rootfs", "device", "no_gates")
+    refuse_options(args, unread, f"not an option of kind {args.kind}")
     if args.target is not None:
         from enginix.machine.target import find_target
 
@@ -167,7 +151,7 @@ def _read_request(args: argparse.Namespace) -> UpRequest:
     lock: Lock | None = None
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError("no config.json", where=str(path), fix="pass a model's directory")
+            raise ModelError("no config.json", where=path, fix="pass a model's directory")
         source = path.resolve()
     else:
         source, lock = _read_or_write_lock(args, path)
@@ -192,7 +176,7 @@ def _read_request(args: argparse.Namespace) -> UpRequest:
 def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Lock]:
     """Return the lock of a repository: the file that was given, one of an earlier run, or a new one."""
     from enginix.files import write_text
-    from enginix.hub.lock import Selection, dump_lock, read_lock
+    from enginix.hub.lock import Selection, read_lock
     from enginix.up.stages import name_model
 
     if path.is_file():
@@ -207,7 +191,7 @@ def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Loc
         if lock.repo != hub_source.name:
             raise UsageError(
                 f"pins {lock.repo}, not {hub_source.name}",
-                where=str(file),
+                where=file,
                 fix=f"run in another directory, or pass the lock: enginix up {file.name}",
             )
         console.print_message(
@@ -216,14 +200,13 @@ def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Loc
         return file, lock
     revision = choose_revision(hub_source, args.revision)
     new = make_lock(hub_source.name, Selection(revision=revision or "main"))
-    for note in new.notes:
-        console.print_message(f"note: {note}")
-    write_text(file, dump_lock(new.lock))
+    console.print_notes(new.notes)
+    write_text(file, new.lock.dump())
     console.print_message(f"{file.name}: {new.lock.repo} at {new.lock.revision[:12]}, pinned")
     return file, new.lock
 
 
-def _print_stages(planned: tuple[Stage, ...], *, as_json: bool) -> int:
+def _print_stages(planned: tuple[Stage, ...]) -> int:
     rows = [
         {
             "stage": s.name,
@@ -235,7 +218,7 @@ def _print_stages(planned: tuple[Stage, ...], *, as_json: bool) -> int:
     ]
     lines = [f"{'#' if s.output.exists() else ' '} enginix {shlex.join(s.words)}" for s in planned]
     legend = "\n# is here already" if any(s.output.exists() for s in planned) else ""
-    console.print_result({"stages": rows}, "\n".join(lines) + legend, as_json=as_json)
+    console.print_result({"stages": rows}, "\n".join(lines) + legend)
     return EXIT_OK
 
 
@@ -273,7 +256,7 @@ def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -
         except OSError as e:
             raise MachineError(
                 f"cannot be written: {e.strerror}",
-                where=str(cache),
+                where=cache,
                 fix="set XDG_CACHE_HOME to a directory that this user may write",
             ) from e
     missing = [s for s in planned if not s.output.exists() and s.name in ("fetch", "quantize", "convert")]
@@ -282,7 +265,7 @@ def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -
     if size > free:
         raise MachineError(
             f"the stages need about {format_bytes(size)}, and {format_bytes(free)} are free",
-            where=str(cache),
+            where=cache,
             fix="free space, or set XDG_CACHE_HOME to a larger disk",
         )
     if size:
@@ -319,15 +302,15 @@ def _serve(
             "stages": [r.as_json() for r in records],
         }
         if not args.json:
-            console.print_result(described, _describe_endpoint(address, name), as_json=False)
+            console.print_result(described, _describe_endpoint(address, name))
         if args.ask is not None:
             from enginix.up.chat import complete_text
 
             text = complete_text(f"{address}/v1", name, args.ask)
-            console.print_piece(f"{args.ask}{text}\n", as_json=args.json)
+            console.print_piece(f"{args.ask}{text}\n")
             described["answer"] = {"text": text}
         if args.json:
-            console.print_result(described, "", as_json=True)
+            console.print_result(described, "")
         if args.exit_after_ask:
             return EXIT_OK
         return session.wait_for_end(running.servers)

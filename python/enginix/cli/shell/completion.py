@@ -12,17 +12,15 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
-from enginix.cli.completion import SHELLS, render_completion
+from enginix.cli.shell.completion_scripts import SHELLS, render_completion
 from enginix.errors import EXIT_OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script."""
     script = render_completion(args.shell)
-    console.print_result({"shell": args.shell, "script": script}, script.rstrip("\n"), as_json=args.json)
+    console.print_result({"shell": args.shell, "script": script}, script.rstrip("\n"))
     return EXIT_OK

@@ -14,22 +14,16 @@ Verify with `enginix verify DIR --signers FILE`.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_output, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artefact", type=Path, metavar="DIR", help="artefact to sign")
-    parser.add_argument("--key", type=Path, required=True, metavar="KEY", help="SSH key to sign with")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="directory for the files (default: beside the manifest)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace the signatures that are there")
+    add_path(parser, "artefact", "DIR", "artefact to sign")
+    add_path(parser, "--key", "KEY", "SSH key to sign with", required=True)
+    add_output(parser, "DIR", "directory for the files (default: beside the manifest)")
+    add_flag(parser, "--force", "replace the signatures that are there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,18 +37,17 @@ def run(args: argparse.Namespace) -> int:
 
     out = args.output or args.artefact
     if is_in_store(out):
-        raise UsageError("is in a store of Nix, which does not change", where=str(out), fix="pass -o DIR")
+        raise UsageError("is in a store of Nix, which does not change", where=out, fix="pass -o DIR")
     verify_chain(args.artefact, full=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise MachineError(f"cannot make: {e.strerror}", where=str(out), fix="choose another -o") from e
+        raise MachineError(f"cannot make: {e.strerror}", where=out, fix="choose another -o") from e
     signature = sign_manifest(args.artefact, args.key, out, force=args.force)
     write_text(out / STATEMENT_FILE, dump_statement(args.artefact))
     console.print_result(
         {"signature": str(signature), "statement": str(out / STATEMENT_FILE)},
         f"{signature}: signed; verify it with `enginix verify {args.artefact} --signers FILE"
         + (f" --signature {signature}`" if out != args.artefact else "`"),
-        as_json=args.json,
     )
     return 0

@@ -19,12 +19,11 @@ import argparse
 from pathlib import Path
 
 from enginix import console
+from enginix.cli.option_shapes import add_flag, add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "artefact", type=Path, metavar="DIR", help="model, checkpoint, engine, repository or another artefact"
-    )
+    add_path(parser, "artefact", "DIR", "model, checkpoint, engine, repository or another artefact")
     parser.add_argument(
         "--from",
         dest="sources",
@@ -34,13 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="input that it was made from, to check, too",
     )
-    parser.add_argument("--full", action="store_true", help="read all weights again")
-    parser.add_argument(
-        "--signers", type=Path, metavar="FILE", help="demand a signature of one of these allowed signers"
-    )
-    parser.add_argument(
-        "--signature", type=Path, metavar="FILE", help="the signature (default: DIR/enginix.json.sig)"
-    )
+    add_flag(parser, "--full", "read all weights again")
+    add_path(parser, "--signers", "FILE", "demand a signature of one of these allowed signers")
+    add_path(parser, "--signature", "FILE", "the signature (default: DIR/enginix.json.sig)")
     parser.add_argument(
         "--ssh-keygen", default="ssh-keygen", metavar="FILE", help="ssh-keygen (default: the one on PATH)"
     )
@@ -81,6 +76,5 @@ def run(args: argparse.Namespace) -> int:
             "signer": signer,
         },
         "\n".join(lines),
-        as_json=args.json,
     )
     return 0

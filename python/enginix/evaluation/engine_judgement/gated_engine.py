@@ -11,10 +11,11 @@ from typing import Any
 from enginix import manifest
 from enginix.errors import ManifestError
 from enginix.evaluation.judgement.outcome import GateOutcome
-from enginix.files import new_directory, sha256_file
+from enginix.files import sha256_file
 from enginix.integrity import list_content
 from enginix.manifest import Manifest
 from enginix.report import evidence
+from enginix.work_directory import new_directory
 
 WRITTEN_FILES = (manifest.MANIFEST_FILE, "gates.json", "report.html")
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write_questions(args: argparse.Namespace) -> None:
     from enginix.evaluation.engine_protocol import engine_questions
     from enginix.evaluation.reference_answers import question_builder
-    from enginix.files import new_directory
+    from enginix.work_directory import new_directory
 
     with new_directory(args.out) as partial:
         engine_questions.write_engine_questions(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from enginix import __version__, console, manifest, process
 from enginix.digests import SourceWatch
 from enginix.errors import MachineError, ManifestError, UsageError
-from enginix.files import new_directory, require_absent, sha256_file
+from enginix.files import sha256_file
 from enginix.integrity import require_unchanged
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.errors import ExportError, name_final_directory
@@ -40,8 +40,10 @@ from enginix.machine.kind_support import list_running_kinds
 from enginix.manifest import Manifest
 from enginix.model.identity import require_same_model
 from enginix.model.jsonfile import read_object
+from enginix.output_path import require_absent
 from enginix.tables import load_table
 from enginix.wording import list_known
+from enginix.work_directory import new_directory
 
 if TYPE_CHECKING:
     from enginix.machine.target import Machine, MachineGpu

@@ -28,10 +28,11 @@ from enginix import console, manifest, process
 from enginix.errors import GateError, MachineError, ManifestError
 from enginix.evaluation.engine_protocol import answers_origin, engine_questions
 from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions, TokenizedText
-from enginix.files import dump_json, new_directory, write_text
+from enginix.files import dump_json, write_text
 from enginix.kinds.edgellm.serve import EdgellmServeOptions, ServerCommand, prepare_server
 from enginix.ports import choose_loopback_port
 from enginix.process_group import signal_group
+from enginix.work_directory import new_directory
 
 TOGETHER = 4  # requests at once: what its queue takes by default
 MARK = "stand-in: "

@@ -22,7 +22,6 @@ from typing import Any
 from enginix import __version__, console, manifest, process
 from enginix.digests import SourceWatch, digest_file
 from enginix.errors import MachineError, UsageError
-from enginix.files import new_directory, require_absent
 from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
 from enginix.kinds.edgellm.errors import ExportError, name_final_directory
 from enginix.kinds.edgellm.execution import direct_graph, export_gate
@@ -31,7 +30,9 @@ from enginix.manifest import Manifest
 from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
 from enginix.model.identity import identify_model
 from enginix.optional_libraries import missing_extra
+from enginix.output_path import require_absent
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 EXPORTER = "tensorrt-edgellm-export"
 PINNED_PACKAGES = ("tensorrt-edgellm", "torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon")

@@ -20,11 +20,11 @@ from enginix.evaluation.judgement import judge, run
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import question_builder, reference_asker
 from enginix.evaluation.reference_answers.exact_answers import require_answered
-from enginix.files import require_absent
 from enginix.integrity import require_unchanged
 from enginix.kinds.gating.gate_asking import GateAsker, GateAsking, GateReport
 from enginix.kinds.registry import find_kind, load_hook
 from enginix.manifest import Manifest
+from enginix.output_path import require_absent
 from enginix.report import evidence
 from enginix.wording import count_noun
 
@@ -112,7 +112,7 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         console.print_message("note: not gated")
     verdicts = judge.gate_verdicts(outcomes) or "not gated"
     text = f"{args.engine}: " + (f"{count_noun(len(outcomes), 'gate')} passed" if outcomes else "not gated")
-    console.print_result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
+    console.print_result({"engine": str(args.engine), "gates": verdicts}, text)
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from enginix import __version__, console
 from enginix.digests import SourceWatch
 from enginix.errors import ModelError, UsageError
-from enginix.files import dump_json, new_directory, write_text
+from enginix.files import dump_json, write_text
 from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint, compute_model_identity
@@ -51,6 +51,7 @@ from enginix.runtime.preflight import require_kind_support
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
 from enginix.wording import list_known, suggest_name
+from enginix.work_directory import new_directory
 
 LLM_ARGUMENTS_FILE = "llm_args.yaml"
 

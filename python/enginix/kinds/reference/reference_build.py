@@ -30,19 +30,20 @@ from enginix.evaluation.judgement.judge import CheckpointGateInputs, judge_check
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
-from enginix.files import new_directory, require_absent
 from enginix.integrity import list_content
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_context, read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.jsonfile import refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
+from enginix.output_path import require_absent
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
 from enginix.reference.executor import Executor
 from enginix.reference.executor_config import ExecutorConfig
 from enginix.report import evidence as report
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 GOLDEN_TOKENS = 32
 REQUIRED_VERSIONS = {"torch": ">=2.6"}

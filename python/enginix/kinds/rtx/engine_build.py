@@ -24,7 +24,7 @@ from enginix.evaluation.judgement import run as gates
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import tokenize_prompts
-from enginix.files import dump_json, new_directory, require_absent, write_text
+from enginix.files import dump_json, write_text
 from enginix.integrity import list_content, require_unchanged
 from enginix.kinds.rtx import checkpoint_support
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
@@ -36,11 +36,13 @@ from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.jsonfile import read_architecture, read_object, refuse_other_artefact
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
+from enginix.output_path import require_absent
 from enginix.reference import layout
 from enginix.reference.config import read_executor_config
 from enginix.reference.executor_config import ExecutorConfig
 from enginix.report import evidence
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 PLAN_FILE = "decoder.plan"
 DESCRIPTION_FILE = "engine.json"

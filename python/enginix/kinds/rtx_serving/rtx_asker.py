@@ -20,11 +20,12 @@ from enginix import console
 from enginix.errors import GateError
 from enginix.evaluation.engine_protocol import answers_origin
 from enginix.evaluation.engine_protocol.engine_questions import TokenizedText, read_engine_questions
-from enginix.files import dump_json, new_directory, write_text
+from enginix.files import dump_json, write_text
 from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
 from enginix.kinds.rtx_serving.slot_sequences import SlotSequences
 from enginix.kinds.rtx_serving.step_backend import StepBackend
 from enginix.reference.scheduler import GenerationEvent, GenerationRequest
+from enginix.work_directory import new_directory
 
 ANSWERS_FILE, TENSORS = "said.json", "said.safetensors"
 _PROGRESS_SECONDS = 5.0

@@ -21,7 +21,7 @@ from typing import Any
 import enginix
 from enginix import manifest
 from enginix.errors import ManifestError, UsageError
-from enginix.files import new_directory, sha256_file
+from enginix.files import sha256_file
 from enginix.integrity import require_unchanged
 from enginix.kinds.registry import get_kind, list_triton_kinds, load_hook
 from enginix.kinds.tensorrt import tensorrt_models
@@ -31,6 +31,7 @@ from enginix.runtime.table import find_runtime, require_triton
 from enginix.triton import config
 from enginix.triton.options import RepositoryOptions
 from enginix.triton.repository_content import ContentModule, ContentRequest
+from enginix.work_directory import new_directory
 
 # Triton allows more characters in model names; these are safe in paths and URLs.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -18,7 +18,6 @@ from typing import Any
 from enginix import console, manifest
 from enginix.errors import GateError, ManifestError
 from enginix.evaluation.engine_protocol import answers_origin, engine_questions
-from enginix.files import new_directory
 from enginix.machine import driver as drivers
 from enginix.machine.target import find_target, probe_machine
 from enginix.manifest import Manifest
@@ -27,6 +26,7 @@ from enginix.runtime.failures import explain_build_failure
 from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
 from enginix.runtime.supervise import Watch, supervise_command
 from enginix.tables import load_table
+from enginix.work_directory import new_directory
 
 SCRIPT = Path(__file__).with_name("trtllm_script.py")
 KINDS = tuple(name for name, row in load_table("engine_kinds")["kinds"].items() if row["runsInImage"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from enginix.console import format_bytes
 from enginix.report.artefacts import Artefact
+from enginix.report.gate_figures import GateFigures
 from enginix.run_log import ArtefactRun
 
 UNKNOWN = "not known"
@@ -27,37 +28,32 @@ def _show_bits(a: Artefact) -> CellText:
     return f"{a.weights.bits:.3g}", "" if matrices is None else f"layers {matrices:.3g}"
 
 
-def _show_perplexity(a: Artefact) -> CellText:
-    m = a.measured
-    return NOTHING if m is None or m.perplexity is None else (f"{m.perplexity:.4g}", "")
+def _show_perplexity(m: GateFigures) -> CellText:
+    return NOTHING if m.perplexity is None else (f"{m.perplexity:.4g}", "")
 
 
-def _show_ratio(a: Artefact) -> CellText:
-    m = a.measured
-    if m is None or m.ratio is None:
+def _show_ratio(m: GateFigures) -> CellText:
+    if m.ratio is None:
         return NOTHING
     ends = f"{m.low:.4g} to {m.high:.4g}" if m.low is not None and m.high is not None else ""
     return f"× {m.ratio:.4g}", ends
 
 
-def _show_same_token(a: Artefact) -> CellText:
-    m = a.measured
-    if m is None or (m.same is None and m.greedy is None):
+def _show_same_token(m: GateFigures) -> CellText:
+    if m.same is None and m.greedy is None:
         return NOTHING
     greedy = "" if m.greedy is None else f"greedy {m.greedy:.1%}"
     return (greedy, "") if m.same is None else (f"{m.same:.1%}", greedy)
 
 
-def _show_kl(a: Artefact) -> CellText:
-    m = a.measured
-    if m is None or m.kl is None:
+def _show_kl(m: GateFigures) -> CellText:
+    if m.kl is None:
         return NOTHING
     return ("< 1e-6" if m.kl < 1e-6 else f"{m.kl:.2g}"), ""
 
 
-def _show_task(a: Artefact) -> CellText:
-    m = a.measured
-    if m is None or m.score is None or m.questions is None:
+def _show_task(m: GateFigures) -> CellText:
+    if m.score is None or m.questions is None:
         return NOTHING
     detail = "" if m.reference_score is None else f"reference {m.reference_score}"
     return f"{m.score} of {m.questions}", detail
@@ -76,11 +72,11 @@ def _show_speed(a: Artefact) -> CellText:
     return rate, ", ".join(details)
 
 
-def _show_gates(a: Artefact) -> CellText:
-    m = a.measured
-    if m is None:
-        return "not gated", ""
-    return m.verdict, ", ".join(m.failed)
+def _show_measured(
+    show: Callable[[GateFigures], CellText], otherwise: CellText = NOTHING
+) -> Callable[[Artefact], CellText]:
+    """Return what shows figures of the gates; of an artefact without any, ``otherwise``."""
+    return lambda a: otherwise if a.measured is None else show(a.measured)
 
 
 def _show_artefact(a: Artefact) -> str:
@@ -91,15 +87,15 @@ def _show_artefact(a: Artefact) -> str:
 
 COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
     ("artefact", lambda a: (a.name, _show_artefact(a)), False),
-    ("gates", _show_gates, False),
+    ("gates", _show_measured(lambda m: (m.verdict, ", ".join(m.failed)), ("not gated", "")), False),
     ("format", _show_format, False),
     ("size", lambda a: (format_bytes(a.size), ""), True),
     ("bits a weight", _show_bits, True),
-    ("perplexity", _show_perplexity, True),
-    ("over the reference's", _show_ratio, True),
-    ("same token", _show_same_token, True),
-    ("mean KL", _show_kl, True),
-    ("questions", _show_task, True),
+    ("perplexity", _show_measured(_show_perplexity), True),
+    ("over the reference's", _show_measured(_show_ratio), True),
+    ("same token", _show_measured(_show_same_token), True),
+    ("mean KL", _show_measured(_show_kl), True),
+    ("questions", _show_measured(_show_task), True),
     ("tokens/s", _show_speed, True),
 )
 

@@ -75,14 +75,11 @@ def _render_builds(artefacts: Sequence[Artefact]) -> str:
     builds = list_build_rows(artefacts)
     if not builds:
         return ""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in builds[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in builds[1:]
-    )
+    rows = [[f"<td>{escape(cell)}</td>" for cell in row] for row in builds[1:]]
+    table = html.render_table(builds[0], rows, css="wide")
     machines = ", ".join(sorted({a.made.machine for a in artefacts if a.made}))
     return (
-        f'<h2>Builds</h2><div class="scroll"><table class="wide"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<h2>Builds</h2><div class="scroll">{table}</div>'
         f"<p class='soft'>As the run logs beside the artefacts say. Made on: {escape(machines)}.</p>"
     )
 

@@ -88,15 +88,13 @@ def socket_path() -> Path:
     ):
         raise MachineError(
             "not a private directory of this user",
-            where=str(directory),
+            where=directory,
             fix="remove it, or set TMPDIR to a directory of the server's own",
         )
     path = directory / "executor"
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise MachineError(
-            f"too long for a socket ({LONGEST_PATH} bytes)",
-            where=str(path),
-            fix="set TMPDIR to a shorter one",
+            f"too long for a socket ({LONGEST_PATH} bytes)", where=path, fix="set TMPDIR to a shorter one"
         )
     return path
 

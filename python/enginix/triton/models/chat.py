@@ -192,9 +192,7 @@ class ChatTemplate:
         prompt = {"add_generation_prompt": not arguments.get("continue_final_message")}
         try:
             rendered, _ = render_jinja_template(
-                conversations=[messages],
-                chat_template=template,
-                **{**self._special, **prompt, **arguments},
+                conversations=[messages], chat_template=template, **{**self._special, **prompt, **arguments}
             )
         except Exception as e:  # the template's code may raise anything for this request
             reason = str(e).strip().split("\n", 1)[0]
@@ -321,7 +319,7 @@ def _read_template_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
+        raise RepositoryError(f"unreadable: {e}", where=path, fix="build the engine again") from e
 
 
 def _read_optional_object(path: Path) -> dict[str, Any]:
@@ -330,5 +328,5 @@ def _read_optional_object(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(_read_template_text(path))
     except (ValueError, RecursionError) as e:
-        raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
+        raise RepositoryError(f"unreadable: {e}", where=path, fix="build the engine again") from e
     return settings if isinstance(settings, dict) else {}

@@ -38,14 +38,14 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise RepositoryError(
             "no tokenizer.json",
-            where=str(directory),
+            where=directory,
             fix="put the model's tokenizer.json there (transformers: tokenizer.save_pretrained)",
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises plain Exception
         raise RepositoryError(
-            f"unreadable: {e}", where=str(path), fix="fetch the model's tokenizer.json again"
+            f"unreadable: {e}", where=path, fix="fetch the model's tokenizer.json again"
         ) from e
     tokenizer.no_truncation()
     tokenizer.no_padding()

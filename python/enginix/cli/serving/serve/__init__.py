@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         described = launch.describe_launch(serve_request.on([port for _, port in serve_request.ports]))
-        console.print_result(described, launch.format_launch(described), as_json=args.json)
+        console.print_result(described, launch.format_launch(described))
         return 0
     _check_serve_request(serve_request)
     numbers = ports.reserve_ports(args.host, serve_request.ports) if args.worker is None else []
@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
             f"{repository.manifest.name}: repository, runtime {server.runtime} "
             f"(tritonserver {server.version}), Python, GPU, open files, shared memory, ports "
             f"{', '.join(map(str, numbers))}: fine" + (f"; warning: {unverified}" if unverified else ""),
-            as_json=args.json,
         )
         return 0
     if args.worker is not None:
@@ -96,15 +95,13 @@ def _check_serve_request(serve_request: ServeRequest) -> None:
         python, described = serve_request.plan.python, repository.manifest
         tritonserver.check_python(python, server, described.kind or DEFAULT_KIND)
         if (start := find_start_module(described.kind)) is not None:
-            for message in start.check_environment(python, repository.directory, described):
-                console.print_message(f"note: {message}")
+            console.print_notes(start.check_environment(python, repository.directory, described))
         # An image's /dev/shm is a file system of its own.
         preflight.check_shared_memory(repository.instances)
     else:
         check_namespaces()
-    if (note := manifest.explain_ungated(repository.manifest)) is not None:
-        console.print_message(f"note: {note}")
-    for note in preflight.check_gpus(
-        repository, serve_request.driver, serve_request.plan.gpus, serve_request.local_ranks
-    ):
-        console.print_message(f"note: {note}")
+    console.print_notes([manifest.explain_ungated(repository.manifest)])
+    plan = serve_request.plan
+    console.print_notes(
+        preflight.check_gpus(repository, serve_request.driver, plan.gpus, serve_request.local_ranks)
+    )

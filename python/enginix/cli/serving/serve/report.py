@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from typing import Any
 
 from enginix import console
@@ -24,10 +23,9 @@ def format_curl(client: TritonClient) -> str:
 def ask_and_print(args: argparse.Namespace, client: TritonClient) -> ServerAnswer:
     """Send the prompt of --ask, print the answer as it comes, and return it."""
 
-    show = partial(console.print_piece, as_json=args.json)
-    show(args.ask)
-    answer = answered(client, args.ask, args.max_tokens, show)
-    show("\n")
+    console.print_piece(args.ask)
+    answer = answered(client, args.ask, args.max_tokens, console.print_piece)
+    console.print_piece("\n")
     if answer.streamed != answer.text:
         console.print_message("warning: the streamed text differs from the text of /generate")
     console.print_message(

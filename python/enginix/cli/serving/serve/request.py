@@ -94,16 +94,13 @@ def read_serve_request(args: argparse.Namespace) -> ServeRequest:
 
 
 def _find_server(args: argparse.Namespace) -> TritonServer:
-    if args.rootfs is None:
-        described = (
-            None
-            if args.model_runtime is None
-            else manifest.read_manifest(args.repository, "triton-repository").runtime
-        )
-        return tritonserver.find_tritonserver(args.tritonserver, args.model_runtime, described)
-    if args.tritonserver is not None:
+    if args.rootfs is None and args.model_runtime is None:
+        return tritonserver.find_tritonserver(args.tritonserver)
+    if args.rootfs is not None and args.tritonserver is not None:
         raise UsageError("--tritonserver and --rootfs exclude each other", fix="pass one of them")
     described = manifest.read_manifest(args.repository, "triton-repository").runtime
+    if args.rootfs is None:
+        return tritonserver.find_tritonserver(args.tritonserver, args.model_runtime, described)
     named = described if args.model_runtime in (None, described.get("id")) else args.model_runtime
     return tritonserver.find_in_image(args.rootfs, named)
 

@@ -32,8 +32,7 @@ class _StopRequested(Exception):
 
 def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: ServedRepository) -> int:
     """Start a server, report when it answers, wait for its end or SIGTERM, and return the exit code."""
-    if (warning := explain_open_address(args.host, "Triton")) is not None:
-        console.print_message(f"warning: {warning}")
+    console.print_notes([explain_open_address(args.host, "Triton")], "warning")
     quiet = True
     is_stopping = False
 
@@ -74,13 +73,12 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                     f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "
                     f"(gRPC {spec.endpoints.grpc or 'off'}, metrics {spec.endpoints.metrics or 'off'})"
                 )
-                if (unverified := explain_unverified(repository.manifest)) is not None:
-                    console.print_message(f"warning: {unverified}")
+                console.print_notes([explain_unverified(repository.manifest)], "warning")
                 console.print_message(f"try: {report.format_curl(client)}")
                 answer = report.ask_and_print(args, client) if args.ask is not None else None
                 if args.json:
                     described = report.describe_server(spec, repository.manifest, seconds, answer)
-                    console.print_result(described, "", as_json=True)
+                    console.print_result(described, "")
                 if not args.exit_after_ask:
                     quiet = args.ask is not None and not args.verbose
                     status = server.wait(client.live)

@@ -21,7 +21,6 @@ from enginix import console
 from enginix.console import format_bytes
 from enginix.digests import SourceWatch
 from enginix.errors import UsageError
-from enginix.files import new_directory
 from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build import result as result
 from enginix.kinds.tensorrt.build import stage as stage
@@ -39,6 +38,7 @@ from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import preflight
 from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
 from enginix.wording import list_known
+from enginix.work_directory import new_directory
 
 
 def build_tensorrt_engine(

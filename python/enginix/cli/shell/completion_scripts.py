@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginix import cli
+from enginix.cli.command_parser import add_common_arguments
+from enginix.cli.command_table import COMMANDS
+from enginix.cli.command_table import list_commands as list_names
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -41,14 +43,14 @@ class CompletedCommand:
 
 def list_commands() -> list[CompletedCommand]:
     """Return every command that people call."""
-    return [_describe_command(name) for name in cli.COMMANDS if name not in cli.INTERNAL_COMMANDS]
+    return [_describe_command(name) for name in list_names()]
 
 
 def _describe_command(name: str) -> CompletedCommand:
-    module_name, summary = cli.COMMANDS[name]
+    module_name, summary = COMMANDS[name]
     parser = argparse.ArgumentParser()
     importlib.import_module(f"enginix.cli.{module_name}").add_arguments(parser)
-    cli.add_common_arguments(parser)
+    add_common_arguments(parser)
     options: dict[tuple[str, ...], CompletedOption] = {}
     verbs: list[str] = []
     for action in _list_actions(parser, verbs):
