@@ -2,8 +2,8 @@
 # The image of a server: its layout, its bytes, and that it answers. The package set's stand-in for dockerTools streams
 # the store alone, so that this machine's /usr stands in for what nixpkgs' paths would bring.
 
-image_of() { # arguments of mkOciImage beside the server, where the archive goes
-  with_lib build "e.mkOciImage { server = e.catalogue.tiny-qwen3.triton-server; $1 }" --out-link "$tmp/stream" || return 1
+image_of() { # arguments of mkOciImage, where the archive goes
+  with_lib build "e.mkOciImage ({ server = e.catalogue.tiny-qwen3.triton-server; } // { $1 })" --out-link "$tmp/stream" || return 1
   "$tmp/stream" >"$2" 2>"$out"
 }
 
@@ -32,15 +32,14 @@ test_oci_image_is_what_it_says_and_answers() {
     says 'tiny-qwen3 answers at' && says 'finish reason length'
 }
 
+# A server of one file in the place of a real one, whose closure weighs a GB.
 test_oci_image_damaged_is_noticed() {
-  image_of '' "$tmp/image.tar" || return 1
-  python3 - "$tmp/image.tar" <<'PY'
-import sys
-with open(sys.argv[1], "r+b") as f:
-    f.seek(2_000_000)
-    f.write(b"\xff" * 64)
-PY
-  refuses python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/damaged-image"
+  image_of 'server = e.catalogue.tiny-qwen3.triton-server // { outPath = "${nixpkgs.runCommand "server-of-one-file" { }
+      "mkdir -p $out/bin; echo the words of the server >$out/bin/tiny-qwen3-triton-server"}"; };' "$tmp/small.tar" &&
+    quietly python3 tests/nix/image.py unpack "$tmp/small.tar" "$tmp/small" &&
+    sed 's/the words of the server/the sword of the server/' "$tmp/small.tar" >"$tmp/damaged.tar" &&
+    ! cmp -s "$tmp/small.tar" "$tmp/damaged.tar" || return 1
+  refuses python3 tests/nix/image.py unpack "$tmp/damaged.tar" "$tmp/damaged" && says "the layers' digests"
 }
 
 refused_image() { # arguments of mkOciImage, words
