@@ -1,23 +1,28 @@
 # shellcheck shell=bash disable=SC2154,SC2016,SC2034
 # The whole chain over a real Triton server.
 
-# Every file below store paths, with its size and time. Not the bytecode that pytest keeps of modules named test_*.py.
-list_files() { # store path ...
-  find "$@" ! -type d ! -name '*-pytest-*.pyc' -printf '%p %s %T@\n' | sort
+# As `make demo` runs it; demo_as_an_app_… has the same server, demo_stages_of_a_flake the same stages.
+test_demo_answers() {
+  slow || return
+  quietly python3 demo/demo.py --nix "$nix" || return 1
+  local stage
+  for stage in mkHfModel mkCheckpoint mkEngine mkTritonRepo mkTritonServer; do says "$stage" || return 1; done
+  says 'tokens/s' && says 'server stopped cleanly'
 }
 
-# Builds, starts a server and stops it; as root it could write to a store without a daemon.
-test_demo_answers_and_leaves_the_store_as_it_was() {
-  local server stage paths
-  server=$("$nix" build --no-link --json .#tiny-qwen3-triton-server 2>/dev/null | grep -o '"out":"[^"]*' | cut -d'"' -f4)
-  [ -n "$server" ] || return 1
-  mapfile -t paths < <(nix-store -qR "$server")
-  list_files "${paths[@]}" >"$tmp/files-before"
-  quietly python3 demo/demo.py --nix "$nix" || return 1
-  for stage in mkHfModel mkCheckpoint mkEngine mkTritonRepo mkTritonServer; do says "$stage" || return 1; done
-  says 'tokens/s' && says 'server stopped cleanly' && says "$server" || return 1
-  list_files "${paths[@]}" >"$tmp/files-after"
-  [ "$(wc -l <"$tmp/files-before")" -gt 1000 ] && quietly diff "$tmp/files-before" "$tmp/files-after"
+test_demo_stages_of_a_flake() {
+  quietly "$nix" build --no-link .#tiny-qwen3-triton-server || return 1
+  quietly env PYTHONPATH=demo python3 -c '
+import os, sys
+import demo
+stages = demo.FlakeStages(sys.argv[1], (sys.argv[2],))
+for stage, *_ in demo.STAGES:
+    path, built = demo.build(stages, stage, os.environ)
+    print(stage, built, path, path.is_dir())' "$root" "$nix" || return 1
+  local stage
+  for stage in model checkpoint engine triton-repo triton-server; do
+    grep -qE "^$stage 0 /nix/store/[a-z0-9]{32}-tiny-qwen3-$stage True$" "$out" || { echo "    no stage $stage" && return 1; }
+  done
 }
 
 test_demo_option_rebuilds_only_what_follows_it() {
