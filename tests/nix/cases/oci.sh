@@ -2,8 +2,8 @@
 # The image of a server: its layout, its bytes, and that it answers. The package set's stand-in for dockerTools streams
 # the store alone, so that this machine's /usr stands in for what nixpkgs' paths would bring.
 
-image_of() { # arguments of mkOciImage, where the archive goes
-  with_lib build "e.mkOciImage ({ server = e.catalogue.tiny-qwen3.triton-server; } // { $1 })" --out-link "$tmp/stream" || return 1
+image_of() { # arguments of mkOciImage, where the archive goes, scope of the functions
+  with_lib build "(${3-e}).mkOciImage ({ server = e.catalogue.tiny-qwen3.triton-server; } // { $1 })" --out-link "$tmp/stream" || return 1
   "$tmp/stream" >"$2" 2>"$out"
 }
 
@@ -31,11 +31,14 @@ test_oci_image_is_what_it_says_and_answers() {
     says 'tiny-qwen3 answers at' && says 'finish reason length'
 }
 
-# A server of one file in the place of a real one, whose closure weighs a GB.
+# A server of one file, and a probe without libraries, in the place of real ones, whose closure weighs a GB.
+small_image() { # where the archive goes
+  image_of 'server = e.catalogue.tiny-qwen3.triton-server // { outPath = "${nixpkgs.runCommand "server-of-one-file" { }
+      "mkdir -p $out/bin; echo the words of the server >$out/bin/tiny-qwen3-triton-server"}"; };' "$1" 'e.override { core-python = e.python; }'
+}
+
 test_oci_image_is_the_same_twice_and_damage_is_noticed() {
-  local small='server = e.catalogue.tiny-qwen3.triton-server // { outPath = "${nixpkgs.runCommand "server-of-one-file" { }
-      "mkdir -p $out/bin; echo the words of the server >$out/bin/tiny-qwen3-triton-server"}"; };'
-  image_of "$small" "$tmp/small.tar" && image_of "$small" "$tmp/again.tar" && quietly cmp "$tmp/small.tar" "$tmp/again.tar" &&
+  small_image "$tmp/small.tar" && small_image "$tmp/again.tar" && quietly cmp "$tmp/small.tar" "$tmp/again.tar" &&
     quietly python3 tests/nix/image.py unpack "$tmp/small.tar" "$tmp/small" &&
     sed 's/the words of the server/the sword of the server/' "$tmp/small.tar" >"$tmp/damaged.tar" &&
     ! cmp -s "$tmp/small.tar" "$tmp/damaged.tar" || return 1
