@@ -11,7 +11,6 @@ test_demo_answers() {
 }
 
 test_demo_stages_of_a_flake() {
-  quietly "$nix" build --no-link .#tiny-qwen3-triton-server || return 1
   quietly env PYTHONPATH=demo python3 -c '
 import os, sys
 import demo
@@ -21,7 +20,7 @@ for stage, *_ in demo.STAGES:
     print(stage, built, path, path.is_dir())' "$root" "$nix" || return 1
   local stage
   for stage in model checkpoint engine triton-repo triton-server; do
-    grep -qE "^$stage 0 /nix/store/[a-z0-9]{32}-tiny-qwen3-$stage True$" "$out" || { echo "    no stage $stage" && return 1; }
+    grep -qE "^$stage [0-9]+ /nix/store/[a-z0-9]{32}-tiny-qwen3-$stage True$" "$out" || { echo "    no stage $stage" && return 1; }
   done
 }
 
