@@ -14,11 +14,13 @@ bubblewrap_line() {
   printf '%s\n' "export ENGINIX_BWRAP=\${ENGINIX_BWRAP:-$bubblewrap/bin/bwrap}"
 }
 
-# Copies the package $source to $out/lib.
+# Copies the package $source to $out/lib, and compiles it for $python: a store path is read only, and
+# without bytecode every start would compile the modules again.
 install_package() {
   mkdir -p "$out/lib"
   cp -r "$source" "$out/lib/enginix"
   chmod -R u+w "$out/lib"
+  "$python/bin/python3" -m compileall -q --invalidation-mode unchecked-hash "$out/lib"
 }
 
 # Writes $out/bin/enginix, which runs `main` of a module with $python. The script that it starts is

@@ -8,6 +8,7 @@ requirements   each pinned requirement is locked in that version; dev carries th
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -37,19 +38,34 @@ def wheels_of(environment: Path) -> list[Path]:
 
 
 def elf_files(wheel: Path) -> Iterator[Path]:
-    for path in wheel.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                if file.read(4) == b"\x7fELF":
-                    yield path
+    # Of some ten thousand files: os.walk and os.open take a third of the time of pathlib.
+    for directory, _, names in os.walk(wheel):
+        for name in names:
+            path = os.path.join(directory, name)
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except OSError:  # a symbolic link
+                assert os.path.islink(path), path
+                continue
+            try:
+                if os.read(file, 4) == b"\x7fELF":
+                    yield Path(path)
+            finally:
+                os.close(file)
 
 
 def needed_libraries(files: list[Path]) -> dict[str, set[str]]:
     """Return library -> files that need it."""
     needed: dict[str, set[str]] = {}
-    for file in files:
-        done = subprocess.run(["readelf", "-dW", file], capture_output=True, text=True, check=True)
-        for name in re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout):
+    if not files:
+        return needed
+    # The first is named once more: of a single file readelf does not print the name.
+    words = ["readelf", "-dW", *map(str, files), str(files[0])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    parts = done.stdout.split("\nFile: ")[1:]
+    for file, part in zip([*files, files[0]], parts, strict=True):
+        assert part.startswith(f"{file}\n"), part[:300]
+        for name in re.findall(r"\(NEEDED\).*\[(.*)\]", part):
             needed.setdefault(name, set()).add(file.name)
     return needed
 

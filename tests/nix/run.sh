@@ -12,6 +12,10 @@ nix=$root/tests/hostpkgs/nix
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 out=$tmp/out
+# Looked for here in place of before each of some hundred commands.
+# shellcheck source=tests/hostpkgs/nix-config.sh
+ENGINIX_SANDBOX_PATHS=$(source tests/hostpkgs/nix-config.sh && echo "$ENGINIX_SANDBOX_PATHS") || exit 1
+export ENGINIX_SANDBOX_PATHS
 
 # Runs a command; its whole output is in $out afterwards, but for what Nix says of others that use its database.
 quietly() {
@@ -54,14 +58,24 @@ slow() {
 # shellcheck source=/dev/null
 for file in "$root"/tests/nix/cases/*.sh; do source "$file"; done
 
+# Milliseconds of processor time that processes of this shell have taken until now, in $used; a subshell has its own.
+count_processor_time() {
+  times >"$tmp/times"
+  used=$(tail -n 1 "$tmp/times" | awk -F '[ms ]+' '{ printf "%d", ($1 * 60 + $2 + $3 * 60 + $4) * 1000 }')
+}
+
 # Runs one case and prints its line.
 run_case() { # name
-  local begun=$SECONDS status
+  local begun=$SECONDS status used before
+  count_processor_time
+  before=$used
   : >"$out"
   "test_$1" >"$tmp/said" 2>&1
   status=$?
+  count_processor_time
+  used=$((used - before))
   case $status in
-  0) printf 'ok    %s (%s s)\n' "$1" $((SECONDS - begun)) ;;
+  0) printf 'ok    %s (%s s, %s.%s of processor time)\n' "$1" $((SECONDS - begun)) $((used / 1000)) $((used % 1000 / 100)) ;;
   77) printf 'skip  %s: %s\n' "$1" "$(cat "$out")" ;;
   *)
     printf 'FAIL  %s (%s s)\n' "$1" $((SECONDS - begun))

@@ -44,13 +44,15 @@ test_answers_do_not_depend_on_what_judges() {
 
 # From a model to two gated engines: the model is asked once, and its weights are in no engine's closure but their own.
 test_answers_gate_an_engine() {
-  local salt=$EPOCHREALTIME
-  with_lib build "$(engines_of "mk { name = \"answered-$salt\"; gates.logits.tolerance = 0.001; }")" --no-link -L &&
-    says 'gate logits: passed' && says '0.001 allowed' || return 1
-  with_lib build "$(engines_of "mk { name = \"again-$salt\"; gates.logits.tolerance = 0.002; }")" --no-link -L &&
-    says 'gate logits: passed' && ! grep -q 'answers> ' "$out" || return 1
+  local salt=$EPOCHREALTIME path
+  with_lib build "$(engines_of 'mk { name = "answered"; gates.logits.tolerance = 0.001; }')" --no-link --json || return 1
+  path=$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)
+  # What was built before has its log.
+  quietly nix-store --read-log "$path" && says 'gate logits: passed' && says '0.001 allowed' || return 1
+  # The next engine would be built with those answers.
+  with_lib build "$(engines_of "mk { name = \"again-$salt\"; gates.logits.tolerance = 0.002; }")" --no-link --dry-run &&
+    says "again-$salt-engine.drv" && [ "$(grep -c '\.drv$' "$out")" = 1 ] || return 1
   with_lib build "$(engines_of 'e.mkReferenceAnswers { inherit model; }')" --no-link --json || return 1
-  local path
   path=$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)
   [ -s "$path/answers.json" ] && [ -s "$path/answers.safetensors" ] && [ -s "$path/logits.safetensors" ] || return 1
   quietly "$nix" path-info -r "$path" && [ "$(wc -l <"$out")" = 1 ]

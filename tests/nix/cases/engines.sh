@@ -283,8 +283,9 @@ EOF
     touch $out' && says 'user namespaces are not allowed here' && says 'user.max_user_namespaces'
 }
 
+# The gates of its checkpoint are a reference engine, that of answers_gate_an_engine.
 test_engine_gated_checkpoint() {
-  built "$(engine_of 'mk { gates = { logits = { }; }; }')" && quietly cat "$path/enginix.json" && says '"logits": "passed"'
+  built "$(engine_of 'mk { name = "answered"; gates.logits.tolerance = 0.001; }')" && quietly cat "$path/enginix.json" && says '"logits": "passed"'
 }
 
 test_engine_with_everything() {
@@ -347,9 +348,13 @@ test_engine_built_wrong_is_rejected_by_gates() {
     says 'gate greedy: FAILED' && says 'gate task: FAILED' && says 'error: gate '
 }
 
+# Engines for two GPUs, of which the first is built; whole_matrix_of_gated_engines asks the same one.
+gated_matrix='(gates: e.mkEngineMatrix { inherit model gates; runtime = standin.answering e "trtllm-1.2.1" { }; name = "matrix";
+  limits.maxBatchSize = 2; targets.here = { target = "h200"; }; targets.there = { target = "b200"; }; })'
+
 test_engine_gates_without_evidence_fail() {
   slow || return
-  ! on_a_gpu_host build "$(gated_engine_of 'mk { gates.perplexity = { }; }')" --no-link -L &&
+  ! on_a_gpu_host build "$(gated_engine_of "($gated_matrix { perplexity = { }; }).here")" --no-link -L &&
     says 'gate perplexity failed' && says 'gatherContextLogits = true'
 }
 

@@ -35,19 +35,42 @@ test_openai_of_a_server_names_what_replaces_it() {
     says 'mkTritonServer: openai was removed; put mkGateway before the server'
 }
 
-test_gateway_answers_a_chat() {
-  local key='sk-of-the-nix-test-0123456789' ports http gateway_port triton gateway path status=1
-  ports=$(python3 -c 'import socket
-s = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-print(*(x.getsockname()[1] for x in s))')
-  read -r http gateway_port _ <<<"$ports"
+# A gateway before a Triton server, and the key of its operator.
+gateway_key='sk-of-the-nix-test-0123456789'
+gateway_with_a_key() { # ports of the server and of the gateway
   with_lib build "
-    let server = e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; httpPort = $http; grpcPort = 0; metricsPort = 0; };
-    in e.mkGateway { servers.tiny = server; httpPort = $gateway_port; keyFile = \"operator\"; routing.aliases.small = \"tiny\"; }" --out-link "$tmp/gateway" || return 1
+    let server = e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; httpPort = $1; grpcPort = 0; metricsPort = 0; };
+    in e.mkGateway { servers.tiny = server; httpPort = $2; keyFile = \"operator\"; routing.aliases.small = \"tiny\"; }" --out-link "$tmp/gateway" || return 1
+  mkdir -p "$tmp/credentials"
+  (umask 077 && echo "$gateway_key" >"$tmp/credentials/operator")
+}
+
+# The key is in no path of the store.
+gateway_key_is_in_no_store_path() {
+  local path
+  path=$(readlink -f "$tmp/gateway")
+  # shellcheck disable=SC2046
+  ! grep -rqF "$gateway_key" "$path" $(nix-store -q --references "$path" | grep -F gateway.json)
+}
+
+# All that is looked at before LiteLLM starts; its import alone takes 8 s.
+test_gateway_has_its_key_and_its_litellm() {
+  local ports
+  read -r -a ports < <(whole_ports 2)
+  gateway_with_a_key "${ports[@]}" || return 1
+  CREDENTIALS_DIRECTORY=$tmp/credentials quietly "$tmp/gateway/bin/gateway" --check && says 'description, keys, litellm' &&
+    ! grep -qF "$gateway_key" "$out" && gateway_key_is_in_no_store_path || return 1
+  mkdir -p "$tmp/no-credentials"
+  ! CREDENTIALS_DIRECTORY=$tmp/no-credentials quietly "$tmp/gateway/bin/gateway" --check && says operator
+}
+
+test_gateway_answers_a_chat() {
+  slow || return
+  local key=$gateway_key http gateway_port triton gateway status=1
+  read -r http gateway_port < <(whole_ports 2)
+  gateway_with_a_key "$http" "$gateway_port" || return 1
   with_lib build "
     e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; httpPort = $http; grpcPort = 0; metricsPort = 0; }" --out-link "$tmp/behind" || return 1
-  mkdir -p "$tmp/credentials"
-  (umask 077 && echo "$key" >"$tmp/credentials/operator")
   "$tmp/behind/bin/tiny-qwen3-triton-server" >"$tmp/behind.log" 2>&1 &
   triton=$!
   CREDENTIALS_DIRECTORY=$tmp/credentials "$tmp/gateway/bin/gateway" --start-timeout 100 >"$tmp/gateway.log" 2>&1 &
@@ -61,14 +84,12 @@ print(*(x.getsockname()[1] for x in s))')
     -H 'Content-Type: application/json' \
     -d '{"model": "small", "max_tokens": 4, "ignore_eos": true, "messages": [{"role": "user", "content": "Once"}]}' &&
     says '"finish_reason":"length"' && says '"completion_tokens":4' && status=0
-  # The key is in no command line, environment, log or path of the store.
+  # Nor is the key in a command line, an environment or a log.
   if tr '\0' ' ' <"/proc/$gateway/cmdline" | cat - "/proc/$gateway/environ" "$tmp/gateway.log" | grep -qF "$key"; then
     echo '    the key is seen'
     status=1
   fi
-  path=$(readlink -f "$tmp/gateway")
-  # shellcheck disable=SC2046
-  ! grep -rqF "$key" "$path" $(nix-store -q --references "$path" | grep -F gateway.json) || status=1
+  gateway_key_is_in_no_store_path || status=1
   kill "$gateway" "$triton"
   wait "$gateway" || status=1
   wait "$triton" || status=1

@@ -2,8 +2,8 @@
 # The image of a server: its layout, its bytes, and that it answers. The package set's stand-in for dockerTools streams
 # the store alone, so that this machine's /usr stands in for what nixpkgs' paths would bring.
 
-image_of() { # arguments of mkOciImage beside the server, where the archive goes
-  with_lib build "e.mkOciImage { server = e.catalogue.tiny-qwen3.triton-server; $1 }" --out-link "$tmp/stream" || return 1
+image_of() { # arguments of mkOciImage, where the archive goes, scope of the functions
+  with_lib build "(${3-e}).mkOciImage ({ server = e.catalogue.tiny-qwen3.triton-server; } // { $1 })" --out-link "$tmp/stream" || return 1
   "$tmp/stream" >"$2" 2>"$out"
 }
 
@@ -16,8 +16,7 @@ contained() { # command
 
 test_oci_image_is_what_it_says_and_answers() {
   slow || return
-  image_of '' "$tmp/image.tar" && image_of '' "$tmp/again.tar" || return 1
-  quietly cmp "$tmp/image.tar" "$tmp/again.tar" && quietly python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/root" || return 1
+  image_of '' "$tmp/image.tar" && quietly python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/root" || return 1
   # What the configuration says is what is started, as its user, in its root.
   command -v bwrap >/dev/null || return 0
   local words probe
@@ -32,15 +31,18 @@ test_oci_image_is_what_it_says_and_answers() {
     says 'tiny-qwen3 answers at' && says 'finish reason length'
 }
 
-test_oci_image_damaged_is_noticed() {
-  image_of '' "$tmp/image.tar" || return 1
-  python3 - "$tmp/image.tar" <<'PY'
-import sys
-with open(sys.argv[1], "r+b") as f:
-    f.seek(2_000_000)
-    f.write(b"\xff" * 64)
-PY
-  refuses python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/damaged-image"
+# A server of one file, and a probe without libraries, in the place of real ones, whose closure weighs a GB.
+small_image() { # where the archive goes
+  image_of 'server = e.catalogue.tiny-qwen3.triton-server // { outPath = "${nixpkgs.runCommand "server-of-one-file" { }
+      "mkdir -p $out/bin; echo the words of the server >$out/bin/tiny-qwen3-triton-server"}"; };' "$1" 'e.override { core-python = e.python; }'
+}
+
+test_oci_image_is_the_same_twice_and_damage_is_noticed() {
+  small_image "$tmp/small.tar" && small_image "$tmp/again.tar" && quietly cmp "$tmp/small.tar" "$tmp/again.tar" &&
+    quietly python3 tests/nix/image.py unpack "$tmp/small.tar" "$tmp/small" &&
+    sed 's/the words of the server/the sword of the server/' "$tmp/small.tar" >"$tmp/damaged.tar" &&
+    ! cmp -s "$tmp/small.tar" "$tmp/damaged.tar" || return 1
+  refuses python3 tests/nix/image.py unpack "$tmp/damaged.tar" "$tmp/damaged" && says "the layers' digests"
 }
 
 refused_image() { # arguments of mkOciImage, words

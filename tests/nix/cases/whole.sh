@@ -39,6 +39,12 @@ whole_triton() { # program, model, what it is asked, what it says
   whole_stops "$log" "$whole_pid" && ! grep -q 'not gated' "$log" && return $status
 }
 
+# A chat of who listens on the port.
+whole_asks() { # port
+  quietly curl -sS -m 120 "http://127.0.0.1:$1/v1/chat/completions" -H 'Content-Type: application/json' \
+    -d '{"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}' && says 'stand-in: hello'
+}
+
 # mkServe's server on its port, and the gateway before it, which is asked a chat.
 whole_chat() { # server, gateway, port of the gateway
   local server gateway log=$tmp/whole-serve status=0
@@ -46,9 +52,7 @@ whole_chat() { # server, gateway, port of the gateway
   server=$whole_pid
   if whole_starts "$tmp/whole-gateway" 'answers at http' "$2" --start-timeout 60; then
     gateway=$whole_pid
-    quietly curl -sS -m 120 "http://127.0.0.1:$3/v1/chat/completions" -H 'Content-Type: application/json' \
-      -d '{"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}' &&
-      says 'stand-in: hello' || status=1
+    whole_asks "$3" || status=1
     whole_stops "$tmp/whole-gateway" "$gateway" || status=1
   else
     status=1
@@ -58,10 +62,11 @@ whole_chat() { # server, gateway, port of the gateway
   ! grep -q 'not gated' "$log" && return $status
 }
 
-# What is made of a gated engine: a Triton server, mkServe's, a gateway before it.
+# What is made of a gated engine: a Triton server, mkServe's, a gateway before it. The engine of kind tensorrt is the one of
+# engine_gated_by_what_it_says, built once.
 whole_of() { # attributes of mkEngine, port of mkServe, port of the gateway, more links
   gated_engine_of "let
-      gated = mk { $1 };
+      gated = mk { name = \"gated\"; $1 };
       repo = e.mkTritonRepo { engine = gated; };
       serve = e.mkServe { engine = gated; port = $2; };
       program = d: \"\${d}/bin/\${d.meta.mainProgram}\";
@@ -96,15 +101,22 @@ test_whole_tensorrt() {
   whole_chat "$whole/serve" "$whole/gateway" "$gateway_port"
 }
 
-# Its Triton model takes texts: readiness is one answer, whatever the golden tokens.
+# Its Triton model takes texts: readiness is one answer, whatever the golden tokens. The gateway before it is the one of
+# whole_tensorrt, which sees trtllm-serve alone; here the server is asked itself.
 test_whole_llmapi() {
   slow || return
-  local http gateway_port
+  local http gateway_port server status=0
   read -r http gateway_port < <(whole_ports 2)
   built "$(whole_of 'kind = "llmapi";' "$http" "$gateway_port")" || return 1
   local whole=$path
   whole_triton "$whole/triton" tensorrt_llm '{"text_input": "hello", "sampling_param_max_tokens": 4}' 'stand-in: hello' &&
-    whole_chat "$whole/serve" "$whole/gateway" "$gateway_port"
+    whole_starts "$tmp/whole-serve" 'stand-in trtllm-serve on' "$whole/serve" || return 1
+  server=$whole_pid
+  whole_asks "$http" || status=1
+  kill -TERM "$server"
+  wait "$server"
+  ! grep -q 'not gated' "$tmp/whole-serve" && quietly grep -rF "127.0.0.1:$http/v1" "$(dirname "$(readlink -f "$whole/gateway")")/../share/gateway.json" &&
+    return $status
 }
 
 # Two ranks by the image's mpirun; rank 0 answers. The runner has no gates, the matrix has them for each GPU.
@@ -120,9 +132,7 @@ test_whole_two_ranks() {
 
 test_whole_matrix_of_gated_engines() {
   slow || return
-  built "$(gated_engine_of 'let
-      of = e.mkEngineMatrix { inherit model; runtime = standin.answering e "trtllm-1.2.1" { }; name = "'"$EPOCHREALTIME"'";
-        limits.maxBatchSize = 2; gates.smoke = { }; targets.here = { target = "h200"; }; targets.there = { target = "b200"; }; };
+  built "$(gated_engine_of 'let of = '"$gated_matrix"' { smoke = { }; };
     in assert of.there.requiredSystemFeatures or null == null && of.there.ungated.requiredSystemFeatures == [ "cuda" "cuda-sm100" ];
       of.here')" && quietly cat "$path/enginix.json" && says '"smoke": "passed"'
 }
@@ -161,8 +171,9 @@ whole_edge() { # engine, what its server says or does not say at start
 test_whole_edgellm() {
   slow || return
   need_edgellm || return
-  whole_edge "gated { gates = null; name = \"whole-$EPOCHREALTIME\"; }" && ! grep -q 'not gated' "$tmp/whole-edge" || return 1
-  whole_edge "engine { name = \"whole-$EPOCHREALTIME\"; }" && cp "$tmp/whole-edge" "$out" && says "note: not gated: the engine's answers were not compared"
+  # The engines of edgellm_engine_is_gated_by_what_its_server_says and edgellm_engine_is_built_in_both_isolations_….
+  whole_edge 'gated { gates = null; name = "gated"; }' && ! grep -q 'not gated' "$tmp/whole-edge" || return 1
+  whole_edge 'engine { }' && cp "$tmp/whole-edge" "$out" && says "note: not gated: the engine's answers were not compared"
 }
 
 # What `enginix up --print-nix` prints is an expression over this flake's functions.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -299,8 +302,30 @@ def test_the_command(enginix: Any, model: Path, tmp_path: Path) -> None:
     done = enginix(*words)
     told = json.loads(done.stdout)
     assert done.returncode == 0 and told["sha256"] == sha256_file(tmp_path / "out" / CALIBRATION_FILE)
+    assert "PyTorch" not in done.stderr
     again = enginix(*words)
     assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_the_command_reads_the_tokenizer_without_torch(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from enginix.cli import main; code = main()\n"
+        "print('transformers' in sys.modules, sys.modules['torch'], code)"
+    )
+    words = ("calibrate", model, "-o", tmp_path / "out", "--size", "4", "--sequence-length", "32", "--json")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "python")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told, modules = done.stdout.rstrip().rsplit("\n", 1)
+    assert modules == "True None 0"
+    # In this process transformers finds PyTorch.
+    assert (
+        make_calibration(model, tmp_path / "here", None, Recipe(4, 32)).sha256 == json.loads(told)["sha256"]
+    )
 
 
 def test_an_output_that_exists_is_refused_before_anything_is_read(
