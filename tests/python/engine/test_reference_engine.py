@@ -23,9 +23,12 @@ from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
 from enginix.kinds.reference.served_engine import read_reference_engine
 from enginix.reference import Executor
+from enginix.tables import load_table
 from enginix.triton.models.chat import Chat
 from enginix.triton.models.chat import load_chat_template as load_templates
 from enginix.triton.models.request import RequestError
+
+pytestmark = pytest.mark.usefixtures("little_material")
 
 
 def enginix(*words: object) -> int:
@@ -60,7 +63,8 @@ def test_the_directory(engine: Path, checkpoint: Path, model: Path) -> None:
     assert found.inputs["model"] == manifest.read_manifest(checkpoint).inputs["model"]
     gates = json.loads((engine / "gates.json").read_text())
     assert gates["passed"] is True and gates["gates"]["logits"]["passed"] is True
-    assert gates["promptSet"]["count"] == len(gates["gates"]["logits"]["prompts"]) >= 10
+    count = len(load_table("gate_prompts")["prompts"])
+    assert gates["promptSet"]["count"] == len(gates["gates"]["logits"]["prompts"]) == count
 
 
 def test_golden_tokens_come_again(engine: Path) -> None:

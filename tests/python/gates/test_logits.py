@@ -37,6 +37,7 @@ def judge(model: Path, checkpoint: Path, prompts: PromptSet) -> GateOutcome:
 def test_a_sound_checkpoint_passes(model: Path, checkpoint: Path, prompts: PromptSet) -> None:
     outcome = judge(model, checkpoint, prompts)
     assert outcome.passed and outcome.detail["errorAtMost"] <= 1e-5
+    assert len(outcome.detail["prompts"]) >= 10
     run.require_gates_passed([outcome])
 
 
