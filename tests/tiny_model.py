@@ -59,7 +59,7 @@ def ask_little(questions: int = 12) -> Iterator[None]:
         patch.setitem(texts, "questions", texts["questions"][:questions])
         patch.setitem(texts, "longest", 512)
         patch.setitem(prompts, "prompts", prompts["prompts"][:4])
-        patch.setitem(facts, "lengths", facts["lengths"][:2])
+        patch.setitem(facts, "lengths", facts["lengths"][:1])
         yield
 
 
