@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.evaluation.reference_answers import hf
+from enginix.tables import load_table
 
 Tensors = dict[str, torch.Tensor]
 
@@ -43,6 +44,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def ask_little(questions: int = 12) -> Iterator[None]:
+    """Leave the gates a part of their pinned material, for tests of what is done with the answers.
+
+    Args:
+        questions: number of questions with exact answers that are left; a test of significance needs many.
+    """
+    texts, prompts, facts = map(load_table, ("gate_text", "gate_prompts", "gate_facts"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(texts, "text", texts["text"][:4])
+        patch.setitem(texts, "questions", texts["questions"][:questions])
+        patch.setitem(texts, "longest", 512)
+        patch.setitem(prompts, "prompts", prompts["prompts"][:4])
+        patch.setitem(facts, "lengths", facts["lengths"][:1])
+        yield
+
+
+@pytest.fixture(scope="module")
+def little_material() -> Iterator[None]:
+    """The gates' material is a part of the pinned one while a module is tested."""
+    with ask_little():
+        yield
 
 
 @pytest.fixture(scope="session")

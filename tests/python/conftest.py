@@ -24,6 +24,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch is loaded: a process a core, and matrices that are too small for several threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for several threads, they sleep while they wait: spinning takes other processes' cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 FUZZING = os.environ.get("ENGINIX_FUZZ")
 HERE = Path(__file__).parent
 # Deadlines and HealthCheck.too_slow measure the machine's load; a database brings examples of other runs.

@@ -18,7 +18,7 @@ from enginix.wording import count_noun, with_article
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
-RUNS = 20 if os.environ.get("ENGINIX_SLOW") else 3
+RUNS = 20 if os.environ.get("ENGINIX_SLOW") else 1
 
 
 def _shell(script: str) -> subprocess.CompletedProcess[str]:

@@ -16,12 +16,13 @@ from enginix import next_command
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.cli import main
 from enginix.cli.command_table import COMMANDS
-from enginix.manifest import Manifest
+from enginix.manifest import Manifest, read_manifest
 from environments import environment
 from hub import Hub
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "tests/models/tiny-qwen3"
+NO_HOME = Path("/homeless-shelter")
 Paste = Callable[[str], str]
 
 
@@ -51,13 +52,15 @@ def _read_terminal(leader: int) -> str:
 def paste(home: Path, monkeypatch: pytest.MonkeyPatch) -> Paste:
     """Runs a line in a shell at a terminal; returns the line that is named as the next, or nothing.
 
-    ``serve`` ends after its answer, on free ports; ``build`` runs one gate.
+    ``serve`` ends after its answer, on free ports; ``build`` runs two gates, and has the home of a builder of
+    Nix, which does not exist: nothing may want to write there.
     """
     (home / "bin").mkdir()
     shim = home / "bin/enginix"
     shim.write_text(
         '#!/bin/sh\ncase "$1" in serve) set -- "$@" --exit-after-ask --http-port 0 --no-grpc --no-metrics;; '
-        'build) set -- "$@" --gates "{\\"files\\": {}}";; '
+        'build) set -- "$@" --gates "{\\"files\\": {}, \\"logits\\": {}}"; '
+        f"export HOME={NO_HOME}; unset XDG_CACHE_HOME XDG_DATA_HOME;; "
         f'esac\nexec {environment("runtime")}/bin/python3 -m enginix "$@"\n'
     )
     shim.chmod(0o755)
@@ -92,6 +95,8 @@ def test_from_a_lock_to_an_answer(paste: Paste, home: Path, monkeypatch: pytest.
             line = paste(line)
     assert commands == ["lock", "fetch", "convert", "build", "triton-repo", "serve"]
     assert {path.name for path in home.iterdir()} > {"lock", "checkpoint-2", "engine-2", "repository-2"}
+    gates = read_manifest(home / "engine-2").results["gates"]
+    assert gates == {"files": "passed", "logits": "passed"} and not NO_HOME.exists()
 
 
 def suggest_next(name: str, args: argparse.Namespace) -> str | None:

@@ -83,7 +83,34 @@ from enginix.cli import main
 # The Python of the tests may be in the Nix store, where nothing can be installed; users of pip have another.
 optional_libraries.is_in_nix_store = lambda *_: False
 optional_libraries.find_spec = lambda _: True
-sys.exit(main(sys.argv[2:]))
+"""
+RUN = "sys.exit(main(sys.argv[2:]))"
+# Runs the commands of standard input, each in a process of its own, and writes their exit codes and errors.
+# NumPy, which most of them load, is loaded once for all.
+RUN_EACH = """
+import gc, json, os, tempfile
+import numpy
+gc.freeze()
+ended = {}
+for words in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as error:
+        process = os.fork()
+        if process == 0:
+            os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+            os.dup2(0, 1)
+            os.dup2(error.fileno(), 2)
+            code = 70
+            try:
+                code = main(words)
+            except SystemExit as end:
+                code = end.code or 0
+            finally:
+                sys.stderr.flush()
+                os._exit(code)  # the end of an interpreter costs as much as most commands
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        error.seek(0)
+        ended[words[0]] = code, error.read().decode()
+json.dump(ended, sys.stdout)
 """
 
 
@@ -140,20 +167,28 @@ def _environment(inputs: Path, **more: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_without_optional_libraries(command: str, inputs: Path) -> None:
-    # These look into an environment, not into this process.
-    library = {"gateway": "orjson", "edgellm-export": "tensorrt_edgellm"}.get(command)
-    if library and find_spec(library):
-        pytest.skip(f"this environment has {library}; test_in_an_environment_of_core_alone has not")
+@pytest.fixture(scope="module")
+def ended(inputs: Path) -> dict[str, tuple[int, str]]:
+    """Exit code and errors of each command where no optional library is installed."""
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, ",".join(OPTIONAL), *_words(command, inputs)],
+        [sys.executable, "-c", BLOCKED + RUN_EACH, ",".join(OPTIONAL)],
         env=_environment(inputs, PYTHONPATH=str(ROOT / "python")),
+        input=json.dumps([_words(command, inputs) for command in COMMANDS]),
         capture_output=True,
         text=True,
         check=False,
     )
-    _check(command, done.returncode, done.stderr)
+    assert done.returncode == 0, done.stderr
+    return {command: (code, error) for command, (code, error) in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_optional_libraries(command: str, ended: dict[str, tuple[int, str]]) -> None:
+    # These look into an environment, not into this process.
+    library = {"gateway": "orjson", "edgellm-export": "tensorrt_edgellm"}.get(command)
+    if library and find_spec(library):
+        pytest.skip(f"this environment has {library}; test_in_an_environment_of_core_alone has not")
+    _check(command, *ended[command])
 
 
 @pytest.mark.slow
@@ -181,7 +216,7 @@ def test_a_library_of_core(library: str, inputs: Path, tmp_path: Path) -> None:
     if library == "huggingface_hub":
         words = ["lock", "acme/none", "-o", str(tmp_path / "lock.json")]
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, library, *words],
+        [sys.executable, "-c", BLOCKED + RUN, library, *words],
         env=_environment(inputs, PYTHONPATH=str(ROOT / "python")),
         capture_output=True,
         text=True,

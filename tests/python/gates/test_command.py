@@ -17,6 +17,8 @@ from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers.exact_answers import read_questions
 from manifests import age_manifest
 
+pytestmark = pytest.mark.usefixtures("little_material")
+
 
 def enginix(*words: object) -> int:
     return main([*map(str, words)])

@@ -58,6 +58,16 @@ def judge(recalling: Path) -> Judge:
 
 
 @pytest.fixture(scope="session")
+def little_judge(recalling: Path) -> Judge:
+    """Asks for facts at two depths of each length, for engines that are far from every bound."""
+    torch.set_num_threads(1)
+    facts = load_table("gate_facts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(facts, "depths", facts["depths"][::2])
+        return Judge(recalling)
+
+
+@pytest.fixture(scope="session")
 def sound(recalling: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sound") / "out"
     convert_model(recalling, out, ConvertOptions())
@@ -117,8 +127,8 @@ BROKEN: dict[str, Callable[[Path, Path, Path], Path]] = {
 }
 
 
-def test_a_sound_engine_finds_what_the_model_finds(judge: Judge, sound: Path) -> None:
-    outcome = judge(sound)
+def test_a_sound_engine_finds_what_the_model_finds(little_judge: Judge, sound: Path) -> None:
+    outcome = little_judge(sound)
     assert outcome.passed, outcome.summary
     detail = outcome.detail
     assert detail["score"] == detail["referenceScore"] == detail["questions"], outcome.summary
@@ -149,8 +159,8 @@ def far_below_every_bound(outcome: GateOutcome) -> bool:
     return bool(outcome.detail["score"] <= 2 / 3 * least * outcome.detail["referenceScore"])
 
 
-def test_an_engine_that_forgets_is_rejected(judge: Judge, sound: Path) -> None:
-    outcome = judge(sound, Amnesic)
+def test_an_engine_that_forgets_is_rejected(little_judge: Judge, sound: Path) -> None:
+    outcome = little_judge(sound, Amnesic)
     assert not outcome.passed and outcome.detail["lost"] >= 5, outcome.summary
     assert far_below_every_bound(outcome), outcome.summary
 
@@ -165,19 +175,23 @@ def test_healthy_formats_find_facts(judge: Judge, quantized: Callable[[str], Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_broken_ones_of_every_format_are_rejected(
-    judge: Judge, quantized: Callable[[str], Path], tmp_path: Path, name: str
+    little_judge: Judge, quantized: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    shuffled = judge(damaged(quantized(name), tmp_path / "shuffled", shuffle))
-    for outcome in (shuffled, judge(quantized(name), Amnesic)):
+    shuffled = little_judge(damaged(quantized(name), tmp_path / "shuffled", shuffle))
+    for outcome in (shuffled, little_judge(quantized(name), Amnesic)):
         assert not outcome.passed and far_below_every_bound(outcome), outcome.summary
 
 
-def test_the_gate_is_a_default_where_the_model_finds_facts(judge: Judge, sound: Path, model: Path) -> None:
+def test_the_gate_is_a_default_where_the_model_finds_facts(little_judge: Judge, sound: Path) -> None:
     """Of every format and context; a model that finds none cannot say what an engine of it should find."""
     found = config.read_executor_config(sound)
     assert "context" in suite.default_checkpoint_gates(found)
-    assert explain_missing_context(judge.answers, judge.material, judge.tokenizer) is None
-    nothing = replace(judge.answers, recalls=((2,),) * len(judge.material.recalls))
-    assert "finds none" in str(explain_missing_context(nothing, judge.material, judge.tokenizer))
-    short = replace(judge.material, recalls=())
-    assert "no text" in str(explain_missing_context(judge.answers, short, judge.tokenizer))
+    assert (
+        explain_missing_context(little_judge.answers, little_judge.material, little_judge.tokenizer) is None
+    )
+    nothing = replace(little_judge.answers, recalls=((2,),) * len(little_judge.material.recalls))
+    assert "finds none" in str(
+        explain_missing_context(nothing, little_judge.material, little_judge.tokenizer)
+    )
+    short = replace(little_judge.material, recalls=())
+    assert "no text" in str(explain_missing_context(little_judge.answers, short, little_judge.tokenizer))

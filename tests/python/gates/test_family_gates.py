@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,11 @@ class FamilyJudge:
         for parameter in own.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         own.float().save_pretrained(work / "model")
-        self.asked = material.load_material(self.tokenizer, 2048, 2048)
+        # Agreement and perplexity are judged by the passages: of the rest little is asked.
+        whole = material.load_material(self.tokenizer, 2048, 2048)
+        self.asked = replace(
+            whole, prompts=whole.prompts[:1], questions=whole.questions[:1], recalls=(), long=()
+        )
         self.reference = answers.ask_reference(
             TransformersSubject(work / "model"),
             self.asked,

@@ -69,9 +69,9 @@ def test_answers_to_prompts_of_other_lengths_are_those_to_each_alone(
 ) -> None:
     subject = make_subject(name, tmp_path, monkeypatch)
     prompts = [torch.randint(3, 300, (length,)).tolist() for length in (40, 3, 17, 200, 29)]
-    alone = subject.generate(prompts, 30, frozenset(), together=False)
+    alone = subject.generate(prompts, 10, frozenset(), together=False)
     ends = frozenset({alone[1][7]})
-    alone_with_end = subject.generate(prompts, 30, ends, together=False)
+    alone_with_end = subject.generate(prompts, 10, ends, together=False)
     answered_alone: list[int] = []
     continue_prompt = subject._continue_prompt
     monkeypatch.setattr(
@@ -79,11 +79,11 @@ def test_answers_to_prompts_of_other_lengths_are_those_to_each_alone(
         "_continue_prompt",
         lambda prompt, *words: answered_alone.append(len(prompt)) or continue_prompt(prompt, *words),
     )
-    assert subject.generate(prompts, 30, frozenset()) == alone
+    assert subject.generate(prompts, 10, frozenset()) == alone
     # A padded batch of a model with windows shorter than its texts, or without a cache, is no answer.
     if name == "Qwen3":
         assert answered_alone == [200]
-    assert subject.generate(prompts, 30, ends) == alone_with_end
+    assert subject.generate(prompts, 10, ends) == alone_with_end
 
 
 def test_a_draft_that_the_model_does_not_confirm_is_no_answer(

@@ -23,27 +23,46 @@ from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_pro
 from enginix.reference.executor import Executor
 from enginix.tables import load_table
 
+Reference = tuple[list[torch.Tensor], str]
+
 
 @pytest.fixture(scope="session")
 def prompts(model: Path) -> PromptSet:
     return tokenize_prompts(hf.TransformersTokenizer(model).encode, 2048, 2048)
 
 
-def judge(model: Path, checkpoint: Path, prompts: PromptSet) -> GateOutcome:
-    (outcome,) = run.run_logits_gate(model, lambda: Executor.load(checkpoint, dtype="float32"), prompts)
+@pytest.fixture(scope="session")
+def reference(model: Path, prompts: PromptSet) -> Reference:
+    """The model's logits of the prompts, computed once, and its dtype."""
+    return hf.compute_hf_logits(model, [p.tokens for p in prompts.prompts]), hf.read_stored_dtype(model)
+
+
+def judge(
+    model: Path,
+    checkpoint: Path,
+    prompts: PromptSet,
+    reference: Reference | None = None,
+) -> GateOutcome:
+    def load() -> Executor:
+        return Executor.load(checkpoint, dtype="float32")
+
+    (outcome,) = run.run_logits_gate(model, load, prompts, stored_reference=reference)
     return outcome
 
 
 def test_a_sound_checkpoint_passes(model: Path, checkpoint: Path, prompts: PromptSet) -> None:
     outcome = judge(model, checkpoint, prompts)
     assert outcome.passed and outcome.detail["errorAtMost"] <= 1e-5
+    assert len(outcome.detail["prompts"]) >= 10
     run.require_gates_passed([outcome])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_other_dtypes_pass_their_bounds(model: Path, prompts: PromptSet, tmp_path: Path, dtype: str) -> None:
+def test_other_dtypes_pass_their_bounds(
+    model: Path, prompts: PromptSet, reference: Reference, tmp_path: Path, dtype: str
+) -> None:
     convert_model(model, tmp_path / "out", ConvertOptions(dtype=dtype))
-    outcome = judge(model, tmp_path / "out", prompts)
+    outcome = judge(model, tmp_path / "out", prompts, reference)
     assert outcome.passed, outcome.summary
 
 
@@ -100,8 +119,10 @@ def damaged(checkpoint: Path, out: Path, change: Callable[[Tensors], object]) ->
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_fails(model: Path, checkpoint: Path, prompts: PromptSet, tmp_path: Path, damage: str) -> None:
-    outcome = judge(model, damaged(checkpoint, tmp_path / "out", DAMAGE[damage]), prompts)
+def test_damage_fails(
+    model: Path, checkpoint: Path, prompts: PromptSet, reference: Reference, tmp_path: Path, damage: str
+) -> None:
+    outcome = judge(model, damaged(checkpoint, tmp_path / "out", DAMAGE[damage]), prompts, reference)
     assert not outcome.passed
     with pytest.raises(GateError, match="gate logits failed: relative error"):
         run.require_gates_passed([outcome])
@@ -112,20 +133,25 @@ def test_damage_fails(model: Path, checkpoint: Path, prompts: PromptSet, tmp_pat
     [{"rotary_base": 20000.0}, {"norm_epsilon": 1e-3}, {"rotary_scaling": {"type": "linear", "factor": 2.0}}],
 )
 def test_a_wrong_configuration_fails(
-    model: Path, checkpoint: Path, prompts: PromptSet, tmp_path: Path, changes: dict[str, object]
+    model: Path,
+    checkpoint: Path,
+    prompts: PromptSet,
+    reference: Reference,
+    tmp_path: Path,
+    changes: dict[str, object],
 ) -> None:
     out = shutil.copytree(checkpoint, tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, **changes}))
-    assert not judge(model, out, prompts).passed
+    assert not judge(model, out, prompts, reference).passed
 
 
 def test_nan_is_refused_with_the_tensor_named(
-    model: Path, checkpoint: Path, prompts: PromptSet, tmp_path: Path
+    model: Path, checkpoint: Path, prompts: PromptSet, reference: Reference, tmp_path: Path
 ) -> None:
     out = damaged(checkpoint, tmp_path / "out", lambda t: t[FC][0].fill_(float("nan")))
     with pytest.raises(CheckpointError, match=r"mlp\.fc\.weight: holds NaN"):
-        judge(model, out, prompts)
+        judge(model, out, prompts, reference)
 
 
 def test_a_reference_with_missing_weights_is_no_reference(

@@ -33,6 +33,7 @@ from enginix.kinds.trtllm import trtllm_asker, trtllm_script
 from enginix.report import html
 from enginix.tables import load_table
 
+pytestmark = pytest.mark.usefixtures("little_material")
 ROOT = Path(__file__).parents[3]
 STANDIN = ROOT / "tests/standin"
 DEFAULT = {"files", "smoke", "greedy", "task", "invariance"}
@@ -280,7 +281,7 @@ def test_a_text_that_nobody_scored_is_no_evidence(judged: Any) -> None:
 def test_a_small_engine_is_asked_what_fits(judged: Any) -> None:
     told = judged(limit=160, longest=128)
     assert told["passed"] is True, told["gates"]
-    assert told["gates"]["agreement"]["positions"] < 14 * 128
+    assert told["gates"]["agreement"]["positions"] < 4 * 128  # four texts
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,11 +327,15 @@ WEIGHTS: dict[str, Callable[[Tensors], object]] = {
 
 
 @pytest.mark.parametrize("form", ["plain", "fp8"])
+def test_sound_weights_pass(sound: dict[str, Path], model: Path, form: str) -> None:
+    assert judge(sound[form], model).passed
+
+
+@pytest.mark.parametrize("form", ["plain", "fp8"])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_changed_weights_fail(
     sound: dict[str, Path], model: Path, tmp_path: Path, name: str, form: str
 ) -> None:
-    assert judge(sound[form], model).passed
     outcome = judge(damaged(sound[form], tmp_path / "out", WEIGHTS[name]), model)
     assert not outcome.passed, name
 
@@ -378,15 +382,20 @@ def material(model: Path) -> Material:
     return load_material(hf.TransformersTokenizer(model), 2048, 2048)
 
 
+def ask_first(material: Material) -> Material:
+    return replace(material, prompts=material.prompts[:2], questions=material.questions[:12])
+
+
 @pytest.fixture(scope="module")
 def answers(model: Path, material: Material) -> ReferenceAnswers:
-    """Of the long text and the questions alone: nothing else is asked here."""
+    """To the long text, and to the first prompts and questions: nothing else is asked here."""
     torch.set_num_threads(1)
     ends, subject = frozenset((2, 0)), TransformersSubject(model)
     positions = [p for octave in sample_positions(len(material.long)) for p in octave]
     long, _ = kept_answers.score_positions(subject, material.long, positions)
-    replies = subject.generate([q.tokens for q in material.questions], kept_answers.ANSWERED, ends)
-    continuations = subject.generate([p.tokens for p in material.prompts[:2]], kept_answers.CONTINUED, ends)
+    little = ask_first(material)
+    replies = subject.generate([q.tokens for q in little.questions], kept_answers.ANSWERED, ends)
+    continuations = subject.generate([p.tokens for p in little.prompts], kept_answers.CONTINUED, ends)
     return ReferenceAnswers(
         {},
         material.sha256,
@@ -409,6 +418,24 @@ def spoil(executor: Executor, change: Callable[[torch.Tensor], torch.Tensor]) ->
     return executor
 
 
+@pytest.fixture(scope="module")
+def long_logits(sound: dict[str, Path], material: Material) -> torch.Tensor:
+    return Executor.load(sound["plain"], dtype="float32").forward([material.long])[0]
+
+
+@pytest.fixture
+def executor(sound: dict[str, Path], material: Material, long_logits: torch.Tensor) -> Executor:
+    """A sound executor that was asked the long text before."""
+
+    def forward(texts: list[tuple[int, ...]], positions: Sequence[int] | None = None) -> list[torch.Tensor]:
+        assert texts == [material.long]
+        return [long_logits if positions is None else long_logits[list(positions)]]
+
+    loaded = Executor.load(sound["plain"], dtype="float32")
+    loaded.forward = forward  # type: ignore[assignment,method-assign]
+    return loaded
+
+
 @pytest.mark.parametrize("form", ["plain", "fp8"])
 def test_sound_engines_pass_at_every_length(
     sound: dict[str, Path], material: Material, answers: ReferenceAnswers, form: str
@@ -421,18 +448,18 @@ def test_sound_engines_pass_at_every_length(
 
 @pytest.mark.parametrize("beyond", [128, 512, 2040])
 def test_nan_beyond_a_position_fails(
-    sound: dict[str, Path], material: Material, answers: ReferenceAnswers, beyond: int
+    executor: Executor, material: Material, answers: ReferenceAnswers, beyond: int
 ) -> None:
     def change(logits: torch.Tensor) -> torch.Tensor:
         return torch.cat([logits[:beyond], torch.full_like(logits[beyond:], float("nan"))])
 
-    subject = ExecutorSubject(spoil(Executor.load(sound["plain"], dtype="float32"), change))
+    subject = ExecutorSubject(spoil(executor, change))
     with pytest.raises(GateError, match="NaN"):
         judge_positions(subject, material, answers, dict(POSITION_BOUNDS))
 
 
 def test_a_drift_with_position_fails(
-    sound: dict[str, Path], material: Material, answers: ReferenceAnswers
+    executor: Executor, material: Material, answers: ReferenceAnswers
 ) -> None:
     """Divergence that grows stays below the bound of each octave, and is no format's."""
 
@@ -441,7 +468,7 @@ def test_a_drift_with_position_fails(
         growth = torch.linspace(0, 0.3, len(logits))[:, None]
         return logits + growth * torch.randn(logits.shape, generator=generator)
 
-    subject = ExecutorSubject(spoil(Executor.load(sound["plain"], dtype="float32"), change))
+    subject = ExecutorSubject(spoil(executor, change))
     outcome = judge_positions(subject, material, answers, dict(POSITION_BOUNDS))
     assert not outcome.passed and "times the least before it" in outcome.summary, outcome.summary
 
@@ -467,7 +494,7 @@ def test_end_tokens_are_judged_by_behaviour(
     says: str,
 ) -> None:
     """An engine ends its answers by its own end tokens; they stop where the model's stop, or it fails."""
-    short = replace(material, prompts=material.prompts[:2])
+    short = ask_first(material)
     executor = Executor.load(sound["plain"], dtype="float32")
     if 25 in ends:  # the first token of some reply
         ends = (*ends[:2], answers.replies[0][0])
