@@ -285,7 +285,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 @pytest.fixture(scope="module")
 def unit_home():
-    """A small image, the package with its bytecode, and a directory of temporary files for the unit's user."""
+    """A small image, the package with its bytecode, a directory for temporary files of the unit's user."""
     busybox = shutil.which("busybox")
     if os.getuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("needs root to become another user")
