@@ -63,6 +63,10 @@ class Commit:
     directory: Path = Path()
 
 
+# Path, size, time of change and inode of a file → its SHA-256, and its object's name in Git.
+_HASHES: dict[tuple[str, int, int, int], tuple[str, str]] = {}
+
+
 class Repository:
     """The directories that one repository name stands for, one a branch.
 
@@ -81,7 +85,6 @@ class Repository:
         self.private = private
         self._commits: dict[str, Commit] = {}
         self._heads: dict[str, tuple[object, Commit]] = {}
-        self._hashes: dict[tuple[str, int, int, int], tuple[str, str]] = {}
         self._lock = threading.Lock()
 
     def head(self, branch: str) -> Commit | None:
@@ -131,7 +134,7 @@ class Repository:
 
     def _digest(self, path: Path, s: os.stat_result) -> tuple[str, str]:
         key = (str(path), s.st_size, s.st_mtime_ns, s.st_ino)
-        if key not in self._hashes:
+        if key not in _HASHES:
             large = hashlib.sha256()
             small = hashlib.sha1(b"blob %d\0" % s.st_size, usedforsecurity=False)
             with path.open("rb") as f:
@@ -139,8 +142,8 @@ class Repository:
                     large.update(block)
                     if s.st_size < LFS_FROM:
                         small.update(block)
-            self._hashes[key] = (large.hexdigest(), small.hexdigest())
-        return self._hashes[key]
+            _HASHES[key] = (large.hexdigest(), small.hexdigest())
+        return _HASHES[key]
 
     def _commit(self, directory: Path, files: list[tuple[str, Path, os.stat_result]]) -> Commit:
         attributes = directory / ".gitattributes"

@@ -6,6 +6,7 @@ A folder is one at the top of the package, or one in ``kinds/``: a kind, or a st
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -31,13 +32,33 @@ def find_module(name: str) -> Path | None:
 
 
 @cache
+def parse_package() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def list_statements(node: ast.AST, *, with_types: bool) -> Iterator[ast.AST]:
+    """Yield the statements below a node, those in functions too; those for types alone if asked for."""
+    for child in ast.iter_child_nodes(node):
+        if not with_types and is_for_types(child):
+            continue
+        # An expression holds no import.
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield child
+            yield from list_statements(child, with_types=with_types)
+
+
+@cache
 def read_imports() -> dict[str, dict[str, str]]:
     """Return, for each folder, the folders that it imports, each with a place that does."""
     imports: dict[str, dict[str, str]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path, tree in parse_package().items():
         folder = name_folder(path)
         rows = imports.setdefault(folder, {})
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in list_statements(tree, with_types=True):
             names: list[str] = []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -87,24 +108,14 @@ def test_a_kind_is_imported_by_its_description_alone() -> None:
     assert not [other for other in rows if other.startswith("kinds")]
 
 
-def is_for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def list_imports(node: ast.AST) -> list[ast.ImportFrom]:
-    """Return the imports below a node, those in functions too, and not those for types alone."""
-    found = [node] if isinstance(node, ast.ImportFrom) else []
-    for child in ast.iter_child_nodes(node):
-        found += [] if is_for_types(child) else list_imports(child)
-    return found
-
-
 def test_no_two_modules_import_each_other() -> None:
     """An import within a function hides a circle: the two modules are one, or share a third."""
     imports: dict[Path, set[Path]] = {}
-    for path in PACKAGE.rglob("*.py"):
+    for path, tree in parse_package().items():
         needed = imports.setdefault(path, set())
-        for node in list_imports(ast.parse(path.read_text("utf-8"))):
+        for node in list_statements(tree, with_types=False):
+            if not isinstance(node, ast.ImportFrom):
+                continue
             if node.level == 0 and node.module and node.module.startswith("enginix"):
                 for alias in node.names:
                     module = find_module(f"{node.module}.{alias.name}")

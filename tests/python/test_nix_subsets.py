@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,9 +56,11 @@ def find_module(name: str) -> Path | None:
     return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
 
 
-def list_imports(path: Path, *, with_late: bool) -> Iterator[Path]:
-    """Yield the modules of the package that a module imports, at its top or anywhere."""
+@cache
+def list_imports(path: Path, *, with_late: bool) -> tuple[Path, ...]:
+    """Return the modules of the package that a module imports, at its top or anywhere."""
     tree = ast.parse(path.read_text())
+    modules: list[Path] = []
     for node in ast.walk(tree) if with_late else tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "enginix":
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -67,7 +69,8 @@ def list_imports(path: Path, *, with_late: bool) -> Iterator[Path]:
         else:
             continue
         for name in names:
-            yield find_module(name) or find_module(name.rpartition(".")[0]) or PACKAGE / "missing"
+            modules.append(find_module(name) or find_module(name.rpartition(".")[0]) or PACKAGE / "missing")
+    return tuple(modules)
 
 
 @pytest.mark.parametrize("part", PARTS)

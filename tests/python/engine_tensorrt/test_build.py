@@ -141,7 +141,7 @@ def test_every_rank(words, checkpoint, tmp_path):
 )
 def test_misbehaviour_leaves_nothing(words, tmp_path, capsys, monkeypatch, misbehave, said):
     # Short for the one that hangs; on a busy machine the others are silent that long, too.
-    minutes = "0.05" if misbehave == "hang" else "10"
+    minutes = "0.02" if misbehave == "hang" else "10"
     line = words("--stall-minutes", minutes, "--timing-cache-out", str(tmp_path / "t"), misbehave=misbehave)
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +91,14 @@ def test_every_row_has_the_formats_of_its_sm() -> None:
         assert find_gpu(f"sm{row.sm}").formats == row.formats, name
 
 
-def test_support(tmp_path: Path) -> None:
+def test_support(tmp_path: Path, chance: random.Random) -> None:
     algorithms = [None, *load_table("number_formats")["algorithms"], "FP9"]
     caches = [None, "FP8", "INT8", "NVFP4"]
     architectures = ["Qwen3ForCausalLM", "GptOssForCausalLM"]
     one_of_each_sm = sorted({row["sm"]: name for name, row in load_table("gpus")["gpus"].items()}.values())
     cells = list(itertools.product(algorithms, caches, architectures, one_of_each_sm))
+    if not os.environ.get("ENGINIX_SLOW"):
+        cells = chance.sample(cells, len(cells) // 3)
     nix = evaluate(
         """map (c: let
           gpu = gpus.${builtins.elemAt c 3} // { name = builtins.elemAt c 3; };

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +39,10 @@ def model(tmp_path: Path) -> Path:
     return directory
 
 
+# A client that could not connect is made anew, with all authorities that this machine trusts.
+_create_context = functools.cache(ssl.create_default_context)
+
+
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Hub]]:
     """Starts a hub and points HF_ENDPOINT at it: ``start(directory, *faults, **options)``."""
@@ -45,6 +51,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(ssl, "create_default_context", _create_context)
     with ExitStack() as stack:
 
         def run(directory: Path | Repository, *faults: str, **options: Any) -> Hub:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from pathlib import Path
@@ -23,6 +24,7 @@ CONFIG = {
 }
 
 
+@functools.lru_cache(maxsize=8)
 def content(seed: int, size: int) -> bytes:
     """Bytes that no compression shrinks and every run repeats."""
     return random.Random(seed).randbytes(size)

@@ -136,7 +136,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_the_same(
     out = tmp_path / "out"
     env = environment(HF_ENDPOINT=hub.endpoint, HOME="/homeless-shelter")
     beside, kills = tmp_path / ".out.partial", 0
-    moments, fewest = (8, 3) if os.environ.keys() & {"ENGINIX_SLOW", "ENGINIX_FUZZ"} else (4, 2)
+    moments, fewest = (8, 3) if os.environ.keys() & {"ENGINIX_SLOW", "ENGINIX_FUZZ"} else (2, 1)
     for _ in range(moments):
         enough = chance.randrange(1, lock.size)
         process = subprocess.Popen(command("fetch", path, "-o", out), env=env, **QUIET)
@@ -211,7 +211,7 @@ def test_two_at_once_do_not_mix(slow_hub: tuple[Hub, Lock, Path], tmp_path: Path
 def test_interrupted_it_says_how_to_go_on(slow_hub: tuple[Hub, Lock, Path], tmp_path: Path) -> None:
     hub, _, path = slow_hub
     for fault in hub.faults:
-        fault.seconds = 3
+        fault.seconds = 1
     env = environment(HF_ENDPOINT=hub.endpoint)
     process = subprocess.Popen(
         command("fetch", path, "-o", tmp_path / "out"), env=env, stderr=subprocess.PIPE, text=True

@@ -16,11 +16,10 @@ from hub import Fault, Hub, Repository
 TINY = Path(__file__).parents[2] / "models" / "tiny-qwen3"
 
 
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    """A model of four shards, 200 MB of holes, with the parameters of no real one."""
-    directory = tmp_path / "sharded"
-    directory.mkdir()
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four shards, 200 MB of holes, with the parameters of no real one. Tests only read it."""
+    directory = tmp_path_factory.mktemp("sharded")
     (directory / "config.json").write_text(json.dumps(CONFIG))
     (directory / "tokenizer.json").write_text("{}")
     (directory / "LICENSE").write_text("…")

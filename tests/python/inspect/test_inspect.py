@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -25,11 +26,13 @@ def told(what: str | Path, revision: str | None = None) -> Any:
         return describe_model(model)
 
 
+@functools.cache
+def hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def lock_of(directory: Path, path: Path, revision: str) -> Path:
-    files = tuple(
-        LockedFile(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())
-        for p in sorted(directory.iterdir())
-    )
+    files = tuple(LockedFile(p.name, p.stat().st_size, hash_file(p)) for p in sorted(directory.iterdir()))
     path.write_text(Lock("own/model", revision, "mit", False, {}, files).dump())
     return path
 
@@ -107,9 +110,7 @@ def test_a_lock_whose_files_changed_is_a_hash_mismatch(
     start: Callable[..., Any], sharded: Path, tmp_path: Path
 ) -> None:
     lock = lock_of(sharded, tmp_path / "m.lock.json", "0" * 40)
-    text = lock.read_text().replace(
-        hashlib.sha256((sharded / "config.json").read_bytes()).hexdigest(), "a" * 64
-    )
+    text = lock.read_text().replace(hash_file(sharded / "config.json"), "a" * 64)
     commit = start(sharded).repositories["own/model"].head("main").sha
     lock.write_text(text.replace("0" * 40, commit))
     with pytest.raises(HashMismatch, match="the bytes differ from the lock's sha256"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 from pathlib import Path
@@ -123,16 +124,14 @@ def test_classes_with_windows_of_their_own_are_listed() -> None:
     counted = {*table["kvByHeads"]["architectures"]} - {*load_table("architectures")["architectures"]}
     sliding = {
         name
-        for name, config in configurations().items()
-        if name in counted
-        and find_window_pattern(select_language_model(json.loads(config.to_json_string(use_diff=False))))
-        != []
+        for name, config in default_config_files().items()
+        if name in counted and find_window_pattern(select_language_model(config)) != []
     }
     # Windows that reach beyond the class's own context are windows of a longer one.
     beyond = {"Exaone4ForCausalLM", "ExaoneMoeForCausalLM", "Olmo3ForCausalLM"}
     listed = {*table["slidingByDefault"]["architectures"]}
     # An older transformers lacks some of these classes: `make matrix` runs this with 4.57.
-    there = {*configurations()}
+    there = {*default_configurations()}
     assert sliding | beyond & there == listed & there and sliding
 
 
@@ -208,7 +207,8 @@ def test_minimax_m2_has_attention_by_heads_alone() -> None:
     assert find_latent(config, "model") == 0
 
 
-def configurations() -> dict[str, Any]:
+@functools.cache
+def default_configurations() -> dict[str, Any]:
     """Architecture → the default configuration of its class, of every causal language model."""
     found: dict[str, Any] = {}
     mappings = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
@@ -219,12 +219,19 @@ def configurations() -> dict[str, Any]:
     return found
 
 
+@functools.cache
+def default_config_files() -> dict[str, dict[str, Any]]:
+    """Architecture → the config.json of the default configuration of its class."""
+    configurations = default_configurations().items()
+    return {name: json.loads(config.to_json_string(use_diff=False)) for name, config in configurations}
+
+
 def test_a_lock_of_every_unknown_layout_is_refused_by_name() -> None:
     """What a plan from headers refuses by a key, a plan from a lock refuses by the name."""
     listed = set(load_table("memory_constants")["kvNotByHeads"]["architectures"])
     missing = []
-    for name, config in configurations().items():
-        raw = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [name]}
+    for name, config in default_config_files().items():
+        raw = config | {"architectures": [name]}
         facts = extract_model_metadata({"config.json": json.dumps(raw).encode()}, name)
         try:
             find_latent(select_language_model(raw), name)
@@ -240,10 +247,10 @@ def test_the_formula_is_what_transformers_keeps(name: str) -> None:
     """Shapes of the cache after three tokens, on the meta device."""
     import torch
 
-    config = configurations().get(name)
+    config = default_configurations().get(name)
     if config is None:
         pytest.skip("not in this transformers")
-    raw = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [name]}
+    raw = default_config_files()[name] | {"architectures": [name]}
     facts = extract_model_metadata({"config.json": json.dumps(raw).encode()}, name)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(

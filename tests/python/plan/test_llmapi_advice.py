@@ -42,7 +42,8 @@ def list_proposals() -> Iterator[str]:
     for path in tables:
         yield from list_texts(json.loads(path.read_text()))
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        source = path.read_text()
+        for node in ast.walk(ast.parse(source)) if "llmapi" in source else ():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,10 @@ MODELS = [TINY, *sorted(p for p in golden.root().glob("*/hf"))]
 @pytest.mark.parametrize("model", MODELS, ids=lambda p: p.parent.name if p.name == "hf" else p.name)
 def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path: Path) -> None:
     compared = 0
-    for tp, pp in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
+    mappings = [(1, 1), (4, 1), (2, 2)]
+    if model == TINY or os.environ.get("ENGINIX_SLOW"):
+        mappings += [(2, 1), (1, 2)]
+    for tp, pp in mappings:
         try:
             experts = read_model_config(model).experts
             ep = 1 if experts is None or experts.width % tp == 0 else tp

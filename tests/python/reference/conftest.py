@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
+from golden import unpack_archive
 from tiny_model import one_thread
 
 __all__ = ["one_thread"]
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the golden cases."""
-    out = tmp_path_factory.mktemp("golden")
-    with tarfile.open(ROOT / "tests/golden/golden.tar.xz") as archive:
-        archive.extractall(out)  # our own archive, pinned in the repository
-    return out / "golden"
+def golden() -> Path:
+    """Directory of the golden cases, which tests only read."""
+    return unpack_archive("golden")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import check_plan_request
 from enginix.kinds.registry import KIND_NAMES, find_kind, list_kinds
 from enginix.kinds.rtx_planning.memory_plan import find_rtx_obstacles
-from enginix.machine.gpu_table import find_gpu
+from enginix.machine.gpu_table import TargetGpu, find_gpu
 from enginix.memory_plan.arithmetic import ModelSizes
 from enginix.model.family_rows import list_family_rows
 from enginix.report.artefacts import Artefact
@@ -202,20 +203,24 @@ def test_llmapi_does_not_take_what_the_table_says_it_does_not(name: str) -> None
     assert row.takes is None or (row.targets == () and name in row.why[0])
 
 
+@functools.cache
+def find_target_gpus() -> dict[str, TargetGpu]:
+    return {target: find_gpu(target) for target in GPUS}
+
+
 @pytest.mark.parametrize("kind", [kind.name for kind in list_kinds()])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
     row = judge(kind, "Qwen3ForCausalLM", name)
     sizes = ModelSizes(4, 8, 4, 32, 128, 512, 2048, 2048, quantization=name)
-    for target in GPUS:
-        gpu = find_gpu(target)
-        obstacles = find_model_obstacles(kind, "Qwen3ForCausalLM", name)
+    of_model = find_model_obstacles(kind, "Qwen3ForCausalLM", name)
+    for target, gpu in find_target_gpus().items():
         if kind == "edgellm":
-            obstacles += find_edgellm_obstacles("Qwen3ForCausalLM", name, gpu)
+            obstacles = of_model + find_edgellm_obstacles("Qwen3ForCausalLM", name, gpu)
         elif kind == "rtx":
             obstacles = find_rtx_obstacles("Qwen3ForCausalLM", sizes, gpu)
         else:
-            obstacles += find_format_obstacles(sizes, gpu, kind)
+            obstacles = of_model + find_format_obstacles(sizes, gpu, kind)
         runs = row.takes is not False and (row.targets is None or target in row.targets)
         assert runs != bool(obstacles), (target, row, obstacles)
 

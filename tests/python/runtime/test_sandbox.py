@@ -283,10 +283,9 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-@pytest.fixture
-def unit():
-    """Runs a command of a small image as a unit's user: no new privileges, no capabilities, an empty
-    environment."""
+@pytest.fixture(scope="module")
+def unit_home():
+    """A small image, the package with its bytecode, a directory for temporary files of the unit's user."""
     busybox = shutil.which("busybox")
     if os.getuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("needs root to become another user")
@@ -301,27 +300,33 @@ def unit():
             (home / made).mkdir(parents=True)
         shutil.copy(busybox, home / "root/bin/busybox")
         (home / "root/bin/sh").symlink_to("busybox")
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PYTHON / "enginix", home / "package/enginix", ignore=ignore)
+        shutil.copytree(PYTHON / "enginix", home / "package/enginix")
         subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
         (home / "tmp").chmod(0o777)
+        yield home
 
-        def run(before: str, script: str, *around: str) -> subprocess.CompletedProcess[str]:
-            words = [*around, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
-            words += ["--inh-caps=-all", "--bounding-set=-all", "env", "-i", "PATH=/usr/bin:/bin"]
-            words += [f"TMPDIR={home}/tmp", f"PYTHONPATH={home}/package", "PYTHONDONTWRITEBYTECODE=1"]
-            words += [os.path.realpath(sys.executable), "-m", "enginix", "runtime", "run", "trtllm-1.2.1"]
-            words += ["--rootfs", f"{home}/root", "--", "/bin/sh", "-c", script]
-            line = f'set -e; {before or ":"}; exec "$@"'
-            return subprocess.run(
-                ["unshare", "-m", "--propagation", "private", "sh", "-c", line, "sh", *words],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
 
-        yield run
-        assert not list((home / "tmp").iterdir())
+@pytest.fixture
+def unit(unit_home):
+    """Runs a command of a small image as a unit's user: no new privileges, no capabilities, an empty
+    environment."""
+
+    def run(before: str, script: str, *around: str) -> subprocess.CompletedProcess[str]:
+        words = [*around, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+        words += ["--inh-caps=-all", "--bounding-set=-all", "env", "-i", "PATH=/usr/bin:/bin"]
+        words += [f"TMPDIR={unit_home}/tmp", f"PYTHONPATH={unit_home}/package", "PYTHONDONTWRITEBYTECODE=1"]
+        words += [os.path.realpath(sys.executable), "-m", "enginix", "runtime", "run", "trtllm-1.2.1"]
+        words += ["--rootfs", f"{unit_home}/root", "--", "/bin/sh", "-c", script]
+        line = f'set -e; {before or ":"}; exec "$@"'
+        return subprocess.run(
+            ["unshare", "-m", "--propagation", "private", "sh", "-c", line, "sh", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    yield run
+    assert not list((unit_home / "tmp").iterdir())
 
 
 @pytest.mark.parametrize("settings_", [*UNIT, "all of them"])

@@ -28,23 +28,23 @@ def test_death_by_signal(place):
 
 
 def test_silence_is_a_hang(place):
-    outcome = supervise_command(place, ["sh", "-c", "echo up; sleep 1000"], Watch(stall=3), stage="t")
+    outcome = supervise_command(place, ["sh", "-c", "echo up; sleep 1000"], Watch(stall=1.5), stage="t")
     assert outcome.stalled and outcome.lines == ["up"] and outcome.seconds < 300
 
 
 def test_lines_are_progress(place):
-    script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done"
+    script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done"
 
     def check():
-        assert not supervise_command(place, ["sh", "-c", script], Watch(stall=3), stage="t").stalled
+        assert not supervise_command(place, ["sh", "-c", script], Watch(stall=1), stage="t").stalled
 
     hold_once(check)
 
 
 def test_growing_output_is_progress(place, tmp_path):
     where = place.inside
-    script = f"for i in 1 2 3 4 5 6 7 8; do echo $i >> {where}/grow; sleep 0.5; done"
-    watch = Watch(stall=3, outputs=(place.work / "grow",))
+    script = f"for i in 1 2 3 4 5 6 7 8; do echo $i >> {where}/grow; sleep 0.2; done"
+    watch = Watch(stall=1, outputs=(place.work / "grow",))
 
     def check():
         assert not supervise_command(place, ["sh", "-c", script], watch, stage="t").stalled
@@ -54,7 +54,7 @@ def test_growing_output_is_progress(place, tmp_path):
 
 
 def test_memory_of_the_whole_tree_is_measured(place):
-    script = 'python3 -c "x = bytearray(150 << 20); import time; time.sleep(2)" & wait'
+    script = 'python3 -c "x = bytearray(150 << 20); import time; time.sleep(1)" & wait'
 
     def check():
         outcome = supervise_command(place, ["sh", "-c", script], Watch(), stage="t")
@@ -79,7 +79,7 @@ def test_gpu_memory_is_the_most_that_was_seen(place):
 
 def test_a_process_that_leaves_the_group_is_ended(place):
     seconds = f"545{os.getpid()}"  # of this run alone
-    supervise_command(place, ["sh", "-c", f"setsid sleep {seconds} & sleep 1"], Watch(), stage="t")
+    supervise_command(place, ["sh", "-c", f"setsid sleep {seconds} & sleep 0.3"], Watch(), stage="t")
     left = [p for p in child.list_processes() if f"sleep\x00{seconds}" in command_of(p)]
     assert not left
 
@@ -99,7 +99,7 @@ def test_garbage_and_endless_lines_do_no_harm(place):
 
 
 def test_heartbeat(place, capsys):
-    supervise_command(place, ["sleep", "3"], Watch(beat=0.5), stage="build")
+    supervise_command(place, ["sleep", "1.5"], Watch(beat=0.5), stage="build")
     said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("build:")]
     assert said and "memory at most" in said[0] and "last sign" in said[0]
 

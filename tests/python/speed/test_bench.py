@@ -217,7 +217,7 @@ def test_the_interval_holds_the_mean() -> None:
 
 def test_kept_measurements_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--requests", "12", "--warmup", "1", "--output-tokens", "4", "--input-words", "4"]
-    for name, step in (("before", 0.01), ("after", 0.03)):
+    for name, step in (("before", 0.002), ("after", 0.01)):
         with serve_recorded(step=step) as server:
             assert main(["bench", server.url, *words, "-o", str(tmp_path / name)]) == 0
     assert main(["bench", "--compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 1
@@ -286,7 +286,7 @@ def test_a_measurement_beside_its_engine_is_compared(
         (tmp_path / name).mkdir()
         Manifest("engine", name, kind="tensorrt").write(tmp_path / name)
     words = ["--requests", "4", "--warmup", "0", "--output-tokens", "4", "--input-words", "3"]
-    for name, step in (("fast", 0.005), ("slow", 0.05), ("rebuilt", 0.001)):
+    for name, step in (("fast", 0.005), ("slow", 0.02), ("rebuilt", 0.001)):
         with serve_recorded(step=step) as server:
             more = ["--engine", str(tmp_path / name)]
             # The model there is called tiny.

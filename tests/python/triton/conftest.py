@@ -61,7 +61,10 @@ class Engine:
 
 @pytest.fixture
 def hand_made(tmp_path: Path) -> Engine:
-    directory = tmp_path / "engine"
+    return make_engine(tmp_path / "engine")
+
+
+def make_engine(directory: Path) -> Engine:
     (directory / "checkpoint").mkdir(parents=True)
     (directory / "checkpoint" / "config.json").write_text(json.dumps({"max_position_embeddings": 128}))
     (directory / "tokenizer").mkdir()

@@ -16,7 +16,7 @@ from enginix.kinds.triton_repository.validate import validate_repository
 from enginix.triton import contract
 from enginix.triton.options import RepositoryOptions
 
-from .conftest import made_repository
+from .conftest import made_repository, make_engine
 
 KNOWN = {
     "reference": contract.load_reference_contract(),
@@ -349,14 +349,26 @@ def _rename(path: Path, name: str) -> None:
     path.rename(path.with_name(name))
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A repository of each kind without a mistake, which tests copy."""
+    repositories = {}
+    for kind in KNOWN:
+        directory = tmp_path_factory.mktemp(kind)
+        repositories[kind] = made_repository(
+            make_engine(directory / "engine"), kind, directory / "repository"
+        )
+        validate_repository(repositories[kind], known=KNOWN[kind])
+    return repositories
+
+
 @pytest.mark.parametrize(
     ("kind", "break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
 )
 def test_every_known_mistake_is_named(
-    hand_made: Any, tmp_path: Path, kind: str, break_it: Callable[[Path], None], expected: str
+    sound: dict[str, Path], tmp_path: Path, kind: str, break_it: Callable[[Path], None], expected: str
 ) -> None:
-    repository = made_repository(hand_made, kind, tmp_path / "repository")
-    validate_repository(repository, known=KNOWN[kind])
+    repository = shutil.copytree(sound[kind], tmp_path / "repository", symlinks=True)
     break_it(repository)
     assert expected in refusal(repository, kind)
 
