@@ -1,8 +1,9 @@
-"""The golden checkpoints, unpacked once a session; small models computed on one thread."""
+"""The golden checkpoints, unpacked once a user; small models, loaded once and computed on one thread."""
 
 from __future__ import annotations
 
-import tarfile
+import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,30 @@ import torch
 from tiny_model import one_thread
 
 __all__ = ["one_thread"]
-ROOT = Path(__file__).parents[3]
+# The module of the golden archives is beside the tests of checkpoints.
+sys.path.append(str(Path(__file__).parents[1] / "checkpoint"))
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def golden() -> Path:
     """Directory of the golden cases."""
-    out = tmp_path_factory.mktemp("golden")
-    with tarfile.open(ROOT / "tests/golden/golden.tar.xz") as archive:
-        archive.extractall(out)  # our own archive, pinned in the repository
-    return out / "golden"
+    from golden import root
+
+    return root()
 
 
 @pytest.fixture(scope="session")
 def hugging_face() -> Callable[..., Any]:
-    """Loads a model directory by transformers in float32; keyword arguments change its configuration."""
+    """Loads a model directory by transformers in float32, once for tests that leave it as it is.
+
+    Keyword arguments change its configuration.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
+    @functools.cache
     def load(directory: Path, **changes: Any) -> Any:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
         for key, value in changes.items():

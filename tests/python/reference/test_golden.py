@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from enginix.errors import CheckpointError
 from enginix.evaluation.judgement.logits import relative_error
 from enginix.reference import Executor
+from golden import root
 
 # Weights that are the same numbers on both sides differ by the order of sums alone.
 EXACT = 1e-6
@@ -29,11 +29,7 @@ WINDOW = {"mistral-bf16": 32}
 
 
 def _conversions() -> list[dict[str, Any]]:
-    path = Path(__file__).parents[2] / "golden/golden.tar.xz"
-    with tarfile.open(path) as archive:
-        held = archive.extractfile("golden/index.json")
-        assert held is not None
-        rows: list[dict[str, Any]] = json.load(held)
+    rows: list[dict[str, Any]] = json.loads((root() / "index.json").read_text())
     plain = [r for r in rows if r["kind"] == "convert" and r["result"] == "ok"]
     return [r for r in plain if r["format"] in ("bfloat16", "float32")]
 

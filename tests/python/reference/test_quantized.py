@@ -11,7 +11,6 @@ import contextlib
 import copy
 import io
 import json
-import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from enginix.evaluation.judgement.logits import relative_error
 from enginix.quantize import ptq
 from enginix.quantize.formats import resolve_format
 from enginix.reference import Executor, formats, linear
+from golden import root
 
 ORDER = 1e-5
 # Many short texts: a token that crosses a rounding boundary spoils only what follows it.
@@ -165,10 +165,7 @@ def test_equals_modelopts_fake_quantized_model(
 
 
 def _rows() -> list[dict[str, Any]]:
-    with tarfile.open(Path(__file__).parents[2] / "golden/golden.tar.xz") as archive:
-        held = archive.extractfile("golden/index.json")
-        assert held is not None
-        rows: list[dict[str, Any]] = json.load(held)
+    rows: list[dict[str, Any]] = json.loads((root() / "index.json").read_text())
     plain = ("bfloat16", "float32")
     return [
         r

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,14 +51,11 @@ def describe(trt: Any) -> Describe:
 
 
 @pytest.fixture(scope="session")
-def golden(made_once: Callable[..., Path]) -> Path:
+def golden() -> Path:
     """Directory of the golden models."""
+    from golden import root
 
-    def unpack(out: Path) -> None:
-        with tarfile.open(ROOT / "tests/golden/golden.tar.xz") as archive:
-            archive.extractall(out)  # our own archive, pinned in the repository
-
-    return made_once("rtx-golden", unpack) / "golden"
+    return root()
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +86,9 @@ def quantized(made_once: Callable[..., Path]) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def served(trt: Any, tiny: Path, made_once: Callable[..., Path]) -> Path:
-    """An engine of tiny-qwen3 with the sizes that a server has by default."""
+    """An engine of tiny-qwen3 for the slots of a server, and sequences of 128 tokens: a step reads them all."""
 
     def make(out: Path) -> None:
-        build_rtx_engine(tiny, TINY, out, RtxBuildOptions(name="tiny-qwen3", max_seq_len=2048))
+        build_rtx_engine(tiny, TINY, out, RtxBuildOptions(name="tiny-qwen3", max_seq_len=128))
 
     return made_once("rtx-served", make)
