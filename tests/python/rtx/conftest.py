@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,8 +86,24 @@ def quantized(made_once: Callable[..., Path]) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def shallow(made_once: Callable[..., Path], quantized: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The first layer of a quantized checkpoint, for what the builder makes of every layer."""
+
+    def make(name: str) -> Path:
+        def cut(out: Path) -> None:
+            out.mkdir()
+            raw = json.loads((quantized(name) / "config.json").read_text())
+            (out / "config.json").write_text(json.dumps({**raw, "num_hidden_layers": 1}))
+            (out / "rank0.safetensors").symlink_to(quantized(name) / "rank0.safetensors")
+
+        return made_once(f"rtx-shallow-{name}", cut)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def served(trt: Any, tiny: Path, made_once: Callable[..., Path]) -> Path:
-    """An engine of tiny-qwen3 for the slots of a server, and sequences of 128 tokens: a step reads them all."""
+    """An engine of tiny-qwen3 for a server's slots, each of 128 tokens: every step reads them whole."""
 
     def make(out: Path) -> None:
         build_rtx_engine(tiny, TINY, out, RtxBuildOptions(name="tiny-qwen3", max_seq_len=128))
