@@ -87,9 +87,17 @@ def find_intended(case: FamilyConversion, key: str) -> dict[str, str] | None:
 
 
 def list_features(case: FamilyConversion) -> list[tuple[Any, ...]]:
-    """Return what a choice of rows must have: every model, and every mapping, dtype and cut of embeddings."""
+    """Return what a choice of rows must have.
+
+    It has every model, every architecture in pipeline stages, and every mapping, dtype and cut of embeddings.
+    """
     mapping = (case.tensor_parallel, case.pipeline_parallel, case.expert_parallel)
-    return [(case.case,), (*mapping, case.dtype, case.parallel_embedding, case.embedding_sharding_dim)]
+    stages = (read_architecture(case), case.pipeline_parallel)
+    return [
+        (case.case,),
+        stages,
+        (*mapping, case.dtype, case.parallel_embedding, case.embedding_sharding_dim),
+    ]
 
 
 # Of each model the row with most ranks: it shows the cuts.
