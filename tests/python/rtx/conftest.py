@@ -79,7 +79,7 @@ def quantized(made_once: Callable[..., Path]) -> Callable[[str], Path]:
     """Checkpoints of tiny-qwen3 quantized by ModelOpt; each made once."""
 
     def make(name: str) -> Path:
-        out = made_once(f"rtx-{name}", lambda out: tiny_model.quantize(TINY, name, out, texts=2))
+        out = made_once(f"rtx-{name}", lambda out: tiny_model.quantize(TINY, name, out, texts=1))
         return out / "checkpoint"
 
     return make
