@@ -47,7 +47,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
     "INT4_AWQ": {
         "hidden_size": 512,
-        "intermediate_size": 512,
+        "intermediate_size": 1536,
         "num_attention_heads": 32,
         "num_key_value_heads": 4,
     },

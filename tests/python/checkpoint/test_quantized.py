@@ -40,7 +40,7 @@ def write_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return write
 
 
-@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("tp", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4])
 @pytest.mark.parametrize(
     "architecture", ["LlamaForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
 )
@@ -66,7 +66,7 @@ def test_every_dense_family_in_every_format(
 
 @pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"])
 @pytest.mark.parametrize("algorithm", ["FP8", "NVFP4"])
-@pytest.mark.parametrize(("tp", "ep"), [(1, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize(("tp", "ep"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow), (4, 2)])
 def test_experts(
     algorithm: str, architecture: str, tp: int, ep: int, write_once: Callable[..., Path], tmp_path: Path
 ) -> None:
