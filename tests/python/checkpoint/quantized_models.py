@@ -92,6 +92,10 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+# Smaller, for formats without AWQ's groups of 128 and NVFP4's tiles of 128 rows.
+SMALL: dict[str, Any] = {**SIZES, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+
+
 def llama(**changes: Any) -> dict[str, Any]:
     return random_models.config("LlamaForCausalLM", **(SIZES | changes))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from compare import INTENDED, Result, config_differences, intended, ours, tensor_differences
+from golden_choice import choose_rows, mark_others_slow
 
 import golden
 from enginix.checkpoint.compare_with_model import CheckpointComparison
@@ -16,6 +17,16 @@ from enginix.checkpoint.verify import verify_checkpoint
 CASES = golden.conversions()
 SOUND = [c for c in CASES if c.ok and not c.defect]
 OTHERS = [c for c in CASES if not c.ok or c.defect]
+
+
+def list_features(case: golden.Conversion) -> list[tuple[object, ...]]:
+    """Return what a choice of rows must have: every model, and every mapping in every format."""
+    mapping = (case.tensor_parallel, case.pipeline_parallel, case.expert_parallel)
+    return [(case.case,), (case.format, *mapping), (case.route, case.dtype, str(case.arguments))]
+
+
+# Of each model the row with most ranks: it shows the cuts.
+CHOSEN = choose_rows(sorted(SOUND, key=lambda c: -c.tensor_parallel * c.pipeline_parallel), list_features)
 ConvertOnce = Callable[[golden.Conversion], tuple[Result, Path]]
 
 
@@ -34,7 +45,7 @@ def convert_once(tmp_path_factory: pytest.TempPathFactory) -> ConvertOnce:
     return convert
 
 
-@pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", mark_others_slow(SOUND, CHOSEN))
 def test_same_as_theirs(case: golden.Conversion, convert_once: ConvertOnce) -> None:
     result, out = convert_once(case)
     assert result.plan is not None, result.refusal
@@ -75,7 +86,7 @@ def _matches(case: golden.Conversion, row: dict[str, str]) -> bool:
     return fnmatchcase(case.id, row["only"])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", mark_others_slow(CASES, [*CHOSEN, *OTHERS]))
 def test_ours_means_what_the_model_means(case: golden.Conversion, convert_once: ConvertOnce) -> None:
     """Whatever ours writes verifies, and dequantizes to the model within the format's step."""
     result, out = convert_once(case)
@@ -85,7 +96,7 @@ def test_ours_means_what_the_model_means(case: golden.Conversion, convert_once: 
     assert list(CheckpointComparison(out, case.model).findings()) == []
 
 
-@pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", mark_others_slow(SOUND, CHOSEN))
 def test_theirs_verifies(case: golden.Conversion) -> None:
     """The verifier accepts what TensorRT-LLM wrote; Hugging Face exclude lists are its known complaint."""
     findings = [f for f in verify_checkpoint(case.output).findings if "exclude pattern" not in f.what]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from compare import ABSENT, flat
 from family_golden import FamilyConversion, digest_tensors, list_family_conversions
+from golden_choice import choose_rows, mark_others_slow
 
 from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.convert import ConversionSpec, ConvertOptions, convert_model
@@ -85,7 +86,25 @@ def find_intended(case: FamilyConversion, key: str) -> dict[str, str] | None:
     return next(rows, None)
 
 
-@pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
+def list_features(case: FamilyConversion) -> list[tuple[Any, ...]]:
+    """Return what a choice of rows must have.
+
+    It has every model, every architecture in pipeline stages, and every mapping, dtype and cut of embeddings.
+    """
+    mapping = (case.tensor_parallel, case.pipeline_parallel, case.expert_parallel)
+    stages = (read_architecture(case), case.pipeline_parallel)
+    return [
+        (case.case,),
+        stages,
+        (*mapping, case.dtype, case.parallel_embedding, case.embedding_sharding_dim),
+    ]
+
+
+# Of each model the row with most ranks: it shows the cuts.
+CHOSEN = choose_rows(sorted(SOUND, key=lambda c: -c.tensor_parallel * c.pipeline_parallel), list_features)
+
+
+@pytest.mark.parametrize("case", mark_others_slow(SOUND, CHOSEN))
 def test_same_as_theirs(case: FamilyConversion, tmp_path: Path) -> None:
     convert_case(case, tmp_path / "out")
     assert list_differences(case, tmp_path / "out") == []

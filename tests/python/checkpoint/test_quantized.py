@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import quantized_models
 import random_models
-from quantized_models import SIZES, check, linear, llama
+from quantized_models import SIZES, SMALL, check, linear, llama
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.mapped_tensors import RankFile
@@ -19,43 +20,59 @@ from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError, UsageError
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.fixture(scope="module")
+def write_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a model of an architecture in a format once for the mappings that it is converted to."""
+    models: dict[tuple[str, str], Path] = {}
+
+    def write(
+        algorithm: str, config: dict[str, Any], excluded: list[str], is_quantized: Callable[[str], bool]
+    ) -> Path:
+        key = (algorithm, config["architectures"][0])
+        if key not in models:
+            models[key] = tmp_path_factory.mktemp("model")
+            quantization = {"quant_algo": algorithm, "exclude_modules": excluded}
+            quantized_models.write(
+                models[key], config, lambda m: algorithm if is_quantized(m) else None, quantization
+            )
+        return models[key]
+
+    return write
+
+
+@pytest.mark.parametrize("tp", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4])
 @pytest.mark.parametrize(
     "architecture", ["LlamaForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
 )
 @pytest.mark.parametrize("algorithm", quantized_models.MAKERS)
 def test_every_dense_family_in_every_format(
-    algorithm: str, architecture: str, tp: int, tmp_path: Path
+    algorithm: str, architecture: str, tp: int, write_once: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Also at more ranks than KV heads, where TensorRT-LLM's own converter raises for FP8."""
-    config = random_models.config(architecture, **SIZES)
-    quantization = {"quant_algo": algorithm, "exclude_modules": ["lm_head"]}
-    quantized_models.write(tmp_path / "m", config, lambda m: algorithm if linear(m) else None, quantization)
-    found = check(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(tp)))
+    config = random_models.config(
+        architecture, **(SMALL if algorithm in ("FP8", "W8A8_SQ_PER_CHANNEL") else SIZES)
+    )
+    model = write_once(algorithm, config, ["lm_head"], linear)
+    found = check(model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(tp)))
     assert found["quantization"]["quant_algo"] == algorithm
     assert found["quantization"]["exclude_modules"] is None
     if architecture != "Phi3ForCausalLM" and tp == 4:  # ranks 0 and 1 hold KV head 0
         name = "transformer.layers.0.attention.qkv.weight"
         first, second = (RankFile(tmp_path / f"out/rank{r}.safetensors")[name] for r in (0, 1))
-        rows = slice(-2 * 64 // (2 if "AWQ" in algorithm else 1), None)
+        rows = slice(-2 * config["head_dim"] // (2 if "AWQ" in algorithm else 1), None)
         if algorithm != "FP8":
             assert np.array_equal(first[rows].view(np.uint8), second[rows].view(np.uint8))
 
 
 @pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"])
 @pytest.mark.parametrize("algorithm", ["FP8", "NVFP4"])
-@pytest.mark.parametrize(("tp", "ep"), [(1, 1), (2, 2), (4, 2)])
-def test_experts(algorithm: str, architecture: str, tp: int, ep: int, tmp_path: Path) -> None:
-    sizes = SIZES | {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 512}
-    config = random_models.config(architecture, **sizes)
-    routers = ["*gate", "lm_head"]
-
-    def algorithm_of(module: str) -> str | None:
-        return algorithm if linear(module) or module.endswith(("w1", "w2", "w3")) else None
-
-    quantization = {"quant_algo": algorithm, "exclude_modules": routers}
-    quantized_models.write(tmp_path / "m", config, algorithm_of, quantization)
-    found = check(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(tp, 1, ep)))
+@pytest.mark.parametrize(("tp", "ep"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow), (4, 2)])
+def test_experts(
+    algorithm: str, architecture: str, tp: int, ep: int, write_once: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = random_models.config(architecture, **(SMALL_EXPERTS if algorithm == "FP8" else EXPERTS))
+    model = write_once(algorithm, config, ["*gate", "lm_head"], is_matrix)
+    found = check(model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(tp, 1, ep)))
     assert found["quantization"]["exclude_modules"] is None  # the default patterns protect router and head
     router = RankFile(tmp_path / "out/rank0.safetensors")["transformer.layers.0.mlp.router.weight"]
     assert router.dtype == np.float32
@@ -91,9 +108,12 @@ def test_mixed_precision(tmp_path: Path) -> None:
 MOE = ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"]
 
 
+EXPERTS = SIZES | {"hidden_size": 128, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512}
+SMALL_EXPERTS = SMALL | {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 128}
+
+
 def moe(architecture: str) -> dict[str, Any]:
-    sizes = SIZES | {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 512}
-    return random_models.config(architecture, **sizes, num_hidden_layers=2)
+    return random_models.config(architecture, **EXPERTS, num_hidden_layers=2)
 
 
 def of_expert(module: str) -> bool:

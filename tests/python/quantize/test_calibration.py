@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix import manifest
+from enginix.cli import main
 from enginix.errors import EnginixError, ManifestError, ModelError, UsageError
 from enginix.files import sha256_file
 from enginix.quantize import calibration, calibration_text
@@ -297,14 +298,14 @@ def test_garbage_is_refused_by_name(data: st.DataObject, tmp_path_factory: pytes
         assert e.where
 
 
-def test_the_command(enginix: Any, model: Path, tmp_path: Path) -> None:
-    words = ("calibrate", model, "-o", tmp_path / "out", "--size", "4", "--sequence-length", "32", "--json")
-    done = enginix(*words)
-    told = json.loads(done.stdout)
-    assert done.returncode == 0 and told["sha256"] == sha256_file(tmp_path / "out" / CALIBRATION_FILE)
-    assert "PyTorch" not in done.stderr
-    again = enginix(*words)
-    assert again.returncode == 2 and "exists already" in again.stderr
+def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["calibrate", str(model), "-o", str(tmp_path / "out")]
+    words += ["--size", "4", "--sequence-length", "32", "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sha256"] == sha256_file(tmp_path / "out" / CALIBRATION_FILE)
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_the_command_reads_the_tokenizer_without_torch(model: Path, tmp_path: Path) -> None:

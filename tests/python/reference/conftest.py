@@ -1,7 +1,8 @@
-"""The golden checkpoints, unpacked once a session; small models computed on one thread."""
+"""The golden checkpoints, unpacked once a user; small models, loaded once and computed on one thread."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,16 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def hugging_face() -> Callable[..., Any]:
-    """Loads a model directory by transformers in float32; keyword arguments change its configuration."""
+    """Loads a model directory by transformers in float32, once for tests that leave it as it is.
+
+    Keyword arguments change its configuration.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
+    @functools.cache
     def load(directory: Path, **changes: Any) -> Any:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
         for key, value in changes.items():

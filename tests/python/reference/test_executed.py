@@ -99,5 +99,6 @@ def test_every_architecture_is_executed_unquantized_and_with_quantized_caches() 
 
 
 if __name__ == "__main__":
+    sys.path.append(str(HERE.parent / "checkpoint"))
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}", "utf-8")

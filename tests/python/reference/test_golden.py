@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_choice import choose_rows
 
 from enginix.errors import CheckpointError
 from enginix.evaluation.judgement.logits import relative_error
@@ -80,7 +81,19 @@ def test_every_architecture_and_split_is_there() -> None:
     assert {r["mapping"]["pp_size"] for r in SOUND} == {1, 2}
 
 
-@pytest.mark.parametrize("row", [r for r in SOUND if _name(r) not in LOST], ids=_name)
+def _list_features(row: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Return what a choice of rows must have: every model, and every mapping of an architecture."""
+    return [(row["case"],), (row["architecture"], *row["mapping"].values())]
+
+
+EQUAL = [r for r in SOUND if _name(r) not in LOST]
+CHOSEN = choose_rows(sorted(EQUAL, key=lambda r: -r["mapping"]["world_size"]), _list_features)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(r, id=_name(r), marks=() if r in CHOSEN else pytest.mark.slow) for r in EQUAL],
+)
 def test_logits_equal_transformers(
     golden: Path, row: dict[str, Any], hugging_face: Callable[..., Any]
 ) -> None:

@@ -62,7 +62,7 @@ def _cache(scales: list[float], name: str | None, seen: list[float]) -> Any:
     return Rounding()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("name", KV_FORMATS)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_transformers_with_a_rounding_cache(

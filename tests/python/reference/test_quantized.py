@@ -54,7 +54,7 @@ def _model(family: str) -> Any:
     }
     config = kinds[family](
         hidden_size=256, intermediate_size=512, num_attention_heads=8, num_key_value_heads=4,
-        num_hidden_layers=2, vocab_size=157, max_position_embeddings=64, tie_word_embeddings=False,
+        num_hidden_layers=1, vocab_size=157, max_position_embeddings=64, tie_word_embeddings=False,
         rope_theta=5e5, dtype="float32", **MORE.get(family, {"head_dim": 32}),
     )  # fmt: skip
     torch.manual_seed(3)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,11 @@ def describe(trt: Any) -> Describe:
 
 
 @pytest.fixture(scope="session")
-def golden(made_once: Callable[..., Path]) -> Path:
+def golden() -> Path:
     """Directory of the golden models."""
+    from golden import root
 
-    def unpack(out: Path) -> None:
-        with tarfile.open(ROOT / "tests/golden/golden.tar.xz") as archive:
-            archive.extractall(out)  # our own archive, pinned in the repository
-
-    return made_once("rtx-golden", unpack) / "golden"
+    return root()
 
 
 @pytest.fixture(scope="session")
@@ -82,17 +79,33 @@ def quantized(made_once: Callable[..., Path]) -> Callable[[str], Path]:
     """Checkpoints of tiny-qwen3 quantized by ModelOpt; each made once."""
 
     def make(name: str) -> Path:
-        out = made_once(f"rtx-{name}", lambda out: tiny_model.quantize(TINY, name, out, texts=2))
+        out = made_once(f"rtx-{name}", lambda out: tiny_model.quantize(TINY, name, out, texts=1))
         return out / "checkpoint"
 
     return make
 
 
 @pytest.fixture(scope="session")
+def shallow(made_once: Callable[..., Path], quantized: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The first layer of a quantized checkpoint, for what the builder makes of every layer."""
+
+    def make(name: str) -> Path:
+        def cut(out: Path) -> None:
+            out.mkdir()
+            raw = json.loads((quantized(name) / "config.json").read_text())
+            (out / "config.json").write_text(json.dumps({**raw, "num_hidden_layers": 1}))
+            (out / "rank0.safetensors").symlink_to(quantized(name) / "rank0.safetensors")
+
+        return made_once(f"rtx-shallow-{name}", cut)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def served(trt: Any, tiny: Path, made_once: Callable[..., Path]) -> Path:
-    """An engine of tiny-qwen3 with the sizes that a server has by default."""
+    """An engine of tiny-qwen3 for a server's slots, each of 128 tokens: every step reads them whole."""
 
     def make(out: Path) -> None:
-        build_rtx_engine(tiny, TINY, out, RtxBuildOptions(name="tiny-qwen3", max_seq_len=2048))
+        build_rtx_engine(tiny, TINY, out, RtxBuildOptions(name="tiny-qwen3", max_seq_len=128))
 
     return made_once("rtx-served", make)

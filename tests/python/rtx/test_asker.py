@@ -36,39 +36,42 @@ QUESTIONS = EngineQuestions(
     vocab_size=VOCABULARY,
     ends=(),
     golden=0,
-    prompts=(make_text("a", 5), make_text("b", 16), make_text("c", 41)),
+    prompts=(make_text("a", 5), make_text("b", 16), make_text("c", 34)),
     questions=(make_text("d", 9),),
-    recalls=(make_text("e", 50),),
-    passages=(make_text("f", 40), make_text("g", 17)),
-    continued=6,
-    answered=4,
+    recalls=(make_text("e", 18),),
+    passages=(make_text("f", 33), make_text("g", 17)),
+    continued=3,
+    answered=2,
     kept=8,
     next=4,
 )
 
 
+@pytest.fixture(scope="module")
+def executor(tiny: Path) -> Executor:
+    return Executor.load(tiny)
+
+
 @pytest.fixture
-def questions(tmp_path: Path, tiny: Path) -> EngineQuestions:
-    executor = Executor.load(tiny)
+def questions(tmp_path: Path, executor: Executor) -> EngineQuestions:
     chosen = replace(QUESTIONS, vocab_size=executor.config.vocab_size)
     write_engine_questions(chosen, tmp_path)
     return chosen
 
 
 def test_answers_and_scores_are_the_executors(
-    served: Path, tiny: Path, questions: EngineQuestions, tmp_path: Path
+    served: Path, tiny: Path, executor: Executor, questions: EngineQuestions, tmp_path: Path
 ) -> None:
     backend = InterpreterBackend(served, tiny)
     times = rtx_asker.ask_rtx_engine(served, tmp_path, tmp_path / "said", backend, EVERY)
     answers = answer_record.read_engine_answers(tmp_path / "said")
     answer_record.require_same_questions(answers, questions)
-    executor = Executor.load(tiny)
     for name, texts, most in (
-        ("batch", questions.prompts, 6),
-        ("again", questions.prompts, 6),
-        ("alone", questions.prompts, 6),
-        ("replies", questions.questions, 4),
-        ("recalls", questions.recalls, 4),
+        ("batch", questions.prompts, questions.continued),
+        ("again", questions.prompts, questions.continued),
+        ("alone", questions.prompts, questions.continued),
+        ("replies", questions.questions, questions.answered),
+        ("recalls", questions.recalls, questions.answered),
     ):
         for text, answer in zip(texts, answers.runs[name], strict=True):
             assert answer is not None and answer.finish == "length"
@@ -118,13 +121,12 @@ FAULTS: dict[str, Callable[[StepInputs], StepInputs]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_of_an_executor_change_answers(
-    served: Path, tiny: Path, questions: EngineQuestions, tmp_path: Path, name: str
+    served: Path, tiny: Path, executor: Executor, questions: EngineQuestions, tmp_path: Path, name: str
 ) -> None:
     faulty = type("Faulty", (FaultyBackend,), {"fault": staticmethod(FAULTS[name])})
     rtx_asker.ask_rtx_engine(served, tmp_path, tmp_path / "said", faulty(served, tiny), ("smoke",))
     answers = answer_record.read_engine_answers(tmp_path / "said")
-    executor = Executor.load(tiny)
-    expected = [executor.greedy(text.tokens, 6) for text in questions.prompts]
+    expected = [executor.greedy(text.tokens, questions.continued) for text in questions.prompts]
     assert [list(answer.tokens) for answer in answers.runs["batch"] if answer] != expected
 
 

@@ -77,12 +77,12 @@ def test_changed_headers_are_found(
 
 
 def test_the_builders_refusals_are_errors(
-    tiny: Path, quantized: Callable[[str], Path], describe: Describe, tmp_path: Path
+    tiny: Path, shallow: Callable[[str], Path], describe: Describe, tmp_path: Path
 ) -> None:
-    network, log = describe(quantized("FP8"), SMALL)
+    network, log = describe(shallow("FP8"), SMALL)
     with pytest.raises(PlanError, match="sm86"):
         plan_builder.build_plan(network, log, (86,), tmp_path / "fp8")
-    network, log = describe(quantized("NVFP4"), SMALL)
+    network, log = describe(shallow("NVFP4"), SMALL)
     with pytest.raises(PlanError, match="sm89"):
         plan_builder.build_plan(network, log, (89,), tmp_path / "nvfp4")
     network, log = describe(tiny, SMALL)
@@ -129,9 +129,9 @@ def test_a_setter_that_is_refused_in_passing_fails_the_build(
 
 @pytest.mark.parametrize("name", ["FP8", "INT8_SQ", "INT4_AWQ", "NVFP4"])
 def test_every_format_builds_for_all_its_targets(
-    quantized: Callable[[str], Path], describe: Describe, tmp_path: Path, name: str
+    shallow: Callable[[str], Path], describe: Describe, tmp_path: Path, name: str
 ) -> None:
-    network, log = describe(quantized(name), SMALL)
+    network, log = describe(shallow(name), SMALL)
     formats = checkpoint_support.list_checkpoint_formats(network.config)
     targets = checkpoint_support.resolve_targets(formats, None)
     header = plan_builder.build_plan(network, log, targets, tmp_path / "plan")

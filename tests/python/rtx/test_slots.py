@@ -64,10 +64,10 @@ def make_requests(count: int) -> list[GenerationRequest]:
     ]
 
 
-def test_64_requests_over_8_slots_have_the_tokens_of_kind_reference(
+def test_32_requests_over_8_slots_have_the_tokens_of_kind_reference(
     interpreter: InterpreterBackend, tiny: Path, make: Callable[..., SlotScheduler]
 ) -> None:
-    requests, ours, theirs = make_requests(64), Collector(WAIT), Collector(WAIT)
+    requests, ours, theirs = make_requests(32), Collector(WAIT), Collector(WAIT)
     scheduler = make(interpreter)
     reference = Scheduler(Executor.load(tiny), 8)
     for request in requests:

@@ -62,7 +62,7 @@ def test_a_repository_names_the_executor(repository: Path, served: Path, tiny: P
     ("words", "reason"),
     [
         (["--max-batch-size", "9"], "above the engine's 8"),
-        (["--max-tokens-limit", "2048"], "max_tokens_limit: 2048 is above 2047"),
+        (["--max-tokens-limit", "128"], "max_tokens_limit: 128 is above 127"),
         (["--device", "cuda"], "not supported by the kind rtx"),
         (["--preprocessing-instances", "2"], "not supported by the kind rtx"),
         (["--no-decoupled"], "options of NVIDIA's models"),
