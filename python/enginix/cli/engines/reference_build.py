@@ -7,6 +7,7 @@ import argparse
 from enginix import console
 from enginix.cli.engines import trtllm_build
 from enginix.errors import UsageError
+from enginix.optional_libraries import pause_garbage_collector
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
     for option in ("gates", "questions"):
         if args.no_gates and getattr(args, option) is not None:
             raise UsageError(f"--{option} with --no-gates", fix="one of them")
-    from enginix.evaluation.judgement.judge import parse_gates
-    from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
+    with pause_garbage_collector():
+        from enginix.evaluation.judgement.judge import parse_gates
+        from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
 
     options = ReferenceBuildOptions(
         name=args.name,
