@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import torch
 
 DEVICE_FIX = "use --device cpu, or a machine with a GPU"
+# Below this number of parameters a matrix product ends before a second thread is awake; on shared cores
+# waiting for that thread costs ten times the product.
+ONE_THREAD_PARAMETERS = 20_000_000
 
 
 def find_device(name: str, fix: str = DEVICE_FIX) -> torch.device:
@@ -39,3 +42,11 @@ def find_device(name: str, fix: str = DEVICE_FIX) -> torch.device:
                 "no such CUDA device", where=name, fix=f"the last one here is cuda:{last_index}, or {fix}"
             )
     return device
+
+
+def limit_threads(parameters: int, device: torch.device) -> None:
+    """Set torch to one thread, for the whole process, where a model on the CPU is too small for more."""
+    import torch
+
+    if device.type == "cpu" and parameters < ONE_THREAD_PARAMETERS:
+        torch.set_num_threads(1)

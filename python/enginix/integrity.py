@@ -106,11 +106,12 @@ def check_artefact(directory: Path, *, full: bool = False, in_store: bool = Fals
     Raises:
         ManifestError: no manifest, a changed one, or a file that was changed, added or removed.
     """
-    artefact_manifest = read_manifest(directory)
-    is_stored, expected = _is_whole_in_store(directory), artefact_manifest.files
-    if expected is None or (is_stored and not (full or in_store)):
+    is_stored = (directory / MANIFEST_FILE).exists() and _is_whole_in_store(directory)
+    is_compared = full or in_store or not is_stored
+    artefact_manifest = require_whole_manifest(directory) if is_compared else read_manifest(directory)
+    expected = artefact_manifest.files
+    if expected is None or not is_compared:
         return CheckedArtefact(directory, artefact_manifest, 0, 0, expected is not None, is_stored)
-    require_whole_manifest(directory)
     # Before anything is read: an added file may be of any size.
     differences = compare_files(expected, _list_sizes(directory, expected))
     if not differences:

@@ -122,10 +122,13 @@ def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest
     Raises:
         ManifestError: missing, not JSON, of another format, with unknown keys, or of another artefact.
     """
+    return _parse_manifest(_read_manifest_file(directory / MANIFEST_FILE), directory, artefact)
+
+
+def _parse_manifest(content: bytes, directory: Path, artefact: Artefact | None) -> Manifest:
     path = directory / MANIFEST_FILE
     try:
-        text = _read_manifest_file(path).decode("utf-8")
-        raw = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+        raw = json.loads(content.decode("utf-8"), object_pairs_hook=_refuse_repeated_keys)
     except (ValueError, RecursionError) as e:
         raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this artefact again") from e
     format_ = raw.pop("format", None) if isinstance(raw, dict) else None
@@ -182,8 +185,10 @@ def _read_manifest_file(path: Path) -> bytes:
         raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this artefact again") from e
 
 
-def require_whole_manifest(directory: Path) -> None:
-    """Refuse a manifest that was changed after it was written; one of format 1 has no digest to compare.
+def require_whole_manifest(directory: Path) -> Manifest:
+    """Read a manifest, and refuse one that was changed after it was written.
+
+    The file is read once: what is returned is what was compared. One of format 1 has no digest to compare.
 
     Raises:
         ManifestError: as :func:`read_manifest`; its digest differs.
@@ -191,13 +196,11 @@ def require_whole_manifest(directory: Path) -> None:
     import hashlib
 
     path = directory / MANIFEST_FILE
-    if read_manifest(directory).files is None:
-        return
     content = _read_manifest_file(path)
-    try:
-        digest = str(json.loads(content)["digest"])
-    except (ValueError, KeyError, TypeError):
-        digest = ""  # it changed since it was read above
+    manifest = _parse_manifest(content, directory, None)
+    if manifest.files is None:
+        return manifest
+    digest: str = json.loads(content)["digest"]
     zeroed = (
         content.replace(digest.encode("ascii"), _NO_DIGEST.encode())
         if digest.isascii() and len(digest) == len(_NO_DIGEST)
@@ -209,6 +212,7 @@ def require_whole_manifest(directory: Path) -> None:
             where=str(path),
             fix="restore it, or build this artefact again",
         )
+    return manifest
 
 
 @dataclass(frozen=True)

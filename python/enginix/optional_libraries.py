@@ -113,12 +113,17 @@ def missing_extra(extra: str, what: str, command: str, python: str | Path | None
 
 @contextlib.contextmanager
 def pause_garbage_collector() -> Iterator[None]:
-    """Import in this block a library that makes many objects and little garbage."""
-    is_collecting = gc.isenabled()
+    """Import in this block a library that makes many objects and little garbage.
+
+    What a first import made stays as long as the process, so later collections pass it over.
+    """
+    is_collecting, modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
+        if len(sys.modules) > modules:
+            gc.freeze()
         if is_collecting:
             gc.enable()
 

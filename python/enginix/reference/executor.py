@@ -23,9 +23,6 @@ from enginix.reference.rope import RopeTables
 from enginix.reference.sampling import most_likely
 from enginix.reference.weights import MergedWeights
 
-# Below this number of parameters a matrix product ends before a second thread is awake; on shared cores
-# waiting for that thread costs ten times the product.
-ONE_THREAD_PARAMETERS = 20_000_000
 # Enough tokens to keep a GPU's products large, and few enough that running answers do not wait long.
 PROMPT_TOKENS = 8192
 
@@ -109,8 +106,7 @@ class Executor:
             raise UsageError(f"{device} has no FP8 products", fix="a GPU of SM 89 or later, or the emulation")
         try:
             with MergedWeights(checkpoint, config) as weights, torch.inference_mode():
-                if torch_device.type == "cpu" and weights.parameters < ONE_THREAD_PARAMETERS:
-                    torch.set_num_threads(1)
+                devices.limit_threads(weights.parameters, torch_device)
                 return cls(weights, torch_device, dtype, fp8_products)
         except torch.OutOfMemoryError as e:
             raise MachineError(

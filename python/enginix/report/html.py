@@ -40,6 +40,7 @@ svg .whisker { stroke: var(--blue); stroke-width: 2; opacity: 0.6; } svg .lead {
 @media (max-width: 600px) { svg .tick { font-size: 13px; } svg .label { font-size: 17px; } }
 svg .wrong { stroke: var(--bad); } svg circle.wrong { fill: var(--bad); }
 """
+_NOTHING = '<span class="soft">(nothing)</span>'
 
 
 def _render_verdict(passed: bool) -> str:
@@ -48,11 +49,13 @@ def _render_verdict(passed: bool) -> str:
 
 def mark_differences(answer: str, other: str) -> str:
     """Return ``answer`` as HTML with its differences from ``other`` marked."""
+    if answer == other:
+        return escape(answer) or _NOTHING
     out = ""
     for operation, start, end, _, _ in SequenceMatcher(None, answer, other, autojunk=False).get_opcodes():
         part = escape(answer[start:end])
         out += part if operation == "equal" or not part else f"<mark>{part}</mark>"
-    return out or '<span class="soft">(nothing)</span>'
+    return out or _NOTHING
 
 
 def render_table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "", css: str = "") -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import pytest
 from enginix import cli, optional_libraries
 from enginix.cli import command_table
 from enginix.manifest import Manifest
-from enginix.optional_libraries import CORE, EXTRAS
+from enginix.optional_libraries import CORE, EXTRAS, pause_garbage_collector
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "tests/models/tiny-qwen3"
@@ -290,3 +292,17 @@ def test_the_gateway_process_whose_litellm_needs_more(inputs: Path, tmp_path: Pa
     )
     assert done.returncode == 5 and "a_library_of_litellm is not installed" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_later_collections_pass_over_what_an_import_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many_objects.py").write_text("OBJECTS = [[] for _ in range(1000)]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = gc.get_freeze_count()
+    with pause_garbage_collector():
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() == before
+    with pause_garbage_collector():
+        importlib.import_module("many_objects")
+    assert gc.isenabled() and gc.get_freeze_count() >= before + 1000

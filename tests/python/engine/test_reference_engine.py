@@ -17,7 +17,9 @@ from enginix import manifest
 from enginix.checkpoint.convert import ConvertOptions as ConvertOptions
 from enginix.checkpoint.convert import convert_model
 from enginix.cli import main
+from enginix.device import ONE_THREAD_PARAMETERS, limit_threads
 from enginix.errors import CheckpointError, UsageError
+from enginix.evaluation.reference_answers.hf import load_hf_model
 from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
 from enginix.kinds.reference.served_engine import read_reference_engine
 from enginix.reference import Executor
@@ -80,6 +82,21 @@ def test_the_same_inputs_give_the_same_bytes(
     torch.set_num_threads(2)  # whatever the number of threads
     build_reference_engine(checkpoint, model, tmp_path / "again", ReferenceBuildOptions(name="tiny-qwen3"))
     assert digests(tmp_path / "again") == digests(engine)
+
+
+def test_a_small_model_takes_one_thread(checkpoint: Path, model: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for load in (lambda: load_hf_model(model), lambda: Executor.load(checkpoint)):
+            torch.set_num_threads(2)
+            load()
+            assert torch.get_num_threads() == 1
+        torch.set_num_threads(2)
+        limit_threads(ONE_THREAD_PARAMETERS, torch.device("cpu"))
+        limit_threads(0, torch.device("cuda"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_links_instead_of_copies(checkpoint: Path, model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from enginix import console
 from enginix.cli.engines import trtllm_build
 from enginix.cli.option_shapes import fill_options
 from enginix.errors import UsageError
+from enginix.optional_libraries import pause_garbage_collector
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,8 +27,9 @@ def run(args: argparse.Namespace) -> int:
     for option in ("gates", "questions"):
         if args.no_gates and getattr(args, option) is not None:
             raise UsageError(f"--{option} with --no-gates", fix="one of them")
-    from enginix.evaluation.judgement.judge import parse_gates
-    from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
+    with pause_garbage_collector():
+        from enginix.evaluation.judgement.judge import parse_gates
+        from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
 
     gates = None if args.gates is None else parse_gates(args.gates)
     options = fill_options(ReferenceBuildOptions, args, gated=not args.no_gates, gates=gates)

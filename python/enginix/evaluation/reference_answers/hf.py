@@ -132,6 +132,8 @@ class TransformersTokenizer:
 def load_hf_model(model: Path, device: str = "cpu") -> Any:
     """Load transformers' model in float32; every weight must be there.
 
+    A small model on the CPU sets torch to one thread, for the whole process.
+
     Raises:
         GateError: the model cannot be loaded whole; without reference no gate passes.
         MachineError: no such device.
@@ -139,7 +141,10 @@ def load_hf_model(model: Path, device: str = "cpu") -> Any:
     from enginix import device as devices  # late: packages that only read a tokenizer do not have it
 
     with track_step("loading the model"):
-        return _load_whole_model(_import_transformers(), model, devices.find_device(device))
+        torch_device = devices.find_device(device)
+        loaded = _load_whole_model(_import_transformers(), model, torch_device)
+    devices.limit_threads(loaded.num_parameters(), torch_device)
+    return loaded
 
 
 def _load_whole_model(transformers: Any, model: Path, torch_device: torch.device) -> Any:
