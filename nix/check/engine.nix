@@ -86,7 +86,7 @@ in
   pipeline =
     function: architecture: stages:
     let
-      rows = (lib.importJSON ../../python/enginix/data/runtime/engine_support.json).architectures;
+      rows = lib.importJSON ../../python/enginix/data/models/engine_classes.json;
       class = rows.engine.${toString architecture} or "";
     in
     if stages > 1 && rows.noPipeline ? ${class} then

@@ -1,5 +1,5 @@
-# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/models/number_formats.json
-# and data/runtime/engine_support.json, a source a row.
+# Quantization × GPU × architecture on TensorRT-LLM's engine path: number_formats.json and
+# engine_classes.json of data/models, and data/runtime/engine_support.json, a source a row.
 {
   lib,
   names,
@@ -9,6 +9,7 @@
 }:
 let
   support = lib.importJSON ../../python/enginix/data/runtime/engine_support.json;
+  engineClasses = lib.importJSON ../../python/enginix/data/models/engine_classes.json;
   formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
   families = (lib.importJSON ../../python/enginix/data/models/family_rows.json).architectures;
   inherit (formats) algorithms;
@@ -109,7 +110,7 @@ let
 
   among = list: value: builtins.elem value list;
 
-  engineArchitectures = builtins.attrNames support.architectures.engine;
+  engineArchitectures = builtins.attrNames engineClasses.engine;
 in
 rec {
   # A quantization of an engine of kind tensorrt, against a GPU. The model's architecture is for the
@@ -273,8 +274,8 @@ rec {
     let
       architecture = families.${name}.writtenAs or name;
     in
-    support.architectures.engine ? ${architecture}
-    && !(support.architectures.unbuildable ? ${architecture});
+    engineClasses.engine ? ${architecture}
+    && !(engineClasses.unbuildable ? ${architecture});
 
   # An architecture of the engine path, by the name that a checkpoint has.
   # architecture :: string -> string|null -> string|null
@@ -283,14 +284,14 @@ rec {
     let
       architecture = if name == null then null else families.${name}.writtenAs or name;
     in
-    if architecture != null && support.architectures.unbuildable ? ${architecture} then
+    if architecture != null && engineClasses.unbuildable ? ${architecture} then
       throw (
         "${function}: TensorRT-LLM 1.1 and 1.2 build no engine of ${architecture}: "
-        + "${support.architectures.unbuildable.${architecture}}. Serve the model with transformers."
+        + "${engineClasses.unbuildable.${architecture}}. Serve the model with transformers."
       )
-    else if architecture == null || support.architectures.engine ? ${architecture} then
+    else if architecture == null || engineClasses.engine ? ${architecture} then
       architecture
-    else if builtins.elem architecture support.architectures.pytorchOnly then
+    else if builtins.elem architecture engineClasses.pytorchOnly then
       throw (
         "${function}: ${architecture} has no engine in TensorRT-LLM 1.1 and 1.2, only in its "
         + "PyTorch backend. Use kind = \"llmapi\"."
@@ -305,7 +306,7 @@ rec {
   # engineClass :: string|null -> string|null
   engineClass =
     architecture:
-    if architecture == null then null else support.architectures.engine.${architecture} or null;
+    if architecture == null then null else engineClasses.engine.${architecture} or null;
 
   # Combinations that are built without anybody's tests of them, each with its source.
   # warnings :: { quantization; kvCache; architecture; sm; } -> [ string ]

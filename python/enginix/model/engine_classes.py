@@ -8,7 +8,7 @@ from enginix.tables import load_table
 
 def explain_no_engine_class(architecture: str | None) -> str | None:
     """Return why no engine of kind tensorrt can be built of an architecture; None where one can."""
-    rows, written = load_table("engine_support")["architectures"], find_written_name(architecture)
+    rows, written = load_table("engine_classes"), find_written_name(architecture)
     if not architecture:
         return "the model names no architecture"
     if written not in rows["engine"]:

@@ -253,7 +253,7 @@ def _check_target_support(
     if "tensorrt" not in kinds:  # what TensorRT-LLM's builder refuses does not concern it
         _require_other_kind(algorithm, kinds, find_gpu(name))
         return []
-    known = architecture in load_table("engine_support")["architectures"]["engine"]
+    known = architecture in load_table("engine_classes")["engine"]
     target = find_target(name)
     return check_support(algorithm, kv_cache, architecture if known else None, target, _say_option)
 

@@ -210,15 +210,15 @@ def check_support(
                     fix="use an FP8 KV cache or none",
                 )
             _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
-        written = find_written_name(architecture)
-        if written is not None and written not in support["architectures"]["engine"]:
+        written, classes = find_written_name(architecture), load_table("engine_classes")
+        if written is not None and written not in classes["engine"]:
             raise UsageError(
                 f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
                 fix="serve the model with the llmapi kind"
                 if name == "NO_QUANT"
                 else "serve this one with the llmapi kind",
             )
-        if why := support["architectures"]["unbuildable"].get(written):
+        if why := classes["unbuildable"].get(written):
             raise UsageError(
                 f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
                 fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
@@ -238,7 +238,7 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
     Raises:
         UsageError: TensorRT-LLM's class has no pipeline.
     """
-    rows = load_table("engine_support")["architectures"]
+    rows = load_table("engine_classes")
     why = rows["noPipeline"].get(rows["engine"].get(find_written_name(architecture)))
     if stages > 1 and why:
         raise UsageError(

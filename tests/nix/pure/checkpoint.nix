@@ -43,6 +43,46 @@ in
       "serve the model with transformers: TensorRT-LLM's PyTorch backend has no class for it"
     ];
   };
+  testLlmapiClassIsRequiredOfListedReleases = {
+    expr = map (version: fails (check.llmapiAdvice.requireClass "f" "BloomForCausalLM" version)) [
+      "1.2.1"
+      "1.3.0rc20"
+      null
+    ];
+    expected = [
+      true
+      false
+      false
+    ];
+  };
+  testLlmapiClassThatIsThereIsTaken = {
+    expr = check.llmapiAdvice.requireClass "f" "LlamaForCausalLM" "1.2.1";
+    expected = "LlamaForCausalLM";
+  };
+  testEngineClasses = {
+    expr = map check.target.hasEngine [
+      "LlamaForCausalLM"
+      "DeepseekV2ForCausalLM"
+      "NovelForCausalLM"
+    ];
+    expected = [
+      true
+      false
+      false
+    ];
+  };
+  testArchitecturesThatTheExecutorComputes = {
+    expr = map check.checkpoint.isComputed [
+      "LlamaForCausalLM"
+      "DbrxForCausalLM"
+      null
+    ];
+    expected = [
+      true
+      false
+      true
+    ];
+  };
   testParallelismAccepts = {
     expr = (parallelism { heads = 8; } (one // { tensorParallel = 4; })).tensorParallel;
     expected = 4;

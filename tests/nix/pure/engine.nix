@@ -66,7 +66,6 @@ in
       builtins.attrValues formats.algorithms
       ++ builtins.attrValues formats.kvCache
       ++ support.warnings
-      ++ [ support.architectures ]
     );
     expected = [ ];
   };

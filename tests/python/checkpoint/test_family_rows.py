@@ -343,7 +343,7 @@ def test_absent_keys_are_one_for_every_reader(name: str, tmp_path: Path) -> None
 
 def test_every_row_has_an_engine_class_and_golden_data() -> None:
     """The class map is of release 1.0 and later; a row without data of its own shares another's class."""
-    engine = load_table("engine_support")["architectures"]["engine"]
+    engine = load_table("engine_classes")["engine"]
     rows = list_family_rows()
     assert {name: engine.get(row.get("writtenAs", name)) for name, row in rows.items()} == {
         name: row["engineClass"] for name, row in rows.items()

@@ -192,7 +192,7 @@ def test_tables_agree_on_pipelines() -> None:
     """The converter knows architectures, the engine's checks classes."""
     rows, classes = (
         load_table("architectures")["architectures"],
-        load_table("engine_support")["architectures"],
+        load_table("engine_classes"),
     )
     assert {r["engineClass"] for r in rows.values() if "noPipeline" in r} == set(classes["noPipeline"])
     for name, row in rows.items():

@@ -69,7 +69,7 @@ def test_kinds_that_propose_it_without_asking_take_known_classes_alone() -> None
     for names in (
         load_table("edgellm")["architectures"],
         load_table("rtx")["architectures"]["taken"],
-        load_table("engine_support")["architectures"]["pytorchOnly"],
+        load_table("engine_classes")["pytorchOnly"],
         load_table("architectures")["architectures"],
     ):
         assert set(names) <= set(known)

@@ -64,7 +64,7 @@ def check_options(given: Mapping[str, Any], plugins: Mapping[str, Any], subject:
 
 
 def check_engine_class(subject: BuildSubject) -> None:
-    engine_classes = load_table("engine_support")["architectures"]["engine"]
+    engine_classes = load_table("engine_classes")["engine"]
     if subject.architecture not in engine_classes:
         with limited_llmapi_advice(subject.architecture):
             raise RequestRefused(
