@@ -245,7 +245,7 @@ def _speed(name: str, executor: Executor, model: Any, device: str) -> Iterator[R
         what, some = f"{name}, batch {rows}", prompts[:rows]
         scheduler = Scheduler(executor, rows)  # lives as long as a server does
         first, whole = (
-            _beside(device, partial(_serve, scheduler, some, n), partial(generate, rows, n))
+            _beside(device, partial(_serve, scheduler, some, [n] * rows), partial(generate, rows, n))
             for n in (1, 1 + further)
         )
         scheduler.close()
@@ -267,11 +267,12 @@ def decode(device: str, work: Path) -> Iterator[Row]:
 def _decode(what: str, executor: Executor, rows: int, device: str) -> Iterator[Row]:
     length, further = LENGTHS[device]
     scheduler, prompts = Scheduler(executor, rows), _prompts(device, rows)
-    once = _seconds(device, partial(_serve, scheduler, prompts, 1 + further))
-    first, whole = (
-        statistics.median(_seconds(device, partial(_serve, scheduler, prompts, n)) for _ in range(5))
-        for n in (1, 1 + further)
-    )
+
+    def answer(tokens: int) -> float:
+        return _seconds(device, partial(_serve, scheduler, prompts, [tokens] * rows))
+
+    once = answer(1 + further)
+    first, whole = (statistics.median(answer(n) for _ in range(5)) for n in (1, 1 + further))
     scheduler.close()
     yield Row(f"{what}: prefill of {length}", f"{rows * length / first:.0f} tokens/s")
     yield Row(f"{what}: {further} tokens decoded", f"{rows * further / (whole - first):.0f} tokens/s")
