@@ -42,7 +42,7 @@ test-nix: setup-dev ## pure checks, real builds in the sandbox, the pipeline ove
 	@tests/nix/run.sh
 
 test-python: setup-dev ## pytest alone
-	@$(DEV)/python -m pytest -q -n $$(nproc) --dist loadfile --no-loadscope-reorder
+	@PYTHONDONTWRITEBYTECODE=1 $(DEV)/python -m pytest -q -n $$(nproc) --dist loadfile --no-loadscope-reorder
 
 one: setup-dev ## one test: make one T=tests/python/hub/test_lock.py::test_name, or T=engine_hang of tests/nix/cases
 	@case "$(T)" in \
