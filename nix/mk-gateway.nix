@@ -9,6 +9,7 @@
   ...
 }:
 let
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkGateway";
   strategies = [
     "simple-shuffle"
@@ -213,12 +214,10 @@ let
       // lib.optionalAttrs (metricsKeyFile != null) {
         metricsKeyFile = keyFileOf "metricsKeyFile" metricsKeyFile;
       };
-      flags = [
-        "--host"
-        host
-        "--port"
-        (toString (count "httpPort" 0 httpPort))
-      ];
+      flags = commandWords {
+        inherit host;
+        port = count "httpPort" 0 httpPort;
+      };
     in
     if modelNames == [ ] then
       throw "${function}: servers is empty."

@@ -12,6 +12,7 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix scope;
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkQuantized";
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
@@ -253,28 +254,19 @@ let
         if formatName == "mixed" then table.mixed.algorithm else (builtins.head rows).algorithm;
       kvAlgorithm = if cache == null then null else table.kvCache.${cache}.algorithm;
 
-      flags = [
-        "--format"
-        formatName
-        "--device"
-        buildDevice
-        "--batch-size"
-        (toString (check.arguments.atLeast function "batchSize" 1 batchSize))
-      ]
-      ++ lib.optionals (calibration != null) [
-        "--calibration"
-        "${calibration}"
-      ]
-      ++ lib.optionals (cache != null) [
-        "--kv-cache"
-        cache
-      ]
-      ++ lib.optionals (formatName == "mixed") [
-        "--effective-bits"
-        (builtins.toJSON budget)
-        "--candidates"
-        (lib.concatStringsSep "," formatNames)
-      ];
+      flags = commandWords (
+        {
+          inherit calibration;
+          format = formatName;
+          device = buildDevice;
+          batch-size = check.arguments.atLeast function "batchSize" 1 batchSize;
+          kv-cache = cache;
+        }
+        // lib.optionalAttrs (formatName == "mixed") {
+          effective-bits = builtins.toJSON budget;
+          candidates = lib.concatStringsSep "," formatNames;
+        }
+      );
 
       checked = builtins.deepSeq [
         (map fits rows)

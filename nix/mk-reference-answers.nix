@@ -11,6 +11,7 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkReferenceAnswers";
   enginix = import ./answers-package.nix scope;
   build =
@@ -38,14 +39,7 @@ let
           "features"
           "relaxed"
         ] isolation == "relaxed";
-      flags = [
-        "--device"
-        device
-      ]
-      ++ lib.optionals (questions != null) [
-        "--questions"
-        "${questions}"
-      ];
+      flags = commandWords { inherit device questions; };
       checked =
         if (model.quantization or null) != null && model ? original then
           throw (

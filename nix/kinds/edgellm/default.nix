@@ -8,6 +8,7 @@
 }@scope:
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  commandWords = import ../../command-words.nix { inherit lib; };
   function = ''mkEngine { kind = "edgellm"; }'';
   checks = import ./checks.nix scope;
   enginix = import ./package.nix scope;
@@ -117,31 +118,21 @@ let
     plan
   ] true;
 
-  flags = [
-    "--target"
-    targetSpec.gpu
-    "--builder"
-    builder
-    "--python"
-    "${runtimePython}/bin/python3"
-  ]
-  ++ lib.optionals (runtimePython.driver or null != null) [
-    "--driver"
-    "${runtimePython.driver}"
-  ]
-  ++ lib.optionals (runtimePython.plugin or null != null) [
-    "--plugin"
-    "${runtimePython.plugin}"
-  ]
-  ++ lib.optionals (llmBuild != null) [
-    "--llm-build"
-    "${llmBuild}/bin/llm_build"
-  ]
-  ++ lib.optionals (plan != null) [
-    "--plan"
-    (builtins.toJSON { inherit (plan) weights workspace pool tokens; })
-  ]
-  ++ checks.flags "build" sizes;
+  flags =
+    commandWords {
+      target = targetSpec.gpu;
+      inherit builder;
+      python = "${runtimePython}/bin/python3";
+      driver = runtimePython.driver or null;
+      plugin = runtimePython.plugin or null;
+      llm-build = if llmBuild == null then null else "${llmBuild}/bin/llm_build";
+      plan =
+        if plan == null then
+          null
+        else
+          builtins.toJSON { inherit (plan) weights workspace pool tokens; };
+    }
+    ++ checks.flags "build" sizes;
 
   # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
   place = {
@@ -211,14 +202,11 @@ let
         null;
     asker = {
       part = "edgellm";
-      words = [
-        "--model"
-        "${model}"
-        "--python"
-        "${runtimePython}/bin/python3"
-        "--stall-minutes"
-        (toString stallMinutes)
-      ];
+      options = {
+        inherit model;
+        python = "${runtimePython}/bin/python3";
+        stall-minutes = stallMinutes;
+      };
       attributes = place // {
         driver = if runtimePython.driver or null == null then "" else runtimePython.driver;
       };

@@ -152,14 +152,10 @@ builtins.seq (checked true) (gatedEngine {
     if gpu == null then "no target is given, so there is no GPU to ask the model on" else null;
   asker = {
     part = "tensorrt-llm";
-    words = [
-      "--stall-minutes"
-      (toString stallMinutes)
-    ]
-    ++ lib.optionals (stack.pinFile != "") [
-      "--pin"
-      "${stack.pinFile}"
-    ];
+    options = {
+      stall-minutes = stallMinutes;
+      pin = if stack.pinFile == "" then null else stack.pinFile;
+    };
     attributes = import ../shared/gpu-build-attrs.nix { inherit lib; } {
       inherit
         gpu

@@ -296,15 +296,11 @@ builtins.seq (checked true) (
     contextLogits = options.gatherContextLogits or false || options.gatherAllTokenLogits or false;
     asker = {
       part = "tensorrt-llm";
-      words = [
-        "--stall-minutes"
-        (toString stallMinutes)
-      ]
-      ++ lib.optional acceptDriver "--accept-driver"
-      ++ lib.optionals (stack.pinFile != "") [
-        "--pin"
-        "${stack.pinFile}"
-      ];
+      options = {
+        stall-minutes = stallMinutes;
+        accept-driver = acceptDriver;
+        pin = if stack.pinFile == "" then null else stack.pinFile;
+      };
       attributes = place;
     };
   })
