@@ -80,7 +80,10 @@ let
           null;
       atLeast =
         least: option:
-        if args ? ${option} then check.arguments.atLeast function option least args.${option} else null;
+        if args ? ${option} then
+          check.arguments.atLeast function option least args.${option}
+        else
+          null;
       hasDevice = builtins.elem "device" kinds.${engine.kind}.tritonRepo;
       # What is not passed is the command's default.
       flags = commandWords {
