@@ -123,9 +123,9 @@ test_whole_llmapi() {
 test_whole_two_ranks() {
   slow || return
   built "$(gated_engine_of 'let
-      gated = mk { checkpoint = e.mkCheckpoint { inherit model; tensorParallel = 2; }; target = { gpu = "h200"; count = 2; }; gates.smoke = { }; };
+      gated = ('"$gated_matrix"' { smoke = { }; }).here;
       server = e.mkTritonServer { repo = e.mkTritonRepo { engine = gated; }; };
-    in nixpkgs.runCommand "two" (fresh { }) "mkdir $out; ln -s ${gated} $out/gated; ln -s ${server}/bin/${server.meta.mainProgram} $out/triton"' 'count = 2;')" || return 1
+    in nixpkgs.runCommand "two" (fresh { }) "mkdir $out; ln -s ${gated} $out/gated; ln -s ${server}/bin/${server.meta.mainProgram} $out/triton"')" || return 1
   quietly "$path/triton" --dry-run && says mpirun && grep -q '"golden"' "$path/gated/enginix.json" &&
     whole_triton "$path/triton" ensemble '{"text_input": "hello"}' 'stand-in: hello'
 }
