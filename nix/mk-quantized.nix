@@ -12,6 +12,7 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix scope;
+  gpuAccess = import ./gpu-access.nix scope;
   commandWords = import ./command-words.nix { inherit lib; };
   function = "mkQuantized";
   enginix = import ./quantize-package.nix scope;
@@ -268,6 +269,7 @@ let
         }
       );
 
+      access = gpuAccess function isolation [ "cuda" ];
       checked = builtins.deepSeq [
         (map fits rows)
         (
@@ -276,10 +278,7 @@ let
           else
             check.target.kvCache function (facts.architecture or null) kvAlgorithm gpu
         )
-        (check.arguments.oneOf function "isolation" [
-          "features"
-          "relaxed"
-        ] isolation)
+        access
         (
           if model.quantization or null != null then
             throw (
@@ -356,12 +355,7 @@ let
               description = "${model.modelName or "model"} quantized to ${formatName}";
             };
           }
-          // lib.optionalAttrs (buildDevice == "cuda") (
-            {
-              requiredSystemFeatures = [ "cuda" ];
-            }
-            // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; }
-          )
+          // lib.optionalAttrs (buildDevice == "cuda") access
         )
       )
     );

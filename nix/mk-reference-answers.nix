@@ -11,6 +11,7 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  gpuAccess = import ./gpu-access.nix { inherit lib check; };
   commandWords = import ./command-words.nix { inherit lib; };
   function = "mkReferenceAnswers";
   enginix = import ./answers-package.nix scope;
@@ -34,11 +35,7 @@ let
           "cpu"
           "cuda"
         ] device == "cuda";
-      isRelaxed =
-        check.arguments.oneOf function "isolation" [
-          "features"
-          "relaxed"
-        ] isolation == "relaxed";
+      access = gpuAccess function isolation [ "cuda" ];
       flags = commandWords { inherit device questions; };
       checked =
         if (model.quantization or null) != null && model ? original then
@@ -54,7 +51,7 @@ let
         else
           builtins.deepSeq [
             onCuda
-            isRelaxed
+            access
             flags
           ] flags;
     in
@@ -74,12 +71,7 @@ let
         };
         meta = artefactMeta model { description = "Reference answers of ${name}"; };
       }
-      // lib.optionalAttrs onCuda (
-        {
-          requiredSystemFeatures = [ "cuda" ];
-        }
-        // lib.optionalAttrs isRelaxed { __noChroot = true; }
-      )
+      // lib.optionalAttrs onCuda access
     );
 in
 check.arguments.call function build

@@ -8,6 +8,7 @@
 }@scope:
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  gpuAccess = import ../../gpu-access.nix scope;
   commandWords = import ../../command-words.nix { inherit lib; };
   function = ''mkEngine { kind = "edgellm"; }'';
   checks = import ./checks.nix scope;
@@ -90,7 +91,7 @@ let
     sizes
     (check.arguments.oneOf function "builder" [ "direct" "onnx" ] builder)
     (check.arguments.minutes function "stallMinutes" stallMinutes)
-    (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
+    access
     (
       if (builder == "onnx") != (llmBuild != null) then
         throw (
@@ -134,14 +135,10 @@ let
     }
     ++ checks.flags "build" sizes;
 
-  # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
-  place = {
-    requiredSystemFeatures = [
-      "cuda"
-      "cuda-sm${toString gpu.sm}"
-    ];
-  }
-  // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
+  access = gpuAccess function isolation [
+    "cuda"
+    "cuda-sm${toString gpu.sm}"
+  ];
 
   shared = {
     inherit
@@ -166,7 +163,7 @@ let
   };
 
   ungated = pkgs.stdenvNoCC.mkDerivation (
-    place
+    access
     // {
       # The SM is in the name: a cache must never hand one GPU's engine to another.
       name = "${engine}-edgellm-sm${toString gpu.sm}";
@@ -207,7 +204,7 @@ let
         python = "${runtimePython}/bin/python3";
         stall-minutes = stallMinutes;
       };
-      attributes = place // {
+      attributes = access // {
         driver = if runtimePython.driver or null == null then "" else runtimePython.driver;
       };
     };

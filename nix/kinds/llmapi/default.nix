@@ -156,8 +156,9 @@ builtins.seq (checked true) (gatedEngine {
       stall-minutes = stallMinutes;
       pin = if stack.pinFile == "" then null else stack.pinFile;
     };
-    attributes = import ../shared/gpu-build-attrs.nix { inherit lib; } {
+    attributes = import ../shared/gpu-build-attrs.nix scope {
       inherit
+        function
         gpu
         stack
         model

@@ -175,8 +175,9 @@ let
   withWarnings = value: builtins.foldl' (v: w: warn
     "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
-  place = import ../shared/gpu-build-attrs.nix { inherit lib; } {
+  place = import ../shared/gpu-build-attrs.nix scope {
     inherit
+      function
       gpu
       stack
       model
