@@ -164,11 +164,7 @@ let
         "aliases"
         "fallbacks"
       ] routing;
-      counts =
-        where: least: names: set:
-        builtins.mapAttrs (
-          n: v: if builtins.elem n names then count "${where}.${n}" least v else v
-        ) set;
+      isCount = n: builtins.elem n [ "requestsPerMinute" "tokensPerMinute" "parallelRequests" ];
       description = {
         version = 1;
         inherit name models;
@@ -194,11 +190,7 @@ let
             where = "clients.${client}";
             args = check.arguments.only "${function}: ${where}" clientNames given;
           in
-          counts where 0 [
-            "requestsPerMinute"
-            "tokensPerMinute"
-            "parallelRequests"
-          ] args
+          builtins.mapAttrs (n: v: if isCount n then count "${where}.${n}" 0 v else v) args
           // {
             keyFile = keyFileOf "${where}.keyFile" (args.keyFile or null);
           }

@@ -113,10 +113,7 @@ let
         if target == null then
           null
         else
-          let
-            engineTarget = check.engine.target function target;
-          in
-          check.gpus.find function engineTarget.gpu;
+          check.gpus.find function (check.engine.target function target).gpu;
       # True, or an error where the target cannot execute an algorithm.
       requireExecutable =
         algorithm:
