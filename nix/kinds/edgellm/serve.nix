@@ -31,11 +31,12 @@ let
   # The server refuses requests for any other model; its own choice would be a name of the store.
   serverOptions = { servedModelName = engine.modelName; } // options;
   driver = engine.runtimePackage.driver or null;
+  keyFile = check.secrets.outsideStore function "apiKeyFile" apiKeyFile;
   flags =
     commandWords {
       inherit host;
       port = check.arguments.between function "port" 1 65535 port;
-      api-key-file = check.secrets.outsideStore function "apiKeyFile" apiKeyFile;
+      api-key-file = keyFile;
     }
     ++ checks.flags "serve" (checks.options function "serve" serverOptions);
 in
@@ -47,7 +48,7 @@ else if engine.builder != "direct" then
     + "and tensorrt-edgellm-serve does not; build it with builder = \"direct\"."
   )
 else
-  pkgs.stdenvNoCC.mkDerivation {
+  builtins.seq keyFile pkgs.stdenvNoCC.mkDerivation {
     inherit name;
     buildCommandPath = ../../builders/edgellm-serve.sh;
     inherit engine enginix;
