@@ -56,7 +56,7 @@ fuzz: setup-dev ## property tests from random seeds, for FUZZ_MINUTES (60); coun
 
 lint: setup-lint ## ruff, mypy --strict without torch's types, shellcheck, nixfmt where there is one
 	@$(LINT)/ruff check python tests demo nix && $(LINT)/ruff format --check python tests demo nix
-	@cd python && $(LINT)/mypy --disable-error-code untyped-decorator --disable-error-code no-any-return --no-warn-unused-ignores
+	@cd python && $(LINT)/mypy --cache-dir .mypy_cache/lint --disable-error-code untyped-decorator --disable-error-code no-any-return --no-warn-unused-ignores
 	@shellcheck -x $$(git ls-files '*.sh') tests/hostpkgs/nix .ci/run
 	@if command -v nixfmt >/dev/null; then nixfmt --check $$(git ls-files '*.nix'); else echo "lint: no nixfmt on this machine; Nix files not checked for style"; fi
 

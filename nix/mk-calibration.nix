@@ -11,6 +11,7 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkCalibration";
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
@@ -34,22 +35,13 @@ let
     }:
     let
       context = tokenizer.model.context or null;
-      flags = [
-        "--field"
-        field
-        "--sequence-length"
-        (toString (check.arguments.atLeast function "sequenceLength" 1 sequenceLength))
-        "--seed"
-        (toString (check.arguments.atLeast function "seed" 0 seed))
-      ]
-      ++ lib.optionals (size != null) [
-        "--size"
-        (toString (check.arguments.atLeast function "size" 1 size))
-      ]
-      ++ lib.optionals (text != null) [
-        "--text"
-        "${text}"
-      ];
+      atLeast = check.arguments.atLeast function;
+      flags = commandWords {
+        inherit field text;
+        sequence-length = atLeast "sequenceLength" 1 sequenceLength;
+        seed = atLeast "seed" 0 seed;
+        size = if size == null then null else atLeast "size" 1 size;
+      };
       checked =
         builtins.deepSeq flags (
           if context != null && sequenceLength > context then

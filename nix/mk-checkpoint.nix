@@ -13,6 +13,7 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/models/converters.json;
   families = lib.importJSON ../python/enginix/data/models/family_rows.json;
@@ -51,30 +52,18 @@ let
       parallel = sizes // {
         gpusPerNode = check.checkpoint.nodes function sizes gpusPerNode;
       };
-      flags = [
-        "--tensor-parallel"
-        parallel.tensorParallel
-        "--pipeline-parallel"
-        parallel.pipelineParallel
-        "--expert-parallel"
-        parallel.expertParallel
-        "--gpus-per-node"
-        parallel.gpusPerNode
-        "--converter"
-        converter
-      ]
-      ++ lib.optionals (dtype != null) [
-        "--dtype"
-        (check.arguments.oneOf function "dtype" [
-          "bfloat16"
-          "float16"
-          "float32"
-        ] dtype)
-      ]
-      ++ lib.optionals (variant != null) [
-        "--variant"
-        variant
-      ];
+      flags = commandWords {
+        tensor-parallel = parallel.tensorParallel;
+        pipeline-parallel = parallel.pipelineParallel;
+        expert-parallel = parallel.expertParallel;
+        gpus-per-node = parallel.gpusPerNode;
+        inherit converter variant;
+        dtype =
+          if dtype == null then
+            null
+          else
+            check.arguments.oneOf function "dtype" [ "bfloat16" "float16" "float32" ] dtype;
+      };
       row = check.checkpoint.converter function table converter {
         inherit parallel;
         quantization = model.quantization or null;

@@ -9,6 +9,7 @@
   ...
 }:
 let
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkGateway";
   strategies = [
     "simple-shuffle"
@@ -163,11 +164,7 @@ let
         "aliases"
         "fallbacks"
       ] routing;
-      counts =
-        where: least: names: set:
-        builtins.mapAttrs (
-          n: v: if builtins.elem n names then count "${where}.${n}" least v else v
-        ) set;
+      isCount = n: builtins.elem n [ "requestsPerMinute" "tokensPerMinute" "parallelRequests" ];
       description = {
         version = 1;
         inherit name models;
@@ -193,11 +190,7 @@ let
             where = "clients.${client}";
             args = check.arguments.only "${function}: ${where}" clientNames given;
           in
-          counts where 0 [
-            "requestsPerMinute"
-            "tokensPerMinute"
-            "parallelRequests"
-          ] args
+          builtins.mapAttrs (n: v: if isCount n then count "${where}.${n}" 0 v else v) args
           // {
             keyFile = keyFileOf "${where}.keyFile" (args.keyFile or null);
           }
@@ -213,12 +206,10 @@ let
       // lib.optionalAttrs (metricsKeyFile != null) {
         metricsKeyFile = keyFileOf "metricsKeyFile" metricsKeyFile;
       };
-      flags = [
-        "--host"
-        host
-        "--port"
-        (toString (count "httpPort" 0 httpPort))
-      ];
+      flags = commandWords {
+        inherit host;
+        port = count "httpPort" 0 httpPort;
+      };
     in
     if modelNames == [ ] then
       throw "${function}: servers is empty."

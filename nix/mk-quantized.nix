@@ -12,6 +12,8 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix scope;
+  gpuAccess = import ./gpu-access.nix scope;
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkQuantized";
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
@@ -111,10 +113,7 @@ let
         if target == null then
           null
         else
-          let
-            engineTarget = check.engine.target function target;
-          in
-          check.gpus.find function engineTarget.gpu;
+          check.gpus.find function (check.engine.target function target).gpu;
       # True, or an error where the target cannot execute an algorithm.
       requireExecutable =
         algorithm:
@@ -253,29 +252,21 @@ let
         if formatName == "mixed" then table.mixed.algorithm else (builtins.head rows).algorithm;
       kvAlgorithm = if cache == null then null else table.kvCache.${cache}.algorithm;
 
-      flags = [
-        "--format"
-        formatName
-        "--device"
-        buildDevice
-        "--batch-size"
-        (toString (check.arguments.atLeast function "batchSize" 1 batchSize))
-      ]
-      ++ lib.optionals (calibration != null) [
-        "--calibration"
-        "${calibration}"
-      ]
-      ++ lib.optionals (cache != null) [
-        "--kv-cache"
-        cache
-      ]
-      ++ lib.optionals (formatName == "mixed") [
-        "--effective-bits"
-        (builtins.toJSON budget)
-        "--candidates"
-        (lib.concatStringsSep "," formatNames)
-      ];
+      flags = commandWords (
+        {
+          inherit calibration;
+          format = formatName;
+          device = buildDevice;
+          batch-size = check.arguments.atLeast function "batchSize" 1 batchSize;
+          kv-cache = cache;
+        }
+        // lib.optionalAttrs (formatName == "mixed") {
+          effective-bits = builtins.toJSON budget;
+          candidates = lib.concatStringsSep "," formatNames;
+        }
+      );
 
+      access = gpuAccess function isolation [ "cuda" ];
       checked = builtins.deepSeq [
         (map fits rows)
         (
@@ -284,10 +275,7 @@ let
           else
             check.target.kvCache function (facts.architecture or null) kvAlgorithm gpu
         )
-        (check.arguments.oneOf function "isolation" [
-          "features"
-          "relaxed"
-        ] isolation)
+        access
         (
           if model.quantization or null != null then
             throw (
@@ -364,12 +352,7 @@ let
               description = "${model.modelName or "model"} quantized to ${formatName}";
             };
           }
-          // lib.optionalAttrs (buildDevice == "cuda") (
-            {
-              requiredSystemFeatures = [ "cuda" ];
-            }
-            // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; }
-          )
+          // lib.optionalAttrs (buildDevice == "cuda") access
         )
       )
     );

@@ -11,6 +11,8 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  gpuAccess = import ./gpu-access.nix { inherit lib check; };
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkReferenceAnswers";
   enginix = import ./answers-package.nix scope;
   build =
@@ -33,19 +35,8 @@ let
           "cpu"
           "cuda"
         ] device == "cuda";
-      isRelaxed =
-        check.arguments.oneOf function "isolation" [
-          "features"
-          "relaxed"
-        ] isolation == "relaxed";
-      flags = [
-        "--device"
-        device
-      ]
-      ++ lib.optionals (questions != null) [
-        "--questions"
-        "${questions}"
-      ];
+      access = gpuAccess function isolation [ "cuda" ];
+      flags = commandWords { inherit device questions; };
       checked =
         if (model.quantization or null) != null && model ? original then
           throw (
@@ -60,7 +51,7 @@ let
         else
           builtins.deepSeq [
             onCuda
-            isRelaxed
+            access
             flags
           ] flags;
     in
@@ -80,12 +71,7 @@ let
         };
         meta = artefactMeta model { description = "Reference answers of ${name}"; };
       }
-      // lib.optionalAttrs onCuda (
-        {
-          requiredSystemFeatures = [ "cuda" ];
-        }
-        // lib.optionalAttrs isRelaxed { __noChroot = true; }
-      )
+      // lib.optionalAttrs onCuda access
     );
 in
 check.arguments.call function build

@@ -12,6 +12,7 @@
 }:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkRunner";
   build =
     {
@@ -72,12 +73,10 @@ let
         inherit (resolved) options profile;
         named = builtins.attrNames plugins;
       };
-      flags = [
-        "--host"
-        host
-        "--port"
-        (check.arguments.between function "port" 0 65535 port)
-      ];
+      flags = commandWords {
+        inherit host;
+        port = check.arguments.between function "port" 0 65535 port;
+      };
     in
     builtins.deepSeq [ row.id request flags ] (
       pkgs.stdenvNoCC.mkDerivation {

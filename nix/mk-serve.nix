@@ -10,6 +10,7 @@
 }:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkServe";
   kinds = import ./kinds;
   served = builtins.filter (k: kinds.${k}.server == "trtllm-serve") (builtins.attrNames kinds);
@@ -28,16 +29,11 @@ let
     let
       inherit (check.arguments.output function "engine" "mkEngine" engine) kind;
       servedKind = check.arguments.oneOf function "engine.kind" served kind;
-      flags = [
-        "--host"
-        host
-        "--port"
-        (check.arguments.between function "port" 0 65535 port)
-      ]
-      ++ lib.optionals (kvCacheFraction != null) [
-        "--kv-cache-fraction"
-        kvCacheFraction
-      ];
+      flags = commandWords {
+        inherit host;
+        port = check.arguments.between function "port" 0 65535 port;
+        kv-cache-fraction = kvCacheFraction;
+      };
       stack = engine.runtimePackage;
     in
     builtins.deepSeq [ servedKind flags ] (

@@ -12,18 +12,9 @@
 }:
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkTritonRepo";
   kinds = import ./kinds;
-  # Nix name -> the command's flag; defaults are the command's.
-  sizes = {
-    maxBatchSize = "--max-batch-size";
-    maxQueueSize = "--max-queue-size";
-    ensembleInstances = "--ensemble-instances";
-    maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
-    preprocessingInstances = "--preprocessing-instances";
-    postprocessingInstances = "--postprocessing-instances";
-    blsInstances = "--bls-instances";
-  };
   contract = lib.importJSON ../python/enginix/data/triton/triton_contract.json;
   parameterRows = contract.models.tensorrt_llm.parameters;
   rowNames = builtins.attrNames parameterRows;
@@ -49,15 +40,9 @@ let
     else if row ? refused then
       throw "${function}: parameters.${name}: ${row.refused}; leave it out."
     else if row ? values then
-      [
-        "--parameter"
-        "${name}=${check.arguments.oneOf function "parameters.${name}" row.values text}"
-      ]
+      "${name}=${check.arguments.oneOf function "parameters.${name}" row.values text}"
     else
-      [
-        "--parameter"
-        "${name}=${text}"
-      ];
+      "${name}=${text}";
   build =
     {
       # mkEngine's output.
@@ -93,42 +78,40 @@ let
           check.runtime.triton function engine.runtimePackage
         else
           null;
-      flags =
-        lib.optionals (builtins.elem "device" kinds.${engine.kind}.tritonRepo) [
-          "--device"
-          device
-        ]
-        ++ lib.optionals interpreter [
-          "--interpreter"
-          "${engine.checkpoint}"
-        ]
-        ++ builtins.concatLists (
-          lib.mapAttrsToList (option: flag: [
-            flag
-            (check.arguments.atLeast function option 0 args.${option})
-          ]) (lib.filterAttrs (option: _: args ? ${option}) sizes)
-        )
-        ++ lib.optional (!decoupled) "--no-decoupled"
-        ++ lib.optional (!chat) "--no-chat"
-        ++ lib.optional (!addSpecialTokens) "--no-add-special-tokens"
-        ++ lib.optional (!skipSpecialTokens) "--keep-special-tokens"
-        ++ lib.optional (!excludeInputInOutput) "--include-input"
-        ++ lib.optionals (args ? maxTokensLimit) [
-          "--max-tokens-limit"
-          (check.arguments.atLeast function "maxTokensLimit" 1 args.maxTokensLimit)
-        ]
-        ++ builtins.concatMap (model: [
-          "--add-model"
-          "${model}"
-        ]) addModels
-        ++ lib.optional (!accumulateTokens) "--no-accumulate-tokens"
-        ++ lib.optionals (args ? logitsDatatype) [
-          "--logits-datatype"
-          (check.arguments.oneOf function "logitsDatatype" contract.datatypes.logits_datatype
-            args.logitsDatatype
-          )
-        ]
-        ++ builtins.concatLists (lib.mapAttrsToList parameter parameters);
+      atLeast =
+        least: option:
+        if args ? ${option} then
+          check.arguments.atLeast function option least args.${option}
+        else
+          null;
+      hasDevice = builtins.elem "device" kinds.${engine.kind}.tritonRepo;
+      # What is not passed is the command's default.
+      flags = commandWords {
+        device = if hasDevice then device else null;
+        interpreter = if interpreter then engine.checkpoint else null;
+        max-batch-size = atLeast 0 "maxBatchSize";
+        max-queue-size = atLeast 0 "maxQueueSize";
+        ensemble-instances = atLeast 0 "ensembleInstances";
+        max-queue-delay-microseconds = atLeast 0 "maxQueueDelayMicroseconds";
+        preprocessing-instances = atLeast 0 "preprocessingInstances";
+        postprocessing-instances = atLeast 0 "postprocessingInstances";
+        bls-instances = atLeast 0 "blsInstances";
+        max-tokens-limit = atLeast 1 "maxTokensLimit";
+        no-decoupled = !decoupled;
+        no-chat = !chat;
+        no-add-special-tokens = !addSpecialTokens;
+        keep-special-tokens = !skipSpecialTokens;
+        include-input = !excludeInputInOutput;
+        no-accumulate-tokens = !accumulateTokens;
+        add-model = addModels;
+        logits-datatype =
+          if args ? logitsDatatype then
+            check.arguments.oneOf function "logitsDatatype" contract.datatypes.logits_datatype
+              args.logitsDatatype
+          else
+            null;
+        parameter = lib.mapAttrsToList parameter parameters;
+      };
     in
     if limit != null && args ? maxBatchSize && args.maxBatchSize > limit then
       throw (

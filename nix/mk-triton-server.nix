@@ -13,6 +13,7 @@
 }@scope:
 let
   artefactMeta = import ./artefact-meta.nix scope;
+  commandWords = import ./command-words.nix { inherit lib; };
   function = "mkTritonServer";
   table = lib.importJSON ../python/enginix/data/triton/triton_flags.json;
 
@@ -82,53 +83,34 @@ let
       parallel = repo.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       atLeast = check.arguments.atLeast function;
-      endpoint =
-        port: argument: number:
-        if number == null then
-          [ "--no-${port}" ]
-        else
-          [
-            "--${port}-port"
-            (atLeast argument 0 number)
-          ];
+      portOf =
+        argument: number: if number == null then null else atLeast argument 0 number;
       optionWords = triton version flags;
-      words = [
-        "--host"
-        host
-        "--http-port"
-        (atLeast "httpPort" 0 httpPort)
-      ]
-      ++ endpoint "grpc" "grpcPort" grpcPort
-      ++ endpoint "metrics" "metricsPort" metricsPort
-      ++ [
-        "--start-timeout"
-        (atLeast "startTimeout" 1 startTimeout)
-        "--exit-timeout"
-        (atLeast "exitTimeout" 0 exitTimeout)
-      ]
-      ++ lib.optionals (gpus != null) (
-        if inImage && repo ? engine.parallel && builtins.length gpus != ranks then
+      gpuList =
+        if gpus == null then
+          null
+        else if inImage && repo ? engine.parallel && builtins.length gpus != ranks then
           throw (
             "${function}: gpus names ${toString (builtins.length gpus)}, but the engine has "
             + "${toString ranks} rank${lib.optionalString (ranks != 1) "s"}; name one a rank."
           )
         else
-          [
-            "--gpus"
-            (lib.concatMapStringsSep "," gpu gpus)
-          ]
-      )
-      ++ lib.optionals (adminKeyFile != null) [
-        "--admin-key-file"
-        (toString (check.secrets.outsideStore function "adminKeyFile" adminKeyFile))
-      ]
-      ++ optionWords
-      ++ builtins.concatLists (
-        lib.mapAttrsToList (variable: value: [
-          "--env"
-          "${variable}=${toString value}"
-        ]) environment
-      );
+          lib.concatMapStringsSep "," gpu gpus;
+      words =
+        commandWords {
+          inherit host;
+          http-port = atLeast "httpPort" 0 httpPort;
+          grpc-port = portOf "grpcPort" grpcPort;
+          no-grpc = grpcPort == null;
+          metrics-port = portOf "metricsPort" metricsPort;
+          no-metrics = metricsPort == null;
+          start-timeout = atLeast "startTimeout" 1 startTimeout;
+          exit-timeout = atLeast "exitTimeout" 0 exitTimeout;
+          gpus = gpuList;
+          admin-key-file = check.secrets.outsideStore function "adminKeyFile" adminKeyFile;
+          env = lib.mapAttrsToList (variable: value: "${variable}=${toString value}") environment;
+        }
+        ++ optionWords;
     in
     pkgs.stdenvNoCC.mkDerivation {
       name = "${name}-triton-server";
@@ -138,28 +120,19 @@ let
       launcher = ./builders/launcher.sh;
       bubblewrap = if inImage then pkgs.bubblewrap or "" else "";
       installation = lib.escapeShellArgs (
-        if inImage then
-          [
-            "--rootfs"
-            (stack.rootfsFor repo.engine.model)
-          ]
-          ++ lib.optionals (stack.pinFile != "") [
-            "--pin"
-            stack.pinFile
-          ]
-          ++ lib.optionals (stack.driver != null) [
-            "--driver"
-            stack.driver
-          ]
-        else
-          [
-            "--tritonserver"
-            tritonserver
-          ]
-          ++ lib.optionals (repo ? engine.servingPython) [
-            "--python"
-            "${repo.engine.servingPython}/bin/python3"
-          ]
+        commandWords (
+          if inImage then
+            {
+              rootfs = stack.rootfsFor repo.engine.model;
+              pin = if stack.pinFile == "" then null else stack.pinFile;
+              inherit (stack) driver;
+            }
+          else
+            { inherit tritonserver; }
+            // lib.optionalAttrs (repo ? engine.servingPython) {
+              python = "${repo.engine.servingPython}/bin/python3";
+            }
+        )
       );
       flags = lib.escapeShellArgs (builtins.deepSeq [ version words ] words);
       # Read at start, where the builder has no such file.
@@ -176,7 +149,7 @@ let
           exitTimeout
           ;
         # Words of `enginix serve`, beside the repository and the installation.
-        serveWords = map toString words;
+        serveWords = words;
         # Words of the checked `flags`, for units that write the other options themselves.
         inherit optionWords;
         inherit (repo) engine kind runtime;

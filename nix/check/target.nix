@@ -110,7 +110,23 @@ let
 
   among = list: value: builtins.elem value list;
 
-  engineArchitectures = builtins.attrNames engineClasses.engine;
+  # The name that a checkpoint of an architecture has.
+  writtenName = name: families.${name}.writtenAs or name;
+
+  # Why no engine of kind tensorrt can be built of such a name, and what to do; null if one can.
+  explainNoEngine =
+    architecture:
+    if engineClasses.unbuildable ? ${architecture} then
+      "TensorRT-LLM 1.1 and 1.2 build no engine of ${architecture}: "
+      + "${engineClasses.unbuildable.${architecture}}. Serve the model with transformers."
+    else if engineClasses.engine ? ${architecture} then
+      null
+    else if builtins.elem architecture engineClasses.pytorchOnly then
+      "${architecture} has no engine in TensorRT-LLM 1.1 and 1.2, only in its PyTorch backend. "
+      + "Use kind = \"llmapi\"."
+    else
+      "${names.unknown "architecture" architecture (builtins.attrNames engineClasses.engine)} "
+      + "Instead: ${llmapiAdvice.limit architecture "serve the model with the llmapi kind"}.";
 in
 rec {
   # A quantization of an engine of kind tensorrt, against a GPU. The model's architecture is for the
@@ -269,38 +285,21 @@ rec {
 
   # Whether an engine of kind tensorrt can be built of an architecture.
   # hasEngine :: string -> bool
-  hasEngine =
-    name:
-    let
-      architecture = families.${name}.writtenAs or name;
-    in
-    engineClasses.engine ? ${architecture}
-    && !(engineClasses.unbuildable ? ${architecture});
+  hasEngine = name: explainNoEngine (writtenName name) == null;
 
   # An architecture of the engine path, by the name that a checkpoint has.
   # architecture :: string -> string|null -> string|null
   architecture =
     function: name:
     let
-      architecture = if name == null then null else families.${name}.writtenAs or name;
+      reason = explainNoEngine (writtenName name);
     in
-    if architecture != null && engineClasses.unbuildable ? ${architecture} then
-      throw (
-        "${function}: TensorRT-LLM 1.1 and 1.2 build no engine of ${architecture}: "
-        + "${engineClasses.unbuildable.${architecture}}. Serve the model with transformers."
-      )
-    else if architecture == null || engineClasses.engine ? ${architecture} then
-      architecture
-    else if builtins.elem architecture engineClasses.pytorchOnly then
-      throw (
-        "${function}: ${architecture} has no engine in TensorRT-LLM 1.1 and 1.2, only in its "
-        + "PyTorch backend. Use kind = \"llmapi\"."
-      )
+    if name == null then
+      null
+    else if reason == null then
+      writtenName name
     else
-      throw (
-        "${function}: ${names.unknown "architecture" architecture engineArchitectures} "
-        + "Instead: ${llmapiAdvice.limit architecture "serve the model with the llmapi kind"}."
-      );
+      throw "${function}: ${reason}";
 
   # The engine class that TensorRT-LLM maps an architecture to.
   # engineClass :: string|null -> string|null

@@ -9,6 +9,7 @@
 }:
 let
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
+  commandWords = import ../command-words.nix { inherit lib; };
   inherit (import ../check/address.nix) isLoopback local;
 in
 name: server:
@@ -26,37 +27,31 @@ let
     enginix
     "serve"
     "${served.repo}"
-    "--tritonserver"
-    (if image != null then row.paths.triton else "${server.tritonserver}")
   ]
-  ++ lib.optionals (image != null) [
-    "--model-runtime"
-    served.runtime
-    "--python"
-    row.paths.python
-  ]
-  ++ lib.optionals (image == null && served.engine ? servingPython) [
-    "--python"
-    "${served.engine.servingPython}/bin/python3"
-  ]
-  ++ lib.optionals gpu [
-    "--gpus"
-    list
-  ]
-  ++ [
-    "--host"
-    server.host
-    "--http-port"
-    (toString server.httpPort)
-    "--grpc-port"
-    (toString server.grpcPort)
-    "--metrics-port"
-    (toString server.metricsPort)
-    "--start-timeout"
-    (toString server.startTimeout)
-    "--exit-timeout"
-    (toString server.exitTimeout)
-  ]
+  ++ commandWords (
+    {
+      gpus = if gpu then list else null;
+      inherit (server) host;
+      http-port = server.httpPort;
+      grpc-port = server.grpcPort;
+      metrics-port = server.metricsPort;
+      start-timeout = server.startTimeout;
+      exit-timeout = server.exitTimeout;
+    }
+    // (
+      if image != null then
+        {
+          tritonserver = row.paths.triton;
+          model-runtime = served.runtime;
+          inherit (row.paths) python;
+        }
+      else
+        { inherit (server) tritonserver; }
+        // lib.optionalAttrs (served.engine ? servingPython) {
+          python = "${served.engine.servingPython}/bin/python3";
+        }
+    )
+  )
   ++ served.flags;
   signedArtefact = if server.engine != null then served.engine else served.repo;
   # Commands that must succeed before anything is loaded.
@@ -66,15 +61,11 @@ let
         enginix
         "verify"
         "${signedArtefact}"
-        "--signers"
-        "${server.signers}"
-        "--ssh-keygen"
-        sshKeygen
       ]
-      ++ lib.optionals (server.signature != null) [
-        "--signature"
-        "${server.signature}"
-      ]
+      ++ commandWords {
+        inherit (server) signers signature;
+        ssh-keygen = sshKeygen;
+      }
     )
     # The engine against this GPU, driver and runtime, in milliseconds; `enginix serve` does it by
     # itself.
@@ -91,32 +82,25 @@ let
     "runner"
     "${served.engine}"
   ]
-  ++ lib.optionals (served.settings ? kvCacheFraction) [
-    "--kv-cache-fraction"
-    served.settings.kvCacheFraction
-  ];
+  ++ commandWords { kv-cache-fraction = served.settings.kvCacheFraction or null; };
   # The engine's own server does not notify systemd: `enginix ready` does when the server has
   # answered.
   ownServer = [
     enginix
     "ready"
     "http://${local server.host server.httpPort}"
-    "--timeout"
-    (toString server.startTimeout)
   ]
-  ++ lib.optionals (server.apiKeyFile != null) [
-    "--api-key-credential"
-    "api-key"
-  ]
+  ++ commandWords {
+    timeout = server.startTimeout;
+    api-key-credential = if server.apiKeyFile == null then null else "api-key";
+  }
   ++ [ "--run" ]
   # In an image mkServe's command is not used; it refuses unknown settings all the same.
   ++ (if image != null then builtins.seq served.serve runner else [ (lib.getExe served.serve) ])
-  ++ [
-    "--host"
-    server.host
-    "--port"
-    (toString server.httpPort)
-  ];
+  ++ commandWords {
+    inherit (server) host;
+    port = server.httpPort;
+  };
   hardening = import ./hardening.nix {
     inherit gpu;
     loopback = isLoopback server.host;

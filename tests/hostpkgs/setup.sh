@@ -24,6 +24,10 @@ x86_64) ;;
   "run it on x86_64; on aarch64, Nix offers models, checkpoints and enginix-core (docs/reference/environments.md)" ;;
 esac
 
+# Two may run at once (.ci/run): one of them installs.
+exec 9<"${BASH_SOURCE[0]}"
+flock 9
+
 missing=()
 need() { # command, Debian package that has it
   command -v "$1" >/dev/null || missing+=("$2")
@@ -76,6 +80,8 @@ if [ "$(id -u)" = 0 ]; then
         --gid nixbld --groups nixbld "nixbld$i"
   done
 fi
+
+exec 9<&-
 
 if [ $# -gt 0 ]; then
   "$here/environments.sh" "$@" >/dev/null

@@ -1,8 +1,7 @@
 """Looks at a container image's archive (docker save) as a registry would, and unpacks it.
 
-image.py unpack ARCHIVE ROOT     every digest and size is checked first
-image.py words ARCHIVE           the entry point, a word a line
-image.py probe ARCHIVE           the health check, a word a line
+image.py unpack ARCHIVE ROOT     every digest and size is checked first; beside it go the words of the
+                                 entry point and of the health check, a word a line: ROOT.words, ROOT.probe
 """
 
 import hashlib
@@ -43,12 +42,9 @@ def unpack(archive: Path, root: Path) -> None:
     assert user.isdigit() and user != "0", "root, or a name that Kubernetes cannot judge"
     assert (root / config["Entrypoint"][0].lstrip("/")).exists(), "the entry point is not in the image"
     assert (root / "tmp").stat().st_mode & 0o7777 == 0o1777
+    for ending, words in ((".words", config["Entrypoint"]), (".probe", config["Healthcheck"]["Test"][1:])):
+        root.with_suffix(ending).write_text("".join(f"{word}\n" for word in words))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "unpack":
-        unpack(Path(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        config, _ = read(Path(sys.argv[2]))
-        words = config["Entrypoint"] if sys.argv[1] == "words" else config["Healthcheck"]["Test"][1:]
-        print("\n".join(words))
+    unpack(Path(sys.argv[2]), Path(sys.argv[3]))

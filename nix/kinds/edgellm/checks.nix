@@ -7,6 +7,7 @@
   ...
 }:
 let
+  commandWords = import ../../command-words.nix { inherit lib; };
   data = lib.importJSON ../../../python/enginix/data/edgellm/edgellm.json;
   inherit (lib.importJSON ../../../python/enginix/data/models/number_formats.json) algorithms;
   inherit (lib.importJSON ../../../python/enginix/data/machine/gpus.json) partSystems;
@@ -250,21 +251,9 @@ rec {
   # flags :: string -> set -> [ string ]
   flags =
     stage: given:
-    builtins.concatLists (
-      lib.mapAttrsToList (
-        name: value:
-        let
-          inherit (data.${stage}.${name}) flag;
-        in
-        if value == true then
-          [ flag ]
-        else if value == false then
-          [ ]
-        else
-          [
-            flag
-            (toString value)
-          ]
+    commandWords (
+      lib.mapAttrs' (
+        name: lib.nameValuePair (lib.removePrefix "--" data.${stage}.${name}.flag)
       ) given
     );
 }

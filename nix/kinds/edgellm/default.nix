@@ -8,6 +8,8 @@
 }@scope:
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  gpuAccess = import ../../gpu-access.nix scope;
+  commandWords = import ../../command-words.nix { inherit lib; };
   function = ''mkEngine { kind = "edgellm"; }'';
   checks = import ./checks.nix scope;
   enginix = import ./package.nix scope;
@@ -89,7 +91,7 @@ let
     sizes
     (check.arguments.oneOf function "builder" [ "direct" "onnx" ] builder)
     (check.arguments.minutes function "stallMinutes" stallMinutes)
-    (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
+    access
     (
       if (builder == "onnx") != (llmBuild != null) then
         throw (
@@ -117,40 +119,26 @@ let
     plan
   ] true;
 
-  flags = [
-    "--target"
-    targetSpec.gpu
-    "--builder"
-    builder
-    "--python"
-    "${runtimePython}/bin/python3"
-  ]
-  ++ lib.optionals (runtimePython.driver or null != null) [
-    "--driver"
-    "${runtimePython.driver}"
-  ]
-  ++ lib.optionals (runtimePython.plugin or null != null) [
-    "--plugin"
-    "${runtimePython.plugin}"
-  ]
-  ++ lib.optionals (llmBuild != null) [
-    "--llm-build"
-    "${llmBuild}/bin/llm_build"
-  ]
-  ++ lib.optionals (plan != null) [
-    "--plan"
-    (builtins.toJSON { inherit (plan) weights workspace pool tokens; })
-  ]
-  ++ checks.flags "build" sizes;
+  flags =
+    commandWords {
+      target = targetSpec.gpu;
+      inherit builder;
+      python = "${runtimePython}/bin/python3";
+      driver = runtimePython.driver or null;
+      plugin = runtimePython.plugin or null;
+      llm-build = if llmBuild == null then null else "${llmBuild}/bin/llm_build";
+      plan =
+        if plan == null then
+          null
+        else
+          builtins.toJSON { inherit (plan) weights workspace pool tokens; };
+    }
+    ++ checks.flags "build" sizes;
 
-  # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
-  place = {
-    requiredSystemFeatures = [
-      "cuda"
-      "cuda-sm${toString gpu.sm}"
-    ];
-  }
-  // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
+  access = gpuAccess function isolation [
+    "cuda"
+    "cuda-sm${toString gpu.sm}"
+  ];
 
   shared = {
     inherit
@@ -175,7 +163,7 @@ let
   };
 
   ungated = pkgs.stdenvNoCC.mkDerivation (
-    place
+    access
     // {
       # The SM is in the name: a cache must never hand one GPU's engine to another.
       name = "${engine}-edgellm-sm${toString gpu.sm}";
@@ -211,15 +199,12 @@ let
         null;
     asker = {
       part = "edgellm";
-      words = [
-        "--model"
-        "${model}"
-        "--python"
-        "${runtimePython}/bin/python3"
-        "--stall-minutes"
-        (toString stallMinutes)
-      ];
-      attributes = place // {
+      options = {
+        inherit model;
+        python = "${runtimePython}/bin/python3";
+        stall-minutes = stallMinutes;
+      };
+      attributes = access // {
         driver = if runtimePython.driver or null == null then "" else runtimePython.driver;
       };
     };

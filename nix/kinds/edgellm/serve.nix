@@ -10,6 +10,7 @@
 }@scope:
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  commandWords = import ../../command-words.nix { inherit lib; };
   function = "mkServe";
   checks = import ./checks.nix scope;
   enginix = import ./package.nix scope;
@@ -30,18 +31,14 @@ let
   # The server refuses requests for any other model; its own choice would be a name of the store.
   serverOptions = { servedModelName = engine.modelName; } // options;
   driver = engine.runtimePackage.driver or null;
-  inStore = apiKeyFile != null && lib.hasPrefix builtins.storeDir (toString apiKeyFile);
-  flags = [
-    "--host"
-    host
-    "--port"
-    (toString (check.arguments.between function "port" 1 65535 port))
-  ]
-  ++ lib.optionals (apiKeyFile != null) [
-    "--api-key-file"
-    (toString apiKeyFile)
-  ]
-  ++ checks.flags "serve" (checks.options function "serve" serverOptions);
+  keyFile = check.secrets.outsideStore function "apiKeyFile" apiKeyFile;
+  flags =
+    commandWords {
+      inherit host;
+      port = check.arguments.between function "port" 1 65535 port;
+      api-key-file = keyFile;
+    }
+    ++ checks.flags "serve" (checks.options function "serve" serverOptions);
 in
 if engine.kind != "edgellm" then
   throw "${function}: an engine of kind ${engine.kind}, where edgellm is needed."
@@ -50,13 +47,8 @@ else if engine.builder != "direct" then
     "${function}: the engine was built by builder = \"onnx\", which NVIDIA's C++ runtime executes "
     + "and tensorrt-edgellm-serve does not; build it with builder = \"direct\"."
   )
-else if inStore || builtins.isPath apiKeyFile then
-  throw (
-    "${function}: apiKeyFile = ${toString apiKeyFile} would be in the store, where everybody reads "
-    + "it; pass the path as a string to a file outside."
-  )
 else
-  pkgs.stdenvNoCC.mkDerivation {
+  builtins.seq keyFile pkgs.stdenvNoCC.mkDerivation {
     inherit name;
     buildCommandPath = ../../builders/edgellm-serve.sh;
     inherit engine enginix;

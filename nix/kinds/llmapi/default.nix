@@ -55,11 +55,12 @@ let
   clipped = facts // lib.optionalAttrs (facts ? pytorchContext) { context = facts.pytorchContext; };
   sizes = check.limits.resolve "${name}-engine" clipped ready.limits limits;
   arguments = check.llmapi.arguments function id llmArgs;
-  ranks = check.engine.parallel "${name}-engine" facts {
+  parallel = {
     inherit tensorParallel;
     pipelineParallel = 1;
     expertParallel = 1;
-  } (if targetSpec == null then null else targetSpec.count);
+  };
+  ranks = check.engine.parallel "${name}-engine" facts parallel (targetSpec.count or null);
   # The PyTorch backend's cache is paged as the engines' is; its own layout of weights was not
   # measured (docs/reference/memory-plan.md).
   plan =
@@ -73,7 +74,7 @@ let
   request = {
     inherit name tensorParallel;
     kind = "llmapi";
-    target = if targetSpec == null then null else targetSpec.gpu;
+    target = targetSpec.gpu or null;
     runtime = check.runtime.spec runtime;
     limits = sizes;
     llmArgs = arguments;
@@ -96,9 +97,7 @@ let
           check.target.computes "${name}-engine" (model.quantization or null) gpu
         ) gpu row (facts.dtype or null)
     )
-    (check.engine.driver "${name}-engine" row (
-      if targetSpec == null then null else targetSpec.driver
-    ))
+    (check.engine.driver "${name}-engine" row (targetSpec.driver or null))
     (check.arguments.minutes function "stallMinutes" stallMinutes)
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
   ];
@@ -108,6 +107,7 @@ let
       checkpoint
       gpu
       limits
+      parallel
       request
       ;
     kind = "llmapi";
@@ -115,11 +115,6 @@ let
     runtime = id;
     runtimePackage = stack;
     target = targetSpec;
-    parallel = {
-      inherit tensorParallel;
-      pipelineParallel = 1;
-      expertParallel = 1;
-    };
   };
   meta = artefactMeta (model // { runtimePackage = stack; }) {
     description = "LLM API artefact of ${name}";
@@ -152,16 +147,13 @@ builtins.seq (checked true) (gatedEngine {
     if gpu == null then "no target is given, so there is no GPU to ask the model on" else null;
   asker = {
     part = "tensorrt-llm";
-    words = [
-      "--stall-minutes"
-      (toString stallMinutes)
-    ]
-    ++ lib.optionals (stack.pinFile != "") [
-      "--pin"
-      "${stack.pinFile}"
-    ];
-    attributes = import ../shared/gpu-build-attrs.nix { inherit lib; } {
+    options = {
+      stall-minutes = stallMinutes;
+      pin = if stack.pinFile == "" then null else stack.pinFile;
+    };
+    attributes = import ../shared/gpu-build-attrs.nix scope {
       inherit
+        function
         gpu
         stack
         model

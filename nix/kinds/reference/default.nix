@@ -11,6 +11,7 @@
 }:
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  commandWords = import ../../command-words.nix { inherit lib; };
   function = ''mkEngine { kind = "reference"; }'';
 
   # The model before quantization.
@@ -69,24 +70,12 @@ let
         lib.filterAttrs (_: row: builtins.elem "checkpoint" row.of)
           (lib.importJSON ../../../python/enginix/data/judgement/gates.json).gates
       )) gates;
-  flags =
-    lib.optionals (requestedGates != null) [
-      "--gates"
-      (builtins.toJSON requestedGates)
-    ]
-    ++ lib.optionals (answers != null) [
-      "--reference"
-      "${answers}"
-    ]
+  flags = commandWords {
+    gates = if requestedGates == null then null else builtins.toJSON requestedGates;
+    reference = answers;
     # The gate weights compares with it, too; answers have no weights.
-    ++ lib.optionals (original != null) [
-      "--original"
-      "${original}"
-    ]
-    ++ lib.optionals (questions != null) [
-      "--questions"
-      "${questions}"
-    ];
+    inherit original questions;
+  };
 in
 if target != null then
   throw (

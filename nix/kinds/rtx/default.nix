@@ -14,6 +14,7 @@
 }@scope:
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  commandWords = import ../../command-words.nix { inherit lib; };
   function = ''mkEngine { kind = "rtx"; }'';
   checks = import ./checks.nix scope;
   enginix = import ./package.nix scope;
@@ -65,19 +66,12 @@ let
     sms
     plans
   ] true;
-  flags =
-    builtins.concatMap (sm: [
-      "--sm"
-      (toString sm)
-    ]) sms
-    ++ [
-      "--max-batch-size"
-      (toString sizes.maxBatchSize)
-      "--max-seq-len"
-      (toString sizes.maxSeqLen)
-      "--step-tokens"
-      (toString sizes.stepTokens)
-    ];
+  flags = commandWords {
+    sm = sms;
+    max-batch-size = sizes.maxBatchSize;
+    max-seq-len = sizes.maxSeqLen;
+    step-tokens = sizes.stepTokens;
+  };
   meta = artefactMeta model {
     description =
       "TensorRT for RTX engine of ${name}, SM " + lib.concatMapStringsSep ", " toString sms;

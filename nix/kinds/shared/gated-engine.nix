@@ -14,6 +14,7 @@
 }@scope:
 let
   artefactMeta = import ../../artefact-meta.nix scope;
+  commandWords = import ../../command-words.nix { inherit lib; };
   package = import ./asker-package.nix scope;
   table = lib.importJSON ../../../python/enginix/data/judgement/gates.json;
   gatesOf =
@@ -100,7 +101,7 @@ let
       nativeBuildInputs = [ (package asker.part) ];
       engine = ungated;
       inherit asked;
-      flags = lib.escapeShellArgs asker.words;
+      flags = lib.escapeShellArgs (commandWords asker.options);
       allowedReferences = [ ];
       passthru = {
         inherit asked;
@@ -125,20 +126,11 @@ let
     answers = if engineGates == { } then "" else answers;
     reference = if engineGates == { } then model else answersOf;
     inherit model environment;
-    flags = lib.escapeShellArgs (
-      [
-        "--gates"
-        (builtins.toJSON engineGates)
-      ]
-      ++ lib.optionals (questions != null) [
-        "--questions"
-        "${questions}"
-      ]
-      ++ lib.optionals (gatedCheckpoint != null) [
-        "--gated-checkpoint"
-        "${gatedCheckpoint}"
-      ]
-    );
+    flags = lib.escapeShellArgs (commandWords {
+      gates = builtins.toJSON engineGates;
+      inherit questions;
+      gated-checkpoint = gatedCheckpoint;
+    });
     passthru = enginePassthru // {
       reference = answersOf;
     };

@@ -1,9 +1,11 @@
 # Where a build runs that needs the target's GPU inside a runtime: attributes of its derivation.
-#
-# Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
-{ lib, ... }:
-# { gpu; stack; model; isolation; } -> attributes
+scope:
+let
+  gpuAccess = import ../../gpu-access.nix scope;
+in
 {
+  # For errors: mkEngine { kind = …; }.
+  function,
   # The target's row.
   gpu,
   # mkRuntime's output.
@@ -12,12 +14,11 @@
   # "relaxed" or "features".
   isolation,
 }:
-{
-  requiredSystemFeatures = [
-    "cuda"
-    "cuda-sm${toString gpu.sm}"
-  ];
+gpuAccess function isolation [
+  "cuda"
+  "cuda-sm${toString gpu.sm}"
+]
+// {
   rootfs = stack.rootfsFor model;
   driver = if stack.driver == null then "" else stack.driver;
 }
-// lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; }

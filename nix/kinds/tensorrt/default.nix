@@ -175,8 +175,9 @@ let
   withWarnings = value: builtins.foldl' (v: w: warn
     "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
-  place = import ../shared/gpu-build-attrs.nix { inherit lib; } {
+  place = import ../shared/gpu-build-attrs.nix scope {
     inherit
+      function
       gpu
       stack
       model
@@ -296,15 +297,11 @@ builtins.seq (checked true) (
     contextLogits = options.gatherContextLogits or false || options.gatherAllTokenLogits or false;
     asker = {
       part = "tensorrt-llm";
-      words = [
-        "--stall-minutes"
-        (toString stallMinutes)
-      ]
-      ++ lib.optional acceptDriver "--accept-driver"
-      ++ lib.optionals (stack.pinFile != "") [
-        "--pin"
-        "${stack.pinFile}"
-      ];
+      options = {
+        stall-minutes = stallMinutes;
+        accept-driver = acceptDriver;
+        pin = if stack.pinFile == "" then null else stack.pinFile;
+      };
       attributes = place;
     };
   })

@@ -12,7 +12,7 @@ def explain_no_engine_class(architecture: str | None) -> str | None:
     if not architecture:
         return "the model names no architecture"
     if written not in rows["engine"]:
-        return f"{architecture} has no engine class"
+        return f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2"
     if reason := rows["unbuildable"].get(written):
-        return f"no engine of {architecture}: {reason}"
+        return f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {reason}"
     return None

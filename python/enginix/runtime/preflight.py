@@ -14,6 +14,7 @@ from enginix.files import find_existing_parent
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
+from enginix.model.engine_classes import explain_no_engine_class
 from enginix.model.family_rows import find_written_name
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import read_algorithms, supports_sm
@@ -210,18 +211,12 @@ def check_support(
                     fix="use an FP8 KV cache or none",
                 )
             _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
-        written, classes = find_written_name(architecture), load_table("engine_classes")
-        if written is not None and written not in classes["engine"]:
+        if architecture is not None and (no_class := explain_no_engine_class(architecture)):
             raise UsageError(
-                f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2",
+                no_class,
                 fix="serve the model with the llmapi kind"
                 if name == "NO_QUANT"
                 else "serve this one with the llmapi kind",
-            )
-        if why := classes["unbuildable"].get(written):
-            raise UsageError(
-                f"TensorRT-LLM 1.1 and 1.2 build no engine of {architecture}: {why}",
-                fix="serve the model with transformers, or build the checkpoint with release 0.17 by hand",
             )
         facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
         return [

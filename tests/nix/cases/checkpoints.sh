@@ -51,17 +51,19 @@ gpt2='
     inherit (e) environment;
     passthru = { quantization = null; modelName = "gpt2"; model = { architecture = "GPT2LMHeadModel"; heads = 4; layers = 2; }; };
   } "source $environment; python3 $script";'
+# What the cases of ModelOpt have in common: it is converted once, and once more to be compared.
+gpt2_checkpoint="let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; gpusPerNode = 1; }"
 
 test_checkpoint_by_modelopt() {
-  built_checkpoint "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" || return 1
+  built_checkpoint "$gpt2_checkpoint" || return 1
   quietly cat "$path/config.json" "$path/enginix.json" && says '"GPT2LMHeadModel"' && says 'learned_absolute' &&
     says '"converter": "modelopt"' && [ "$(echo "$path"/rank*.safetensors | wc -w)" = 2 ]
 }
 
 # The checkpoint of the case before, built once more.
 test_checkpoint_by_modelopt_is_reproducible() {
-  with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" --no-link &&
-    with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" --no-link --rebuild
+  with_lib build "$gpt2_checkpoint" --no-link &&
+    with_lib build "$gpt2_checkpoint" --no-link --rebuild
 }
 
 # The environment that quantizes and converts is one part of the scope.
@@ -116,7 +118,7 @@ test_checkpoint_of_ranks_that_fill_no_nodes_is_refused_at_evaluation() {
 test_checkpoint_says_how_many_gpus_a_node_has() {
   built_checkpoint 'e.mkCheckpoint { inherit (e.catalogue.tiny-qwen3) model; tensorParallel = 4; gpusPerNode = 2; }' &&
     quietly cat "$path/config.json" "$path/enginix.json" && says '"gpus_per_node": 2' && says '"gpusPerNode": 2' &&
-    built_checkpoint "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; gpusPerNode = 1; }" &&
+    built_checkpoint "$gpt2_checkpoint" &&
     quietly cat "$path/config.json" && says '"gpus_per_node": 1'
 }
 

@@ -348,9 +348,11 @@ test_engine_built_wrong_is_rejected_by_gates() {
     says 'gate greedy: FAILED' && says 'gate task: FAILED' && says 'error: gate '
 }
 
-# Engines for two GPUs, of which the first is built; whole_matrix_of_gated_engines asks the same one.
-gated_matrix='(gates: e.mkEngineMatrix { inherit model gates; runtime = standin.answering e "trtllm-1.2.1" { }; name = "matrix";
-  limits.maxBatchSize = 2; targets.here = { target = "h200"; }; targets.there = { target = "b200"; }; })'
+# Engines of two ranks for two kinds of GPU, of which the first is built; whole_matrix_of_gated_engines and whole_two_ranks
+# have the same one.
+gated_matrix='(gates: e.mkEngineMatrix { inherit model gates; runtime = standin.answering e "trtllm-1.2.1" { count = 2; }; name = "matrix";
+  checkpoint = e.mkCheckpoint { inherit model; tensorParallel = 2; }; limits.maxBatchSize = 2;
+  targets.here.target = { gpu = "h200"; count = 2; }; targets.there.target = { gpu = "b200"; count = 2; }; })'
 
 test_engine_gates_without_evidence_fail() {
   slow || return

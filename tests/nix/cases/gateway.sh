@@ -37,10 +37,10 @@ test_openai_of_a_server_names_what_replaces_it() {
 
 # A gateway before a Triton server, and the key of its operator.
 gateway_key='sk-of-the-nix-test-0123456789'
-gateway_with_a_key() { # ports of the server and of the gateway
-  with_lib build "
+gateway_with_a_key() { # ports of the server and of the gateway, more servers over engine_of
+  on_a_gpu_host build "$(engine_of "
     let server = e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; httpPort = $1; grpcPort = 0; metricsPort = 0; };
-    in e.mkGateway { servers.tiny = server; httpPort = $2; keyFile = \"operator\"; routing.aliases.small = \"tiny\"; }" --out-link "$tmp/gateway" || return 1
+    in e.mkGateway { servers = { tiny = server; ${3-} }; httpPort = $2; keyFile = \"operator\"; routing.aliases.small = \"tiny\"; }")" --out-link "$tmp/gateway" || return 1
   mkdir -p "$tmp/credentials"
   (umask 077 && echo "$gateway_key" >"$tmp/credentials/operator")
 }
@@ -64,15 +64,20 @@ test_gateway_has_its_key_and_its_litellm() {
   ! CREDENTIALS_DIRECTORY=$tmp/no-credentials quietly "$tmp/gateway/bin/gateway" --check && says operator
 }
 
+# Before a Triton server and, on the stand-in image, trtllm-serve.
 test_gateway_answers_a_chat() {
   slow || return
-  local key=$gateway_key http gateway_port triton gateway status=1
-  read -r http gateway_port < <(whole_ports 2)
-  gateway_with_a_key "$http" "$gateway_port" || return 1
+  local key=$gateway_key http gateway_port serve_port triton served gateway status=1
+  read -r http gateway_port serve_port < <(whole_ports 3)
+  local serve="e.mkServe { engine = mk { name = \"tiny\"; kind = \"llmapi\"; }; port = $serve_port; }"
+  gateway_with_a_key "$http" "$gateway_port" "served = $serve;" &&
+    on_a_gpu_host build "$(engine_of "$serve")" --out-link "$tmp/served" || return 1
   with_lib build "
     e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; httpPort = $http; grpcPort = 0; metricsPort = 0; }" --out-link "$tmp/behind" || return 1
   "$tmp/behind/bin/tiny-qwen3-triton-server" >"$tmp/behind.log" 2>&1 &
   triton=$!
+  "$tmp/served/bin/tiny-serve" >"$tmp/served.log" 2>&1 &
+  served=$!
   CREDENTIALS_DIRECTORY=$tmp/credentials "$tmp/gateway/bin/gateway" --start-timeout 100 >"$tmp/gateway.log" 2>&1 &
   gateway=$!
   for _ in $(seq 1200); do
@@ -80,19 +85,23 @@ test_gateway_answers_a_chat() {
     kill -0 "$gateway" 2>/dev/null || break
     sleep 0.1
   done
-  quietly curl -sS -m 60 "http://127.0.0.1:$gateway_port/v1/chat/completions" -H "Authorization: Bearer $key" \
-    -H 'Content-Type: application/json' \
-    -d '{"model": "small", "max_tokens": 4, "ignore_eos": true, "messages": [{"role": "user", "content": "Once"}]}' &&
-    says '"finish_reason":"length"' && says '"completion_tokens":4' && status=0
+  chat() { # body
+    quietly curl -sS -m 60 "http://127.0.0.1:$gateway_port/v1/chat/completions" -H "Authorization: Bearer $key" \
+      -H 'Content-Type: application/json' -d "$1"
+  }
+  chat '{"model": "small", "max_tokens": 4, "ignore_eos": true, "messages": [{"role": "user", "content": "Once"}]}' &&
+    says '"finish_reason":"length"' && says '"completion_tokens":4' &&
+    chat '{"model": "served", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}' && says 'stand-in: hello' && status=0
   # Nor is the key in a command line, an environment or a log.
   if tr '\0' ' ' <"/proc/$gateway/cmdline" | cat - "/proc/$gateway/environ" "$tmp/gateway.log" | grep -qF "$key"; then
     echo '    the key is seen'
     status=1
   fi
   gateway_key_is_in_no_store_path || status=1
-  kill "$gateway" "$triton"
+  kill "$gateway" "$triton" "$served"
   wait "$gateway" || status=1
   wait "$triton" || status=1
-  [ "$status" = 0 ] || cat "$tmp/gateway.log" "$tmp/behind.log" >>"$out"
+  wait "$served"
+  [ "$status" = 0 ] || cat "$tmp/gateway.log" "$tmp/behind.log" "$tmp/served.log" >>"$out"
   return "$status"
 }

@@ -44,15 +44,15 @@ test_nixos_unit_that_demands_a_signer() {
   local signed='signers = "/etc/enginix/signers"; signature = "/etc/enginix/a.sig";'
   unit "settings = { $signed };" "$tmp/signed.service" && cp "$tmp/signed.service" "$out" &&
     says '/bin/enginix" "verify" "/nix/store/' &&
-    says '-triton-repo" "--signers" "/etc/enginix/signers" "--ssh-keygen" "ssh-keygen" "--signature" "/etc/enginix/a.sig"' || return 1
+    says '-triton-repo" "--signature" "/etc/enginix/a.sig" "--signers" "/etc/enginix/signers" "--ssh-keygen" "ssh-keygen"' || return 1
   unit "$unit_edgellm" "$tmp/own.service" && ! grep -q -- --signers "$tmp/own.service" || return 1
   unit "${unit_edgellm/settings = \{/settings = { $signed}" "$tmp/both.service" && cp "$tmp/both.service" "$out" &&
-    says '"verify" "/x-engine" "--signers"' && says '"check" "/x-engine"'
+    says '"verify" "/x-engine" "--signature" "/etc/enginix/a.sig" "--signers" "/etc/enginix/signers"' && says '"check" "/x-engine"'
 }
 
 test_nixos_unit_of_an_own_server() {
-  unit "$unit_edgellm" "$tmp/own.service" && cp "$tmp/own.service" "$out" && says '"--api-key-credential" "api-key" "--run" "/usr/bin/true" "--host" "127.0.0.1" "--port" "8000"' &&
-    says 'LoadCredential=api-key:/run/secrets/key' && says '"ready" "http://127.0.0.1:8000" "--timeout" "600"' &&
+  unit "$unit_edgellm" "$tmp/own.service" && cp "$tmp/own.service" "$out" && says '"--run" "/usr/bin/true" "--host" "127.0.0.1" "--port" "8000"' &&
+    says 'LoadCredential=api-key:/run/secrets/key' && says '"ready" "http://127.0.0.1:8000" "--api-key-credential" "api-key" "--timeout" "600" "--run"' &&
     says 'CUDA_VISIBLE_DEVICES=0' && says '"check" "/x-engine"' && says Type=notify && says NotifyAccess=all && says StateDirectory=enginix-tiny &&
     unit "$unit_own" "$tmp/own.service" && cp "$tmp/own.service" "$out" &&
     says '"--run" "/x-command/bin/enginix" "runner" "/x-engine" "--host"' && says RootDirectory=/nix/store/x-root
@@ -153,8 +153,8 @@ test_nixos_unit_does_not_restart_in_vain() {
 
 # Triton of this machine, and the Python that has TensorRT for RTX; compiled kernels are in the unit's state.
 test_nixos_unit_of_an_rtx_engine() {
-  unit "$unit_rtx" "$tmp/rtx.service" && cp "$tmp/rtx.service" "$out" && says '"serve" "/x-repo" "--tritonserver" "/nix/store/' &&
-    says '"--python" "/x-python/bin/python3" "--gpus" "0"' && says StateDirectory=enginix-tiny &&
+  unit "$unit_rtx" "$tmp/rtx.service" && cp "$tmp/rtx.service" "$out" && says '"serve" "/x-repo" "--' && says '"--tritonserver" "/nix/store/' &&
+    says '"--python" "/x-python/bin/python3"' && says '"--gpus" "0"' && says StateDirectory=enginix-tiny &&
     unit '' "$tmp/t.service" && ! grep -q -- --python "$tmp/t.service"
 }
 

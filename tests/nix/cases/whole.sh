@@ -45,26 +45,22 @@ whole_asks() { # port
     -d '{"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}' && says 'stand-in: hello'
 }
 
-# mkServe's server on its port, and the gateway before it, which is asked a chat.
-whole_chat() { # server, gateway, port of the gateway
-  local server gateway log=$tmp/whole-serve status=0
-  whole_starts "$log" 'stand-in trtllm-serve on' "$1" || return 1
+# mkServe's server on its port, which is asked a chat. The gateway before it names it; gateway_answers_a_chat starts such a
+# gateway, whose LiteLLM takes 8 s to be imported.
+whole_chat() { # directory of whole_of, port of mkServe
+  local server log=$tmp/whole-serve status=0
+  whole_starts "$log" 'stand-in trtllm-serve on' "$1/serve" || return 1
   server=$whole_pid
-  if whole_starts "$tmp/whole-gateway" 'answers at http' "$2" --start-timeout 60; then
-    gateway=$whole_pid
-    whole_asks "$3" || status=1
-    whole_stops "$tmp/whole-gateway" "$gateway" || status=1
-  else
-    status=1
-  fi
+  whole_asks "$2" || status=1
   kill -TERM "$server"
   wait "$server"
-  ! grep -q 'not gated' "$log" && return $status
+  ! grep -q 'not gated' "$log" && quietly grep -F "127.0.0.1:$2/v1" "$(dirname "$(readlink -f "$1/gateway")")/../share/gateway.json" &&
+    return $status
 }
 
 # What is made of a gated engine: a Triton server, mkServe's, a gateway before it. The engine of kind tensorrt is the one of
 # engine_gated_by_what_it_says, built once.
-whole_of() { # attributes of mkEngine, port of mkServe, port of the gateway, more links
+whole_of() { # attributes of mkEngine, port of mkServe, more links
   gated_engine_of "let
       gated = mk { name = \"gated\"; $1 };
       repo = e.mkTritonRepo { engine = gated; };
@@ -74,18 +70,18 @@ whole_of() { # attributes of mkEngine, port of mkServe, port of the gateway, mor
         inherit gated;
         triton = program (e.mkTritonServer { inherit repo; });
         serve = program serve;
-        gateway = program (e.mkGateway { servers.tiny = serve; httpPort = $3; });
-      } // { ${4-} };
+        gateway = program (e.mkGateway { servers.tiny = serve; });
+      } // { ${3-} };
     in nixpkgs.runCommand \"whole\" (fresh { }) (builtins.concatStringsSep \"\n\" ([ \"mkdir \$out\" ]
       ++ builtins.attrValues (builtins.mapAttrs (name: to: \"ln -s \${to} \$out/\${name}\") links)))"
 }
 
 test_whole_tensorrt() {
   slow || return
-  local http gateway_port
-  read -r http gateway_port < <(whole_ports 2)
+  local http
+  http=$(whole_ports 1)
   # One server computes other tokens than the engine that was gated, one is told other golden tokens.
-  built "$(whole_of 'plugins.gatherContextLogits = true;' "$http" "$gateway_port" '
+  built "$(whole_of 'plugins.gatherContextLogits = true;' "$http" '
         broken = program (e.mkTritonServer { inherit repo; runtime = standin.answering e "trtllm-1.2.1" { misbehave = "loops"; }; });
         liar = program (e.mkTritonServer { repo = e.mkTritonRepo { engine = gated // {
           outPath = "${nixpkgs.runCommand "liar" { } "cp -r ${gated} $out; chmod u+w $out $out/enginix.json
@@ -98,34 +94,27 @@ test_whole_tensorrt() {
     refuses timeout 60 "$whole/$server" --http-port 0 --grpc-port 0 --metrics-port 0 &&
       says 'the golden prefix continues with' || return 1
   done
-  whole_chat "$whole/serve" "$whole/gateway" "$gateway_port"
+  whole_chat "$whole" "$http"
 }
 
-# Its Triton model takes texts: readiness is one answer, whatever the golden tokens. The gateway before it is the one of
-# whole_tensorrt, which sees trtllm-serve alone; here the server is asked itself.
+# Its Triton model takes texts: readiness is one answer, whatever the golden tokens.
 test_whole_llmapi() {
   slow || return
-  local http gateway_port server status=0
-  read -r http gateway_port < <(whole_ports 2)
-  built "$(whole_of 'kind = "llmapi";' "$http" "$gateway_port")" || return 1
+  local http
+  http=$(whole_ports 1)
+  built "$(whole_of 'kind = "llmapi";' "$http")" || return 1
   local whole=$path
   whole_triton "$whole/triton" tensorrt_llm '{"text_input": "hello", "sampling_param_max_tokens": 4}' 'stand-in: hello' &&
-    whole_starts "$tmp/whole-serve" 'stand-in trtllm-serve on' "$whole/serve" || return 1
-  server=$whole_pid
-  whole_asks "$http" || status=1
-  kill -TERM "$server"
-  wait "$server"
-  ! grep -q 'not gated' "$tmp/whole-serve" && quietly grep -rF "127.0.0.1:$http/v1" "$(dirname "$(readlink -f "$whole/gateway")")/../share/gateway.json" &&
-    return $status
+    whole_chat "$whole" "$http"
 }
 
 # Two ranks by the image's mpirun; rank 0 answers. The runner has no gates, the matrix has them for each GPU.
 test_whole_two_ranks() {
   slow || return
   built "$(gated_engine_of 'let
-      gated = mk { checkpoint = e.mkCheckpoint { inherit model; tensorParallel = 2; }; target = { gpu = "h200"; count = 2; }; gates.smoke = { }; };
+      gated = ('"$gated_matrix"' { smoke = { }; }).here;
       server = e.mkTritonServer { repo = e.mkTritonRepo { engine = gated; }; };
-    in nixpkgs.runCommand "two" (fresh { }) "mkdir $out; ln -s ${gated} $out/gated; ln -s ${server}/bin/${server.meta.mainProgram} $out/triton"' 'count = 2;')" || return 1
+    in nixpkgs.runCommand "two" (fresh { }) "mkdir $out; ln -s ${gated} $out/gated; ln -s ${server}/bin/${server.meta.mainProgram} $out/triton"')" || return 1
   quietly "$path/triton" --dry-run && says mpirun && grep -q '"golden"' "$path/gated/enginix.json" &&
     whole_triton "$path/triton" ensemble '{"text_input": "hello"}' 'stand-in: hello'
 }

@@ -51,7 +51,6 @@ in
     ];
     expected = ''unknown kind "tensort". Did you mean tensorrt? Known: reference, tensorrt.'';
   };
-
   testOnlyAccepts = {
     expr = check.arguments.only "f" [ "a" ] { a = 1; };
     expected.a = 1;
@@ -142,12 +141,10 @@ in
       true
     ];
   };
-
   testAtLeastRefusesText = {
     expr = fails (check.arguments.atLeast "f" "n" 1 "1");
     expected = true;
   };
-
   testFlagsWords = {
     expr = flagsOf flagRows "2.10.0" {
       count = 2;
@@ -192,4 +189,49 @@ in
     ];
     expected = builtins.genList (_: true) 12;
   };
+  # Any value stands in an error, which Nix's toJSON cannot do.
+  testDescribe = {
+    expr = map check.arguments.describe [
+      3
+      "a"
+      null
+      true
+      [ (x: x) ]
+      { }
+      { b = 1; a = x: x; }
+      (x: x)
+      /a
+      { type = "derivation"; }
+    ];
+    expected = [ "3" "\"a\"" "null" "true" "a list" "{ }" "a set of a, b" "a function" "the path /a" "a derivation" ];
+  };
+  testWhole =
+    let
+      build = { a, b ? a }: a + b;
+      of = check.arguments.whole "f" build;
+      # Of one shape in every function; null where there is a default.
+      shaped = check.arguments.whole "f" ({ model, name ? "n", limits ? { } }: model + name + limits);
+      taken = args: (shaped args) == args;
+      m = { type = "derivation"; };
+    in
+    {
+      expr = [
+        (of { a = 1; })
+        (fails (of { }))
+        (fails (of { b = 1; }))
+        (fails (of 3))
+        (check.arguments.call "f" build { a = 1; })
+        (map taken [ { model = m; } { model = /a; } { model = "/nix/store/a"; name = null; limits = null; } ])
+        (map (args: fails (shaped args)) [ { model = null; } { model = 3; } { model = "a"; } { model = m; name = 3; } { model = m; limits = [ ]; } ])
+      ];
+      expected = [ { a = 1; } true true true 2 [ true true true ] [ true true true true true ] ];
+    };
+  testOutput =
+    let
+      of = check.arguments.output "f" "engine" "mkEngine";
+    in
+    {
+      expr = [ (of { kind = "rtx"; }).kind ] ++ map (v: fails (of v)) [ 3 null "a" { } { kind = 3; } ];
+      expected = [ "rtx" true true true true true ];
+    };
 }

@@ -59,18 +59,6 @@ in
     expr = check.llmapiAdvice.requireClass "f" "LlamaForCausalLM" "1.2.1";
     expected = "LlamaForCausalLM";
   };
-  testEngineClasses = {
-    expr = map check.target.hasEngine [
-      "LlamaForCausalLM"
-      "DeepseekV2ForCausalLM"
-      "NovelForCausalLM"
-    ];
-    expected = [
-      true
-      false
-      false
-    ];
-  };
   testArchitecturesThatTheExecutorComputes = {
     expr = map check.checkpoint.isComputed [
       "LlamaForCausalLM"

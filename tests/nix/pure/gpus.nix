@@ -2,18 +2,6 @@
 { lib, check }:
 let
   fails = import ../fails.nix;
-  ada = {
-    name = "l40s";
-    sm = 89;
-  };
-  hopper = {
-    name = "h200";
-    sm = 90;
-  };
-  blackwell = {
-    name = "b200";
-    sm = 100;
-  };
 in
 {
   testGpuByItsName = {
@@ -251,21 +239,5 @@ in
       true
       true
     ];
-  };
-  testNvfp4OnBlackwell = {
-    expr = check.target.quantization "e" null "NVFP4" blackwell;
-    expected = "NVFP4";
-  };
-  testNvfp4RefusedOnHopper = {
-    expr = fails (check.target.quantization "e" null "NVFP4" hopper);
-    expected = true;
-  };
-  testFp8OnAda = {
-    expr = check.target.quantization "e" null "FP8" ada;
-    expected = "FP8";
-  };
-  testUnquantizedAnywhere = {
-    expr = check.target.quantization "e" null null ada;
-    expected = null;
   };
 }

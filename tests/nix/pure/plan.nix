@@ -3,6 +3,7 @@
 { lib, check }:
 let
   fails = import ../fails.nix;
+  rtx3090 = check.gpus.find "f" "rtx-3090";
   planned = {
     layers = 4;
     heads = 8;
@@ -81,7 +82,6 @@ in
       16000000000
     ];
   };
-
   testPlanMemoryOfGigabytes = {
     expr = check.plan.memoryOf { memoryGB = 24; };
     expected = 24000000000;
@@ -128,7 +128,6 @@ in
     expr = fails (check.plan.fits "f" "tensorrt" planned (smallGpu // { memory = 1000000; }) { });
     expected = true;
   };
-
   # Kind rtx: a place for each token of each slot, and for the padding behind a last token.
   testRtxPlanCountsSlots = {
     expr =
@@ -147,4 +146,42 @@ in
     })) [ 64 1000000 ];
     expected = [ false true ];
   };
+  testEdgellmPlan =
+    let
+      model = {
+        layers = 28;
+        heads = 28;
+        kvHeads = 4;
+        headSize = 128;
+        hiddenSize = 3584;
+        intermediateSize = 18944;
+        vocabulary = 152064;
+        context = 32768;
+        dtype = "bfloat16";
+        weightBytes = 15231271888;
+      };
+      limits = {
+        maxInputLen = 512;
+        maxBatchSize = 2;
+        maxKvCacheCapacity = 8192;
+      };
+    in
+    {
+      expr = [
+        (check.edgellmPlan.plan model { sm = 86; memory = 24000000000; } limits).fits
+        (check.edgellmPlan.plan model { sm = 86; memory = null; } limits)
+        (check.edgellmPlan.fits "e" model rtx3090 limits).needTokens
+        (fails (check.edgellmPlan.fits "e" model rtx3090 (limits // { maxBatchSize = 64; })))
+        # Where products of 64 bits wrap, nothing fits.
+        (map (l: fails (check.edgellmPlan.fits "e" model rtx3090 (limits // l))) [
+          { maxBatchSize = 4611686018427387904; }
+          { maxInputLen = 4611686018427387904; maxKvCacheCapacity = 4611686018427387904; }
+          { maxKvCacheCapacity = 9223372036854775807; }
+          { maxBatchSize = 2147483647; maxInputLen = 1; maxKvCacheCapacity = 1; }
+        ])
+        # Nor is there a plan to say so where the table does not tell the GPU's memory.
+        (fails (check.edgellmPlan.fits "e" model (rtx3090 // { memoryGB = null; memoryMiB = null; }) (limits // { maxBatchSize = 2147483647; })))
+      ];
+      expected = [ true null 16384 true [ true true true true ] true ];
+    };
 }
