@@ -9,7 +9,7 @@ edgellm_parts='
     nixpkgs.runCommand name { } "cp -rL ${tiny} \$out; chmod -R u+w \$out; cd \$out; rm enginix.json; ${command}"
     // { modelName = name; model = { }; quantization = null; } // extra;
   quantized = name: quantization:
-    nixpkgs.runCommand "tiny-${name}" { } "source ${e.environment}; ${import (root + "/tests/hostpkgs/environments.nix") "dev"}/bin/python3 ${root + "/tests/python/edgellm/quantized.py"} ${tiny} ${name} \$out"
+    nixpkgs.runCommand "tiny-${name}" { } "source ${e.environment}; ${import (root + "/tests/hostpkgs/environments.nix") "dev"}/bin/python3 ${root + "/tests/python/edgellm/quantized.py"} ${tiny} . ${name}; mv ${name} \$out"
     // { modelName = "tiny-${name}"; model = { }; inherit quantization; };
   # Stand-ins: a Python with the wheel but without TensorRT and GPU, and a driver.
   driver = nixpkgs.runCommand "standin-driver" { } "bash ${root + "/tests/standin/driver.sh"} \$out GeForce-RTX-5090 12.0 32607 32000 590.44.01";

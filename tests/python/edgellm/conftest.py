@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import environments
+from enginix.errors import ModelError
+from enginix.kinds.edgellm.source import read_export_source
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
@@ -35,7 +41,7 @@ def environment(**more: str) -> dict[str, str]:
         **kept,
         "PYTHONPATH": str(ROOT / "python"),
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
         **more,
     }
 
@@ -51,37 +57,100 @@ def enginix(edge: Path) -> Run:
     return run
 
 
+@contextlib.contextmanager
+def start_warm_python(edge: Path, files: Path) -> Iterator[Run]:
+    """Run that Python by forks of a process that has imported what exports import (warm_python.py)."""
+    # As enginix starts the exporter.
+    settings = environment(PYTHONHASHSEED="0", HOME=str(files), TRANSFORMERS_OFFLINE="1")
+    out, err, log = (files / name for name in ("out", "err", "log"))
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            [edge, HERE / "warm_python.py", TINY],
+            env=settings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+        )
+
+    def run(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        assert server.stdin is not None and server.stdout is not None
+        request: dict[str, Any] = {"words": list(map(str, words)), "env": environment(**more)}
+        request |= {"cwd": os.getcwd(), "out": str(out), "err": str(err)}
+        print(json.dumps(request), file=server.stdin, flush=True)
+        status = server.stdout.readline()
+        assert status, log.read_text()[-2000:]
+        texts = [path.read_text(errors="replace") for path in (out, err)]
+        return subprocess.CompletedProcess(words, int(status), *texts)
+
+    with server:  # which ends where its input does
+        yield run
+
+
+@pytest.fixture(scope="session")
+def warm_python(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with start_warm_python(edge, tmp_path_factory.mktemp("warm-python")) as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def export(warm_python: Run) -> Run:
+    """Runs the command ``edgellm-export`` in a fork."""
+    return lambda *words, **more: warm_python("-m", "enginix", "edgellm-export", *words, **more)
+
+
 @pytest.fixture(scope="session")
 def models(made_once: Callable[..., Path]) -> Callable[[str], Path]:
-    """The tiny model as it is (``bf16``) or quantized by ModelOpt; each made once."""
+    """The tiny model as it is (``bf16``) or quantized by ModelOpt; all made once."""
 
-    def make(name: str) -> Path:
-        if name == "bf16":
-            return TINY
+    def quantize(out: Path) -> None:
+        words = [sys.executable, HERE / "quantized.py", TINY, out, *FORMATS]
+        subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
 
-        def quantize(out: Path) -> None:
-            words = [sys.executable, HERE / "quantized.py", TINY, name, out]
-            subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
-
-        return made_once(f"edgellm-model-{name}", quantize)
-
-    return make
+    return lambda name: TINY if name == "bf16" else made_once("edgellm-models", quantize) / name
 
 
 @pytest.fixture(scope="session")
 def exports(
-    made_once: Callable[..., Path], models: Callable[[str], Path], enginix: Run
+    made_once: Callable[..., Path],
+    models: Callable[[str], Path],
+    enginix: Run,
+    request: pytest.FixtureRequest,
 ) -> Callable[[str], Path]:
-    """Checked exports of those models by NVIDIA's exporter; each made once."""
+    """Checked exports of those models by NVIDIA's exporter, each made once: ``bf16`` in new processes."""
 
     def make(name: str) -> Path:
         def export(out: Path) -> None:
-            done = enginix("edgellm-export", models(name), "-o", out)
+            words = (models(name), "-o", out)
+            if name == "bf16":
+                done = enginix("edgellm-export", *words)
+            else:
+                done = request.getfixturevalue("export")(*words)
             assert done.returncode == 0, done.stderr
 
         return made_once(f"edgellm-export-{name}", export)
 
     return make
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the tiny model, to change."""
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def change(path: Path, **values: Any) -> None:
+    """Sets keys of a JSON file; None stays null."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def refuse(model: Path, *words: str) -> None:
+    """Checks that reading a model for an export fails with these words, and says where and what to do."""
+    with pytest.raises(ModelError) as caught:
+        read_export_source(model)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert caught.value.fix and caught.value.where
 
 
 @pytest.fixture

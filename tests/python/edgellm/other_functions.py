@@ -1,12 +1,8 @@
-"""Models of which NVIDIA's exporter makes another function, with status 0.
-
-python other_functions.py NAME OUT
-"""
+"""Models of which NVIDIA's exporter makes another function, with status 0."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -37,7 +33,3 @@ def write_model(name: str, out: Path) -> None:
     network.to(torch.bfloat16).save_pretrained(out)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(TINY / file, out / file)
-
-
-if __name__ == "__main__":
-    write_model(sys.argv[1], Path(sys.argv[2]))

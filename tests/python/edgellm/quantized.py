@@ -1,6 +1,6 @@
 """Quantized variants of the tiny model, written by ModelOpt: fixtures of the export's tests.
 
-python quantized.py MODEL FORMAT OUT        FORMAT: fp8, nvfp4, int4_awq, int8_sq
+python quantized.py MODEL OUT FORMAT…        writes OUT/FORMAT of each: fp8, nvfp4, int4_awq, int8_sq
 """
 
 from __future__ import annotations
@@ -43,4 +43,5 @@ def quantize(model: Path, name: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    quantize(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    for name in sys.argv[3:]:
+        quantize(Path(sys.argv[1]), name, Path(sys.argv[2]) / name)

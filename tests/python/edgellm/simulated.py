@@ -1,6 +1,6 @@
 """ModelOpt's simulation of a quantized model: its logits in float32, and the checkpoint that it exports.
 
-python simulated.py MODEL FORMAT OUT
+python simulated.py MODEL OUT FORMAT…        writes OUT/FORMAT/logits.npy and OUT/FORMAT/checkpoint of each
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def simulate(model: Path, name: str, out: Path) -> None:
     logits = np.zeros((len(sequences), max(map(len, sequences)), network.config.vocab_size), np.float32)
     for row, sequence in zip(logits, sequences, strict=True):
         row[: len(sequence)] = network(torch.tensor([sequence])).logits[0].numpy()
+    out.mkdir(parents=True)
     np.save(out / "logits.npy", logits)
     export_hf_checkpoint(network, export_dir=out / "checkpoint")
     for file in COPIED:
@@ -37,4 +38,5 @@ def simulate(model: Path, name: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    simulate(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    for name in sys.argv[3:]:
+        simulate(Path(sys.argv[1]), name, Path(sys.argv[2]) / name)

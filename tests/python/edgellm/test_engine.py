@@ -52,6 +52,18 @@ def build(
 
 
 @pytest.fixture
+def engine(build: Run, made_once: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy of an engine with default options, which is built once."""
+
+    def make(out: Path) -> None:
+        done = build()
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "engine").rename(out)
+
+    return Path(shutil.copytree(made_once("edgellm-engine", make), tmp_path / "engine", symlinks=True))
+
+
+@pytest.fixture
 def model_engine(
     enginix: Run, driver: Make, runtime: Make, tmp_path: Path
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -252,15 +264,14 @@ def test_the_real_server_takes_the_engine_and_the_key(
 
 
 def test_a_server_that_would_build_does_not(
-    build: Run, edge: Path, enginix: Run, runtime: Make, driver: Make, tmp_path: Path
+    engine: Path, enginix: Run, runtime: Make, driver: Make, tmp_path: Path
 ) -> None:
     """The wheel's own readiness check refuses an engine of other limits; its builder then lacks TensorRT."""
-    assert build().returncode == 0
-    config = tmp_path / "engine/engine/config.json"
+    config = engine / "engine/config.json"
     config.write_text(config.read_text().replace('"max_batch_size": 1', '"max_batch_size": 2'))
-    age_manifest(tmp_path / "engine")
+    age_manifest(engine)
     done = enginix(
-        *("edgellm-serve", tmp_path / "engine", "--model", TINY, "--state", tmp_path / "s"),
+        *("edgellm-serve", engine, "--model", TINY, "--state", tmp_path / "s"),
         *("--python", runtime("tensorrt"), "--driver", driver()),
     )
     assert done.returncode != 0 and "TensorRT" in done.stderr
@@ -293,13 +304,10 @@ def test_an_engine_for_the_cpp_runtime_is_not_served(build: Run, enginix: Run, t
     assert done.returncode == 3 and "C++ runtime" in done.stderr
 
 
-def test_an_engine_of_another_model_is_not_served(
-    build: Run, enginix: Run, runtime: Make, tmp_path: Path
-) -> None:
-    assert build().returncode == 0
+def test_an_engine_of_another_model_is_not_served(engine: Path, enginix: Run, tmp_path: Path) -> None:
     other = Path(shutil.copytree(ROOT / "tests/models/tiny-qwen3", tmp_path / "other"))
     (other / "generation_config.json").write_text("{}")
-    done = enginix("edgellm-serve", tmp_path / "engine", "--model", other, "--state", tmp_path / "s")
+    done = enginix("edgellm-serve", engine, "--model", other, "--state", tmp_path / "s")
     assert done.returncode == 3 and "the engine was made from" in done.stderr
 
 
@@ -315,16 +323,14 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def says(
-    build: Run, edge: Path, runtime: Make, driver: Make, asked: Path, tmp_path: Path
+    engine: Path, edge: Path, runtime: Make, driver: Make, asked: Path, tmp_path: Path
 ) -> Callable[..., Path]:
     """Ask an engine by its own server: ``enginix answers`` as Nix builds run it."""
 
     def run(misbehave: str = "", *, stall: float = 5) -> Path:
-        if not (tmp_path / "engine").exists():
-            assert build().returncode == 0
         out = tmp_path / f"said-{misbehave}"
         program = "from enginix.kinds.asking.asker_main import main; raise SystemExit(main())"
-        words = ["answers", "--engine", tmp_path / "engine", "--model", TINY, "--asked", asked, "--out", out]
+        words = ["answers", "--engine", engine, "--model", TINY, "--asked", asked, "--out", out]
         words += ["--driver", driver(), "--python", runtime(misbehave), "--stall-minutes", str(stall)]
         done = subprocess.run(
             [edge, "-c", program, *words], env=environment(), capture_output=True, text=True, timeout=600

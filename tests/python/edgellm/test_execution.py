@@ -25,8 +25,9 @@ from enginix.kinds.edgellm.graph import Constant, Graph, Node
 from enginix.kinds.edgellm.source import read_export_source
 from enginix.tables import load_table
 
-from .conftest import FORMATS, HERE, TINY, environment
+from .conftest import FORMATS, HERE, TINY, Run, environment
 from .damage_table import PAGE, make_rows, read_rows
+from .other_functions import write_model
 
 QUESTIONS = export_gate.choose_questions(2048, [], 2048)
 
@@ -241,22 +242,32 @@ def test_the_page_lists_every_node_with_a_definition() -> None:
 # ---- NVIDIA's own programs
 
 
+SIMULATED = ("fp8", "int8_sq")
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logits and checkpoints of ModelOpt's simulated models."""
+    out = tmp_path_factory.mktemp("simulated")
+    words = [sys.executable, HERE / "simulated.py", TINY, out, *SIMULATED]
+    subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
+    return out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fp8", "int8_sq"])
-def test_a_dequantized_checkpoint_is_modelopts_quantized_model(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SIMULATED)
+def test_a_dequantized_checkpoint_is_modelopts_quantized_model(name: str, simulated: Path) -> None:
     """ModelOpt's simulation of the quantized model, in float32, against the checkpoint that it wrote.
 
     NVFP4 is simulated on a GPU alone; of AWQ the exported weights are others than the simulated ones.
     """
-    words = [sys.executable, HERE / "simulated.py", TINY, name, tmp_path]
-    subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
-    simulated = np.load(tmp_path / "logits.npy")
+    logits = np.load(simulated / name / "logits.npy")
     computed = model_logits.compute_model_logits(
-        tmp_path / "checkpoint", [list(s) for s in QUESTIONS.sequences]
+        simulated / name / "checkpoint", [list(s) for s in QUESTIONS.sequences]
     )
     errors = [
         export_gate.relative_errors(a[: len(s)], b[: len(s)])
-        for a, b, s in zip(computed[1], simulated, QUESTIONS.sequences, strict=True)
+        for a, b, s in zip(computed[1], logits, QUESTIONS.sequences, strict=True)
     ]
     # The checkpoint's scales are in 16 bits; a value that falls to another code for it moves all after it.
     floor = export_gate.relative_errors(computed[2, -1], computed[1, -1])
@@ -264,7 +275,7 @@ def test_a_dequantized_checkpoint_is_modelopts_quantized_model(name: str, tmp_pa
 
 
 @pytest.mark.slow
-def test_layouts_of_int4_are_the_wheels(edge: Path) -> None:
+def test_layouts_of_int4_are_the_wheels(warm_python: Run) -> None:
     script = (
         "import numpy as np; from enginix.kinds.edgellm import int4_layouts as own;"
         "from tensorrt_edgellm.checkpoint import repacking as wheel\n"
@@ -274,16 +285,16 @@ def test_layouts_of_int4_are_the_wheels(edge: Path) -> None:
         "    assert (own.restore_fragment_order(pack(codes), n, k) == codes).all()\n"
         "    assert (own.restore_interleaved_order(wheel._pack_intweights(codes), n, k) == codes).all()\n"
     )
-    subprocess.run([edge, "-c", script], env=environment(), check=True, timeout=600)
+    done = warm_python("-c", script)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", *FORMATS])
 def test_every_damage_is_noticed(
-    name: str, exports: Callable[[str], Path], models: Callable[[str], Path], edge: Path
+    name: str, exports: Callable[[str], Path], models: Callable[[str], Path], warm_python: Run
 ) -> None:
-    words = [edge, HERE / "damage.py", exports(name), models(name)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=900)
+    done = warm_python(HERE / "damage.py", exports(name), models(name))
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, str] | None] = json.loads(done.stdout)
     assert [damage for damage, who in found.items() if who == {}] == []
@@ -295,14 +306,13 @@ def test_every_damage_is_noticed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gelu", "window", "layers-with-window"])
-def test_an_export_of_another_function_fails(name: str, edge: Path, tmp_path: Path) -> None:
+def test_an_export_of_another_function_fails(name: str, warm_python: Run, edge: Path, tmp_path: Path) -> None:
     """NVIDIA's untouched exporter, its status 0, and a graph that is not the model's."""
-    words = [sys.executable, HERE / "other_functions.py", name, tmp_path / "model"]
-    subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
-    words = [edge.parent / "tensorrt-edgellm-export", tmp_path / "model", tmp_path / "export"]
-    subprocess.run(words, env=environment(HOME=str(tmp_path)), check=True, capture_output=True, timeout=600)
-    script = [edge, HERE / "judge_export.py", tmp_path / "export", tmp_path / "model"]
-    done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=600)
+    model, export = tmp_path / "model", tmp_path / "export"
+    write_model(name, model)
+    done = warm_python(edge.parent / "tensorrt-edgellm-export", model, export, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    done = warm_python(HERE / "judge_export.py", export, model)
     assert done.returncode == 1 and "gate export failed" in done.stderr, done.stdout + done.stderr
 
 
@@ -330,9 +340,8 @@ def test_the_manifest_has_the_evidence(name: str, exports: Callable[[str], Path]
 
 
 @pytest.mark.slow
-def test_damage_to_the_direct_graph_is_noticed(edge: Path) -> None:
-    words = [edge, HERE / "damage_direct.py", TINY]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
+def test_damage_to_the_direct_graph_is_noticed(warm_python: Run) -> None:
+    done = warm_python(HERE / "damage_direct.py", TINY)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) >= 19 and [damage for damage, said in found.items() if said is None] == []
@@ -341,7 +350,7 @@ def test_damage_to_the_direct_graph_is_noticed(edge: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "nvfp4", "int4_awq"])
 def test_the_direct_graph_is_one_for_all_gpus(
-    name: str, models: Callable[[str], Path], edge: Path, tmp_path: Path
+    name: str, models: Callable[[str], Path], warm_python: Run, tmp_path: Path
 ) -> None:
     """The export does not know its target: a builder that asked for one would make another graph here."""
     script = (
@@ -350,7 +359,7 @@ def test_the_direct_graph_is_one_for_all_gpus(
         "d.record_direct_graph(*map(Path, sys.argv[1:3]))"
     )
     for sm in ("80", "110", "120"):
-        words = [edge, "-c", script, models(name), tmp_path / sm, sm[:-1], sm[-1]]
-        subprocess.run(words, env=environment(), check=True, timeout=600)
+        done = warm_python("-c", script, models(name), tmp_path / sm, sm[:-1], sm[-1])
+        assert done.returncode == 0, done.stderr
     written = [(tmp_path / sm / "llm.engine").read_bytes() for sm in ("80", "110", "120")]
     assert written[0] == written[1] == written[2]

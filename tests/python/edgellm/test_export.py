@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from .conftest import FORMATS, HERE, TINY, Run, environment
+from .conftest import FORMATS, HERE, TINY, Run, start_warm_python
 
 pytestmark = pytest.mark.slow
 LAYERS = 4
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A copy of the tiny model, to break."""
-    return Path(shutil.copytree(TINY, tmp_path / "model"))
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -44,18 +38,29 @@ def test_every_weight_of_every_format_is_accounted_for(
     assert made["artefact"] == "export" and made["kind"] == "edgellm"
 
 
+@pytest.fixture(scope="module")
+def other_python(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Another process than the one that made the exports: its addresses differ."""
+    with start_warm_python(edge, tmp_path_factory.mktemp("other-python")) as run:
+        yield run
+
+
 @pytest.mark.parametrize("name", ["bf16", *FORMATS])
 def test_twice_gives_the_same_bytes(
-    name: str, models: Callable[[str], Path], exports: Callable[[str], Path], enginix: Run, tmp_path: Path
+    name: str,
+    models: Callable[[str], Path],
+    exports: Callable[[str], Path],
+    other_python: Run,
+    tmp_path: Path,
 ) -> None:
     # Another place, another current directory: neither may show.
     again = tmp_path / "somewhere" / "else"
-    done = enginix(
-        "edgellm-export", shutil.copytree(models(name), tmp_path / "copy"), "-o", again, "--name", "n"
-    )
+    model = shutil.copytree(models(name), tmp_path / "copy")
+    done = other_python("-m", "enginix", "edgellm-export", model, "-o", again, "--name", "n")
     assert done.returncode == 0, done.stderr
     first, second = content(exports(name)), content(again)
-    del first["enginix.json"], second["enginix.json"]  # they differ in the name
+    manifests = [json.loads(files.pop("enginix.json")) for files in (first, second)]
+    assert manifests[0]["results"] == manifests[1]["results"]
     assert first == second
 
 
@@ -70,17 +75,17 @@ def test_nothing_in_it_names_where_it_was_made(exports: Callable[[str], Path], e
     [["--fp8-embedding"], ["--target-sm", "120"]],
     ids=["fp8-embedding", "target-sm"],
 )
-def test_options_reach_the_exporter(flags: list[str], enginix: Run, tmp_path: Path) -> None:
-    done = enginix("edgellm-export", TINY, "-o", tmp_path / "e", *flags)
+def test_options_reach_the_exporter(flags: list[str], export: Run, tmp_path: Path) -> None:
+    done = export(TINY, "-o", tmp_path / "e", *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "e/enginix.json").read_text())["options"]
 
 
 def test_an_nvfp4_graph_is_the_same_for_thor(
-    models: Callable[[str], Path], exports: Callable[[str], Path], enginix: Run, tmp_path: Path
+    models: Callable[[str], Path], exports: Callable[[str], Path], export: Run, tmp_path: Path
 ) -> None:
     """The exporter's target changes W4A16_NVFP4 alone, which enginix does not support: one export for all."""
-    done = enginix("edgellm-export", models("nvfp4"), "-o", tmp_path / "e", "--target-sm", "110")
+    done = export(models("nvfp4"), "-o", tmp_path / "e", "--target-sm", "110")
     assert done.returncode == 0, done.stderr
     first, second = content(exports("nvfp4")), content(tmp_path / "e")
     del first["enginix.json"], second["enginix.json"]  # they differ in the option
@@ -88,19 +93,17 @@ def test_an_nvfp4_graph_is_the_same_for_thor(
 
 
 def test_the_older_int4_layout_is_understood_too(
-    models: Callable[[str], Path], enginix: Run, tmp_path: Path
+    models: Callable[[str], Path], export: Run, tmp_path: Path
 ) -> None:
-    done = enginix(
-        "edgellm-export", models("int4_awq"), "-o", tmp_path / "e", "--int4-gemm-plugin-version", "1"
-    )
+    done = export(models("int4_awq"), "-o", tmp_path / "e", "--int4-gemm-plugin-version", "1")
     assert done.returncode == 0, done.stderr
     nodes = json.loads((tmp_path / "e/enginix.json").read_text())["results"]["quantizationNodes"]
     assert "Int4GroupwiseGemmPlugin" in nodes
 
 
-def refused(enginix: Run, model: Path, *says: str) -> None:
+def refused(export: Run, model: Path, *says: str) -> None:
     out = model.parent / "export"
-    done = enginix("edgellm-export", model, "-o", out)
+    done = export(model, "-o", out)
     assert done.returncode in (1, 3, 5), done.stdout + done.stderr
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
     for word in says:
@@ -108,49 +111,46 @@ def refused(enginix: Run, model: Path, *says: str) -> None:
     assert not out.exists() and not list(out.parent.glob(".export.*"))
 
 
-def test_truncated_weights(enginix: Run, model: Path) -> None:
+def test_truncated_weights(export: Run, model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    refused(enginix, model, "truncated", "model.safetensors")
+    refused(export, model, "truncated", "model.safetensors")
 
 
-def test_missing_chat_template(enginix: Run, model: Path) -> None:
+def test_missing_chat_template(export: Run, model: Path) -> None:
     (model / "chat_template.jinja").unlink()
-    refused(enginix, model, "no chat template", "chat_template.jinja")
+    refused(export, model, "no chat template", "chat_template.jinja")
 
 
-def test_unsupported_architecture(enginix: Run, model: Path) -> None:
+def test_unsupported_architecture(export: Run, model: Path) -> None:
     text = (model / "config.json").read_text()
     (model / "config.json").write_text(text.replace("Qwen3ForCausalLM", "MambaForCausalLM"))
-    refused(enginix, model, "MambaForCausalLM", "Qwen3ForCausalLM")
+    refused(export, model, "MambaForCausalLM", "Qwen3ForCausalLM")
 
 
 def test_a_missing_tensor_that_the_exporter_does_not_mind(
-    enginix: Run, model: Path, edge: Path, tmp_path: Path
+    export: Run, warm_python: Run, model: Path, edge: Path, tmp_path: Path
 ) -> None:
     tensors = load_file(model / "model.safetensors")
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    refused(enginix, model, "model.layers.2.mlp.up_proj.weight is missing")
+    refused(export, model, "model.layers.2.mlp.up_proj.weight is missing")
     # It is the exporter that does not mind: its status is 0, and only the check on the result tells.
     exporter = edge.parent / "tensorrt-edgellm-export"
-    done = subprocess.run(
-        [exporter, model, tmp_path / "raw"], env=environment(HOME=str(tmp_path)), check=False
-    )
+    done = warm_python(exporter, model, tmp_path / "raw", HOME=str(tmp_path))
     assert done.returncode == 0
-    script = [edge, HERE / "check_export.py", tmp_path / "raw"]
-    checked = subprocess.run([*script, TINY], env=environment(), capture_output=True, text=True, check=False)
+    checked = warm_python(HERE / "check_export.py", tmp_path / "raw", TINY)
     assert checked.returncode == 1 and "model.layers.2.mlp.up_proj.weight" in checked.stderr
 
 
-def test_weights_beyond_float16(enginix: Run, model: Path) -> None:
+def test_weights_beyond_float16(export: Run, model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = 1e6
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    refused(enginix, model, "float16", "model.layers.1.mlp.down_proj.weight")
+    refused(export, model, "float16", "model.layers.1.mlp.down_proj.weight")
 
 
-def test_a_disk_that_is_full_at_once_or_midway(enginix: Run, model: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_at_once_or_midway(export: Run, model: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     # 3.5 MB pass the estimate, and the export of the tiny model does not fit; 1 MB does not pass.
@@ -159,7 +159,7 @@ def test_a_disk_that_is_full_at_once_or_midway(enginix: Run, model: Path, tmp_pa
         if mounted.returncode != 0:
             pytest.skip("mounting needs root")
         try:
-            done = enginix("edgellm-export", model, "-o", small / "export")
+            done = export(model, "-o", small / "export")
             left = list(small.iterdir())
         finally:
             subprocess.run(["umount", small], check=True)
@@ -200,17 +200,21 @@ def lying_exporter(path: Path, body: str) -> Path:
     ],
 )  # fmt: skip
 def test_an_exporter_that_lies(
-    body: str, says: str, enginix: Run, exports: Callable[[str], Path], tmp_path: Path
+    body: str, says: str, export: Run, exports: Callable[[str], Path], tmp_path: Path
 ) -> None:
     program = lying_exporter(tmp_path / "exporter", body.replace("$GOOD", str(exports("bf16"))))
-    done = enginix("edgellm-export", TINY, "-o", tmp_path / "e", "--exporter", program)
+    done = export(TINY, "-o", tmp_path / "e", "--exporter", program)
     assert done.returncode in (1, 5) and says in done.stderr, done.stderr
     assert not (tmp_path / "e").exists() and not list(tmp_path.glob(".e.*"))
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_changed_value_is_seen(
-    seed: int, exports: Callable[[str], Path], models: Callable[[str], Path], edge: Path, tmp_path: Path
+    seed: int,
+    exports: Callable[[str], Path],
+    models: Callable[[str], Path],
+    warm_python: Run,
+    tmp_path: Path,
 ) -> None:
     """A bit of the weights flipped, in any format: some check names it."""
     name = ["bf16", *FORMATS][seed % 5]
@@ -220,9 +224,14 @@ def test_any_changed_value_is_seen(
     at = int(np.random.default_rng(seed).integers(0, len(data) // 2))
     data[at] ^= 0x11
     (damaged / "llm/model.onnx.data").write_bytes(data)
-    words = [edge, HERE / "check_export.py", damaged, models(name)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    done = warm_python(HERE / "check_export.py", damaged, models(name))
     assert done.returncode == 1 and "weight" in done.stderr, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the graph that models share which differ by end tokens alone."""
+    return tmp_path_factory.mktemp("graphs")
 
 
 @pytest.mark.parametrize(
@@ -234,14 +243,20 @@ def test_any_changed_value_is_seen(
     ],
 )
 def test_end_tokens_are_those_that_the_engine_stops_at(
-    generation: list[int] | None, config: object, ends: list[int], note: str, enginix: Run, model: Path
+    generation: list[int] | None,
+    config: object,
+    ends: list[int],
+    note: str,
+    export: Run,
+    graphs: Path,
+    model: Path,
 ) -> None:
     """The exporter joins both files, where transformers reads the first that has one."""
     raw = json.loads((model / "config.json").read_text()) | {"eos_token_id": config}
     (model / "config.json").write_text(json.dumps(raw))
     text = json.dumps({} if generation is None else {"eos_token_id": generation})
     (model / "generation_config.json").write_text(text)
-    done = enginix("edgellm-export", model, "-o", model.parent / "e")
+    done = export(model, "-o", model.parent / "e", ENGINIX_TEST_GRAPHS=str(graphs))
     assert done.returncode == 0, done.stderr
     assert json.loads((model.parent / "e/enginix.json").read_text())["model"]["endTokens"] == ends
     assert json.loads((model.parent / "e/llm/config.json").read_text())["eos_token_id"] == ends
