@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         closed = MachineError("is closed", where="standard output", fix="write it to a file: > FILE")
         return console.report_error(closed)
+    if sys.stdin is None:
+        # Closed by the shell (<&-), which is the end of the input.
+        sys.stdin = Path(os.devnull).open()
     try:
         code = _run_command(words)
         # Flush here: a closed pipe is an expected end here, and would look like a bug later.

@@ -65,6 +65,12 @@ def test_a_full_or_closed_output_is_one_error(words: str) -> None:
         assert "unexpected" not in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", ["completion zsh", "runtime predict"])
+def test_a_closed_input_is_its_end(words: str) -> None:
+    done = _shell(f"enginix {words} <&-")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_broken_pipe_elsewhere_is_no_quiet_end(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
