@@ -36,10 +36,9 @@ def _find_layout(config: CheckpointConfig) -> Mapping[str, Any]:
         CheckpointError: no such architecture.
     """
     table, families = load_table("architectures"), list_family_rows()
-    rows, layout = table["architectures"], dict[str, Any]()
+    rows = table["architectures"]
     if config.architecture in families:
-        layout = families[config.architecture]["layout"]
-        return layout
+        return {**families[config.architecture]["layout"]}
     if config.architecture not in rows:
         known = ", ".join(sorted({*rows, *families}))
         raise CheckpointError(
@@ -47,10 +46,11 @@ def _find_layout(config: CheckpointConfig) -> Mapping[str, Any]:
             fix="use one of these: only they can be converted by 'enginix' and checked tensor by tensor",
         )
     row, parts = rows[config.architecture], table["layouts"]
-    layout = parts["all"] | parts[row["attention"]] | parts[row["mlp"]]
+    layout = {**parts["all"], **parts[row["attention"]], **parts[row["mlp"]]}
     biases = {"qkv": config.attn_bias, "dense": config.dense_bias, "mlp": config.mlp_bias}
-    experts = {"experts": {**row["experts"], "quantizable": True}} if row["experts"] else {}
-    return layout | (parts["qkNorm"] if row["qkNorm"] else {}) | experts | {"biases": biases}
+    if row["experts"]:
+        layout["experts"] = {**row["experts"], "quantizable": True}
+    return {**layout, **(parts["qkNorm"] if row["qkNorm"] else {}), "biases": biases}
 
 
 class CheckpointLayout:

@@ -14,7 +14,7 @@ from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import map_tensor
 from enginix.checkpoint.numbers import are_any_non_finite, interleave_tiles, list_fp8_values, to_float32
 from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
-from enginix.checkpoint.verification_report import Finding, VerificationReport
+from enginix.checkpoint.verification_report import VerificationReport
 from enginix.checkpoint.write import rank_file_name
 from enginix.model import TensorInfo
 
@@ -56,7 +56,7 @@ def check_values(
     """Check the values of one rank; add the findings to ``report``."""
 
     def add_finding(name: str, what: str) -> None:
-        report.findings.append(Finding(f"{path.name}: {name}", what))
+        report.add(f"{path.name}: {name}", what)
 
     for name, info in tensors.items():
         if holds_non_finite(info):

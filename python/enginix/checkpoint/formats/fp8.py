@@ -25,6 +25,11 @@ def pack_floats(values: Sequence[float]) -> KnownBytes:
     return KnownBytes(struct.pack(f"<{len(values)}f", *values))
 
 
+def pack_largest(linear: LinearModule, source: SourceTensors, leaf: str) -> tuple[BytePart, ...]:
+    """Pack the largest scale of the matrices that become one."""
+    return (pack_floats([max(source.scale(module, leaf) for module in linear.modules())]),)
+
+
 def _make_rescaler(scale: float, target: float) -> RowTransform | None:
     """Return the transformation from ``scale`` to ``target``; None if they are equal."""
     if scale == target:
@@ -60,11 +65,10 @@ class Fp8:
             for piece in group:
                 info = source.tensor(piece.module, "weight", ("F8_E4M3",), (piece.out, piece.inp))
                 parts.append(cut_slice(info, piece, _make_rescaler(scale_by_module[piece.module], largest)))
-        activation = max(source.scale(m, "input_scale") for m in linear.modules())
         return {
             "weight": tuple(parts),
             "weights_scaling_factor": (pack_floats(scales),),
-            "activation_scaling_factor": (pack_floats([activation]),),
+            "activation_scaling_factor": pack_largest(linear, source, "input_scale"),
         }
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
