@@ -8,7 +8,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from enginix.checkpoint.family_description import choose_parallel_embedding, describe_family_keys
+from enginix.checkpoint.family_description import (
+    choose_parallel_embedding,
+    describe_common_keys,
+    describe_family_keys,
+)
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.checkpoint.rotary_scaling import describe_rotary_scaling
 from enginix.model import ModelConfig
@@ -34,45 +38,17 @@ def describe_checkpoint_config(
         parallel_embedding, embedding_sharding_dim = choose_parallel_embedding(
             model, mapping.tensor_parallel, parallel_embedding, embedding_sharding_dim
         )
-        return describe_family_keys(model) | {
-            "architecture": model.architecture,
-            "dtype": dtype,
-            "use_parallel_embedding": parallel_embedding,
-            "embedding_sharding_dim": embedding_sharding_dim,
-            "mapping": _describe_mapping(mapping),
-            "quantization": _describe_quantization(quantization),
-        }
-    family = load_table("architectures")["families"][model.description["family"]]
-    config: dict[str, Any] = copy.deepcopy(family["constants"])
-    rotated = int(model.head_dim * model.rope.fraction)
-    config.update(
-        architecture=model.architecture,
-        dtype=dtype,
-        logits_dtype="float32",
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        num_key_value_heads=model.num_kv_heads,
-        head_size=model.head_dim,
-        intermediate_size=model.intermediate_size,
-        max_position_embeddings=model.max_position_embeddings,
-        hidden_act="silu" if model.description["mlp"] == "gated" else "swiglu",
-        norm_epsilon=model.norm_epsilon,
-        position_embedding_type="rope_gpt_neox",
-        rotary_base=model.rope.base,
-        rotary_embedding_dim=rotated,
-        qk_layernorm=False,
-        runtime_defaults=None,
-        tie_word_embeddings=model.tie_word_embeddings,
-        use_parallel_embedding=parallel_embedding,
-        embedding_sharding_dim=embedding_sharding_dim,
-        mapping=_describe_mapping(mapping),
-        quantization=_describe_quantization(quantization),
-    )
-    config |= describe_rotary_scaling(model)
-    _add_family_keys(config, model)
-    return config
+        config = describe_family_keys(model)
+    else:
+        config = _describe_decoder_keys(model)
+    return config | {
+        "architecture": model.architecture,
+        "dtype": dtype,
+        "use_parallel_embedding": parallel_embedding,
+        "embedding_sharding_dim": embedding_sharding_dim,
+        "mapping": _describe_mapping(mapping),
+        "quantization": _describe_quantization(quantization),
+    }
 
 
 # Defaults of the loader. Mapping.from_dict and QuantConfig raise TypeError for keys of later releases, so a
@@ -117,8 +93,17 @@ def _describe_mapping(mapping: CheckpointMapping) -> dict[str, Any]:
     }
 
 
-def _add_family_keys(config: dict[str, Any], model: ModelConfig) -> None:
+def _describe_decoder_keys(model: ModelConfig) -> dict[str, Any]:
+    """Return the keys of an architecture of architectures.json that describe the model."""
     experts, name = model.experts, model.description["family"]
+    config: dict[str, Any] = copy.deepcopy(load_table("architectures")["families"][name]["constants"])
+    config |= describe_common_keys(model) | {
+        "hidden_act": "silu" if model.description["mlp"] == "gated" else "swiglu",
+        "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": model.rope.base,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        **describe_rotary_scaling(model),
+    }
     if "moe" in config and experts is not None:
         config["moe"].update(
             num_experts=experts.count,
@@ -134,3 +119,4 @@ def _add_family_keys(config: dict[str, Any], model: ModelConfig) -> None:
         config["moe_shared_expert_intermediate_size"] = experts.shared_width if experts else 0
     if name == "phi3":
         config["rotary_pct"] = model.rope.fraction
+    return config

@@ -12,17 +12,9 @@ from enginix.model.family_rows import evaluate_expression, list_family_rows, rea
 from enginix.tables import load_table
 
 
-def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
-    """Return the keys of a checkpoint's config.json that describe the model, not the way it is cut.
-
-    Raises:
-        ModelError: TensorRT-LLM has no key for a parameter of the rotary embedding.
-    """
-    row, where = model.description, str(model.directory)
-    values = read_model_values(model.raw, row)
-    values["variant"] = model.variant
-    position = evaluate_expression(row["position"], values, where)
-    common: dict[str, Any] = {
+def describe_common_keys(model: ModelConfig) -> dict[str, Any]:
+    """Return the keys that checkpoints of every architecture have."""
+    return {
         "logits_dtype": "float32",
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
@@ -34,11 +26,23 @@ def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": model.max_position_embeddings,
         "hidden_act": model.hidden_act,
         "norm_epsilon": model.norm_epsilon,
-        "position_embedding_type": position,
         "rotary_embedding_dim": int(model.head_dim * model.rope.fraction),
         "qk_layernorm": False,
         "runtime_defaults": None,
     }
+
+
+def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
+    """Return the keys of a checkpoint's config.json that describe the model, not the way it is cut.
+
+    Raises:
+        ModelError: TensorRT-LLM has no key for a parameter of the rotary embedding.
+    """
+    row, where = model.description, str(model.directory)
+    values = read_model_values(model.raw, row)
+    values["variant"] = model.variant
+    position = evaluate_expression(row["position"], values, where)
+    common = describe_common_keys(model) | {"position_embedding_type": position}
     values |= common | {"variant": model.variant}
     values |= {"rotary_base": model.rope.base, "rotary_pct": model.rope.fraction}
     values |= {"tie_word_embeddings": model.tie_word_embeddings, **describe_rotary_scaling(model)}

@@ -11,11 +11,12 @@ from enginix.model.config_rules import (
     MOST_LAYERS,
     explain_contradictions,
     make_unimplemented_error,
+    note_unread_keys,
     read_config_dtype,
 )
 from enginix.model.family_config import parse_family_config
 from enginix.model.family_rows import list_family_rows
-from enginix.model.jsonfile import read_object
+from enginix.model.jsonfile import read_architecture, read_object
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.model_config import ModelConfig, ModelExperts
 from enginix.model.model_errors import make_value_error
@@ -163,18 +164,12 @@ def _is_window_unused(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     )
 
 
-def _note_unread_keys(
-    raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str, Any] | None
-) -> list[str]:
-    """Return a note about the keys that enginix ignores."""
-    configuration = load_table("architectures")["configuration"]
-    read = {*_READ, *row["defaults"], *configuration["harmless"], *configuration["changes"]}
-    read |= {rule["key"] for rule in row["refuse"]}
-    if experts is not None:
+def _list_keys_read(row: Mapping[str, Any]) -> set[str]:
+    read = {*_READ, *row["defaults"], *(rule["key"] for rule in row["refuse"])}
+    if (experts := row["experts"]) is not None:
         read |= {*experts["count"], experts["topK"], experts["width"]}
         read |= {experts["shared"]["width"]} if experts["shared"] else set()
-    unread = sorted(key for key in raw if key not in read and key.isprintable())
-    return [f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []
+    return read
 
 
 def _note_head_size(row: Mapping[str, Any], head_dim: int, hidden_size: int, heads: int) -> list[str]:
@@ -231,9 +226,7 @@ def parse_config(
         checkpoint: refuse what a TensorRT-LLM checkpoint cannot express. Without it the result is what the
             model means, whatever serves it, and has no ``quantization``.
     """
-    names = raw.get("architectures")
-    named = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-    with limited_llmapi_advice(named):
+    with limited_llmapi_advice(read_architecture(raw)):
         return _parse_config(raw, directory, checkpoint, variant)
 
 
@@ -321,7 +314,7 @@ def _parse_config(
         quantization=read_quantization(directory, raw) if checkpoint else None,
         notes=(
             *rope.notes,
-            *_note_unread_keys(raw, row, row["experts"]),
+            *note_unread_keys(raw, _list_keys_read(row)),
             *_note_head_size(row, head_dim, hidden_size, num_heads),
         ),
         raw=raw,

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
-from enginix.model.config_rules import MOST_LAYERS, make_unimplemented_error, read_config_dtype
+from enginix.model.config_rules import (
+    MOST_LAYERS,
+    make_unimplemented_error,
+    note_unread_keys,
+    read_config_dtype,
+)
 from enginix.model.family_rows import (
     describe_formats,
     evaluate_expression,
@@ -131,11 +136,6 @@ class _FamilyReader:
             kind == ("sliding_attention" if slides[i % len(slides)] else "full_attention")
             for i, kind in enumerate(kinds)
         )
-
-    def unread_keys(self) -> list[str]:
-        configuration = load_table("architectures")["configuration"]
-        read = self.keys_read() | {*configuration["harmless"], *configuration["changes"], *_ROPE_KEYS}
-        return sorted(key for key in self.raw if key not in read and key.isprintable())
 
     def activation(self) -> str:
         """Return the activation in TensorRT-LLM's word."""
@@ -278,7 +278,6 @@ def parse_family_config(
     tied = reader.values["hf.tie_word_embeddings"]
     if not isinstance(tied, bool):
         raise make_value_error(f"tie_word_embeddings is {tied!r}, not true or false", where)
-    unread = reader.unread_keys()
     experts = _read_family_experts(reader, sizes["intermediate_size"])
     return ModelConfig(
         directory=directory,
@@ -306,7 +305,7 @@ def parse_family_config(
         notes=(
             *rope.notes,
             *reader.notes(),
-            *([f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []),
+            *note_unread_keys(raw, {*reader.keys_read(), *_ROPE_KEYS}),
         ),
         raw=raw,
         description=row,

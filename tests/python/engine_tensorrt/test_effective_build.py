@@ -170,12 +170,12 @@ def test_what_construction_changes_is_said_apart() -> None:
     assert rowwise.constructed["fp8_rowwise_gemm_plugin"] == "bfloat16"
 
 
-def test_changes_say_what_was_asked_for() -> None:
+def test_what_is_asked_for_is_changed() -> None:
     arguments = ["--max_seq_len", "2048", "--max_batch_size", "1", "--reduce_fusion", "enable"]
     arguments += ["--speculative_decoding_mode", "lookahead_decoding", "--max_draft_len", "11"]
-    changes = predict_build(LLAMA, arguments).changes
-    assert changes["max_seq_len"] == (2048, 2059) and changes["reduce_fusion"] == (True, False)
-    assert changes["max_num_tokens"] == (8192, 2048) and "max_batch_size" not in changes
+    made = predict_build(LLAMA, arguments)
+    assert made.build_config["max_seq_len"] == 2059 and made.plugin_config["reduce_fusion"] is False
+    assert made.build_config["max_num_tokens"] == 2048 and made.build_config["max_batch_size"] == 1
 
 
 THROUGHPUT = load_table("build_options")["profiles"]["throughput"]["options"]

@@ -18,6 +18,7 @@ from typing import Any
 from enginix import console, manifest
 from enginix.errors import GateError, ManifestError
 from enginix.evaluation.engine_protocol import answers_origin, engine_questions
+from enginix.files import read_json_object
 from enginix.machine import driver as drivers
 from enginix.machine.target import find_target, probe_machine
 from enginix.manifest import Manifest
@@ -156,8 +157,5 @@ def _build_request(engine: Path, engine_manifest: Manifest) -> dict[str, Any]:
         arguments = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
         absent = {} if gathers else {"contextLogits": NO_CONTEXT_LOGITS}
         return common | {"model": path, "arguments": arguments} | absent
-    try:
-        arguments = json.loads((engine / "llm_args.yaml").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ManifestError(f"unreadable: {e}", where=str(engine / "llm_args.yaml")) from e
+    arguments = read_json_object(engine / "llm_args.yaml", ManifestError)
     return common | {"model": os.path.realpath(engine / "model"), "arguments": arguments}

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.kinds.tensorrt.build.build_subject import BuildSubject, RequestRefused, make_build_subject
+from enginix.kinds.tensorrt.build.build_subject import (
+    BuildSubject,
+    RequestRefused,
+    make_build_subject,
+    make_refusal,
+)
 from enginix.kinds.tensorrt.build.command_line import parse_arguments
 from enginix.kinds.tensorrt.build.refused_requests import (
     ROWWISE,
@@ -43,13 +48,11 @@ class EffectiveBuild:
     Attributes:
         build_config, plugin_config: as config.json has them, without paths and without LoRA's own section.
         constructed: settings that construction of the network changes afterwards, with their values then.
-        changes: setting → requested value, effective value.
     """
 
     build_config: dict[str, Any]
     plugin_config: dict[str, Any]
     constructed: dict[str, Any] = field(default_factory=dict)
-    changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def limits(self) -> dict[str, int]:
         """Return the limits by enginix's names."""
@@ -82,7 +85,6 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
     """
     given = parse_arguments(arguments)
     config, plugins = _make_configs(given)
-    requested = {**config, **plugins}
     check_options(given, plugins, subject)
     check_engine_class(subject)
     config["use_strip_plan"] = config["use_strip_plan"] or subject.is_pruned
@@ -102,13 +104,7 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
     check_lora(given, plugins)
     if subject.quantization == "NVFP4" and given.get("gemm_plugin") != "disable":
         plugins["gemm_plugin"] = "nvfp4"
-    effective = {**config, **plugins}
-    changes = {
-        k: (requested[k], v)
-        for k, v in effective.items()
-        if requested[k] != v and k not in ("dtype", "paged_kv_cache")
-    }
-    return EffectiveBuild(config, plugins, _predict_construction(plugins, subject), changes)
+    return EffectiveBuild(config, plugins, _predict_construction(plugins, subject))
 
 
 def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -144,12 +140,7 @@ def _settle_kv_cache(
     if paged is not None:
         # paged_state has a default; paged_kv_cache is deprecated, and has none.
         if explicit and paged != (config["kv_cache_type"] == "PAGED"):
-            raise RequestRefused(
-                "AssertionError",
-                "other",
-                f"{name} is {paged}, kv_cache_type {config['kv_cache_type']}",
-                fix="say what kvCacheType says, or leave one of them out",
-            )
+            raise make_refusal("kvCacheTypes", setting=name, value=paged, kind=config["kv_cache_type"])
         if not explicit:
             config["kv_cache_type"] = "PAGED" if paged else "CONTINUOUS"
     paged = config["kv_cache_type"] == "PAGED"
@@ -202,12 +193,7 @@ def _add_draft(config: dict[str, Any], subject: BuildSubject) -> None:
     config["max_seq_len"] += config["max_draft_len"]
     if config["speculative_decoding_mode"] == modes["eagle"]:
         if subject.num_eagle_layers is None:
-            raise RequestRefused(
-                "AssertionError",
-                "other",
-                "the checkpoint has no num_eagle_layers, which mode eagle reads",
-                fix="convert the EAGLE model, or use another mode",
-            )
+            raise make_refusal("noEagleLayers")
         config["max_seq_len"] += subject.num_eagle_layers
     config["max_num_tokens"] = max(
         config["max_num_tokens"], config["max_batch_size"] * (config["max_draft_len"] + 1)
@@ -235,12 +221,7 @@ def _settle_eagle(config: Mapping[str, Any], plugins: dict[str, Any]) -> None:
         return
     for name, most in (("max_batch_size", 512), ("max_draft_len", 256)):
         if config[name] > most:
-            raise RequestRefused(
-                "AssertionError",
-                "other",
-                f"{name} is {config[name]}; EAGLE takes at most {most}",
-                fix=f"use at most {most}",
-            )
+            raise make_refusal("eagleLimit", setting=name, value=config[name], most=most)
     plugins["use_paged_context_fmha"] = True
 
 
