@@ -8,18 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.errors import ModelError
 from enginix.model import TensorInfo
 from enginix.model.model_errors import make_damage_error
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-    Bytes8 = npt.NDArray[np.uint8]
+    from enginix.checkpoint.numbers import Array, Bytes8
 
 COPY = 1 << 20  # bytes of a block that is copied as it is
 CHUNK = 1 << 20  # bytes of a block that is transformed

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from enginix.checkpoint.byte_sources import KnownBytes, OutputTensor, SourceFileReader
 from enginix.checkpoint.config import FILE, CheckpointConfig, parse_checkpoint_config
@@ -20,7 +19,7 @@ from enginix.checkpoint.formats import NumberFormat, format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize_nvfp4 as dequantize_nvfp4
 from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
-from enginix.checkpoint.numbers import list_fp8_values, to_float32, unpack_int4_rows
+from enginix.checkpoint.numbers import Array, list_fp8_values, to_float32, unpack_int4_rows
 from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, MatrixSlice, VectorModule
 from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.verification_report import Finding
@@ -32,7 +31,6 @@ from enginix.model import open_weights
 from enginix.model.config import read_model_config
 from enginix.progress import track_step
 
-Array = npt.NDArray[Any]
 ROWS = 1024  # output rows compared at once
 
 # A value that is rounded once is half a step away, and a quarter on average; the rest covers what is computed

@@ -381,10 +381,7 @@ def _make_checkpoint_manifest(
         options={
             "converter": "enginix",
             "dtype": conversion.config["dtype"],
-            "tensorParallel": options.mapping.tensor_parallel,
-            "pipelineParallel": options.mapping.pipeline_parallel,
-            "expertParallel": options.mapping.expert_parallel,
-            "gpusPerNode": options.mapping.gpus_per_node,
+            **options.mapping.as_options(),
             "parallelEmbedding": options.parallel_embedding,
             "embeddingShardingDim": options.embedding_sharding_dim,
             **({"nvfp4Form": conversion.nvfp4_form} if quantization.get("group_size") == 16 else {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import SourceFileReader
 from enginix.checkpoint.rank_modules import MatrixSlice
@@ -11,9 +11,7 @@ from enginix.errors import ModelError
 from enginix.model import TensorInfo
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array
 
 ROWS = 32  # rows of a product that are summed at once: they stay in the processor's cache
 READ = 4096  # rows of an embedding that are read at once

@@ -27,8 +27,7 @@ from enginix.model.safetensors import SAFETENSORS_DTYPES
 from enginix.progress import BYTES, track_step
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from enginix.checkpoint.numbers import Bytes8
 
 
 def rank_file_name(rank: int) -> str:
@@ -125,7 +124,7 @@ class _WriteWorker:
 
     def __init__(self) -> None:
         self.reader = SourceFileReader()
-        self._output_buffer: npt.NDArray[np.uint8] | None = None
+        self._output_buffer: Bytes8 | None = None
 
     def run(self, task: _InputBlock | _WholePart) -> int:
         return task.run(self)

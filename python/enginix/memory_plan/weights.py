@@ -27,33 +27,16 @@ from enginix.model.safetensors import SAFETENSORS_DTYPES
 
 
 @dataclass(frozen=True)
-class StageSizes:
-    """One rank of a pipeline stage; all ranks of a stage are of one size.
+class RankSizes:
+    """A checkpoint's sizes in bytes.
 
     Attributes:
-        weights: bytes of its tensors.
-        file: bytes of ``rank{r}.safetensors``.
+        heaviest: the tensors of the heaviest rank.
+        files: all rank files together.
     """
 
-    weights: int
-    file: int
-
-
-@dataclass(frozen=True)
-class RankSizes:
-    """A checkpoint's sizes: one entry a pipeline stage."""
-
-    tensor_parallel: int
-    stages: tuple[StageSizes, ...]
-
-    @property
-    def heaviest(self) -> int:
-        return max(s.weights for s in self.stages)
-
-    @property
-    def files(self) -> int:
-        """Return the bytes of all rank files together."""
-        return self.tensor_parallel * sum(s.file for s in self.stages)
+    heaviest: int
+    files: int
 
 
 class CheckpointSizes:
@@ -90,16 +73,16 @@ class CheckpointSizes:
         check_parallelism(self.model, mapping)
         layout, algorithms = self._layout(mapping, quantization, kv_cache)
         form = "modelopt" if find_unaligned(layout.linears(), algorithms) else "trtllm"
-        stages = []
-        for stage in range(pp):
+        heaviest = files = 0
+        for stage in range(pp):  # all ranks of a stage are of one size
             outputs = [
                 OutputTensor(name, *row, ())
                 for m in layout.rank(stage * tp)
                 for name, row in list_module_tensors(m, layout.config, algorithms.get(m.name), form).items()
             ]
-            size = sum(prod(o.shape) * SAFETENSORS_DTYPES[o.dtype] for o in outputs)
-            stages.append(StageSizes(size, compute_file_layout(outputs)[2]))
-        return RankSizes(tp, tuple(stages))
+            heaviest = max(heaviest, sum(prod(o.shape) * SAFETENSORS_DTYPES[o.dtype] for o in outputs))
+            files += tp * compute_file_layout(outputs)[2]
+        return RankSizes(heaviest, files)
 
     def _layout(
         self, mapping: CheckpointMapping, quantization: str | None, kv_cache: str | None

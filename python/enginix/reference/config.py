@@ -269,10 +269,7 @@ def _read_attention_window(checkpoint: Path) -> int | None:
     windows = manifest.read_manifest(checkpoint).model.get("attentionWindow")
     if windows is None:
         return None
-    if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
-        raise CheckpointError(
-            f"model.attentionWindow is {windows!r}",
-            where=str(checkpoint / manifest.MANIFEST_FILE),
-            fix=REBUILD,
-        )
-    return int(min(windows))
+    if isinstance(windows, list) and windows and all(type(w) is int and w > 0 for w in windows):
+        return int(min(windows))
+    where = str(checkpoint / manifest.MANIFEST_FILE)
+    raise CheckpointError(f"model.attentionWindow is {windows!r}", where=where, fix=REBUILD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import BytePart, KnownBytes, RowTransform
 from enginix.checkpoint.config import CheckpointConfig
@@ -14,10 +14,7 @@ from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, 
 from enginix.model import TensorInfo
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array, Bytes8
 
 
 def pack_floats(values: Sequence[float]) -> KnownBytes:
@@ -35,7 +32,7 @@ def _make_rescaler(scale: float, target: float) -> RowTransform | None:
     if scale == target:
         return None
 
-    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
+    def apply(rows: Bytes8, into: Bytes8) -> None:
         from enginix.checkpoint.numbers import rescale_fp8
 
         rescale_fp8(rows, scale, target, into)
@@ -119,7 +116,7 @@ class Fp8PerChannel:
 
 
 def _make_row_quantizer(info: TensorInfo, piece: MatrixSlice, what: str) -> RowTransform:
-    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
+    def apply(rows: Bytes8, into: Bytes8) -> None:
         import numpy as np
 
         from enginix.checkpoint.numbers import numpy_dtype, quantize_fp8_rows

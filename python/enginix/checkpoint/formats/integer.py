@@ -8,7 +8,7 @@ folded one into the norm before it, ones are written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import BytePart, KnownBytes
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
@@ -20,9 +20,7 @@ from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_pieces,
 from enginix.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array
 
 _ONE = {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
 

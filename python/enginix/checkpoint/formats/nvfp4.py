@@ -8,7 +8,7 @@ loader computes the other tensors, with padding if tiles do not fit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import BytePart, GeneratedBytes, SourceFileReader
 from enginix.checkpoint.config import CheckpointConfig
@@ -19,9 +19,7 @@ from enginix.checkpoint.source_tensors import SourceTensors, cut_pieces
 from enginix.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array
 
 BLOCK = 16  # columns that share a scale
 TILE_ROWS, TILE_SCALES = 128, 4

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, console
+from enginix import console
 from enginix.digests import SourceWatch
 from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, write_text
@@ -330,7 +330,6 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
             options={"limits": asdict(limits), "llmArgs": requested, "tensorParallel": ranks},
             target={"name": gpu.name, "sm": gpu.sm, "count": ranks} if gpu else {},
             runtime=request.runtime.describe(),
-            tools={"enginix": __version__},
             results={"gates": "not gated"},
         )
         watch.require_unchanged()

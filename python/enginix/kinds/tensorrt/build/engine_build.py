@@ -30,13 +30,12 @@ from enginix.kinds.tensorrt.build.lora_adapters import check_adapters
 from enginix.kinds.tensorrt.build.request import STRATEGIES, BuildPaths, BuildRequest, predict_effective_build
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
-from enginix.machine.target import probe_machine
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import preflight
-from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
+from enginix.runtime.sandbox import Bind, Sandbox, make_read_binds
 from enginix.wording import list_known
 from enginix.work_directory import new_directory
 
@@ -147,12 +146,9 @@ def _run_preflight(
     work: Path,
     out: Path,
 ) -> tuple[Sandbox, preflight.PreflightResult]:
-    if paths.rootfs is not None:
-        check_namespaces()
-    preflight.check_version(request.runtime, paths.rootfs)
-    machine = probe_machine(driver)
-    if not request.accept_driver:
-        preflight.check_driver(request.runtime, machine)
+    machine = preflight.require_machine(
+        request.runtime, paths.rootfs, driver, accept_driver=request.accept_driver
+    )
     preflight_result = preflight.check_gpu(
         request.target, machine, workers=request.workers, weights=checkpoint.heaviest
     )
