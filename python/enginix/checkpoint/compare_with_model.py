@@ -13,8 +13,7 @@ import numpy as np
 
 from enginix.checkpoint.byte_sources import KnownBytes, OutputTensor, SourceFileReader
 from enginix.checkpoint.config import FILE, CheckpointConfig, parse_checkpoint_config
-from enginix.checkpoint.describe import describe_checkpoint_config
-from enginix.checkpoint.family_description import find_variant
+from enginix.checkpoint.describe import describe_checkpoint_config, find_variant
 from enginix.checkpoint.formats import NumberFormat, format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize_nvfp4 as dequantize_nvfp4
 from enginix.checkpoint.layout import CheckpointLayout

@@ -27,6 +27,7 @@ from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table
 
 _ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
+_KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 
 
 class _FamilyReader:
@@ -245,6 +246,24 @@ def name_family_sizes(raw: Mapping[str, Any], architecture: str | None) -> dict[
         | common
         | {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
     )
+
+
+def find_kv_heads(config: Mapping[str, Any], architecture: str | None) -> int | None:
+    """Return the KV heads that ``config.json`` names; None where it names none, or names them by layer.
+
+    Multi-query classes say it by a flag: Falcon and GPT-BigCode (data/memory_plan/memory_constants.json).
+    """
+    row = load_table("memory_constants")["multiQuery"]["architectures"].get(architecture)
+    if row is not None and not (row["unless"] and config.get(row["unless"])):
+        if config.get(row["flag"], row["default"]):
+            return 1
+        heads = next(
+            (config[k] for k in ("num_attention_heads", "n_head") if type(config.get(k)) is int), None
+        )
+        return heads
+    if (family := list_family_rows().get(architecture or "")) is not None:
+        return read_family_sizes(config, family).get("num_key_value_heads")
+    return next((config[key] for key in _KV_HEAD_KEYS if type(config.get(key)) is int), None)
 
 
 def parse_family_config(

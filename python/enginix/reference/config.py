@@ -17,9 +17,14 @@ from enginix.model.engine_classes import explain_no_engine_class
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
-from enginix.reference.config_reader import ExecutorConfigReader
 from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
-from enginix.reference.executor_config import ExecutorConfig, ExecutorMapping, ExpertsConfig, Family
+from enginix.reference.executor_config import (
+    ExecutorConfig,
+    ExecutorConfigReader,
+    ExecutorMapping,
+    ExpertsConfig,
+    Family,
+)
 from enginix.reference.quantization import REBUILD, ExecutorQuantization
 from enginix.reference.rotary_scaling import parse_rotary_scaling
 

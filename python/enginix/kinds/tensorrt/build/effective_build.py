@@ -21,20 +21,24 @@ from enginix.kinds.tensorrt.build.build_subject import (
     make_refusal,
 )
 from enginix.kinds.tensorrt.build.command_line import parse_arguments
-from enginix.kinds.tensorrt.build.refused_requests import (
-    ROWWISE,
-    WEIGHT_ONLY,
-    check_blackwell,
-    check_engine_class,
-    check_fused_mlp,
-    check_lora,
-    check_options,
-)
 from enginix.model.context_length import find_rotary_factor
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.tables import load_table
 
 # Settings whose names are spelled in another way in config.json.
 RESPELLED_SETTINGS = ("kv_cache_type", "speculative_decoding_mode")
+# Algorithms as QuantMode sees them (quantization/mode.py).
+WEIGHT_ONLY = frozenset({"W8A16", "W4A16", "W4A16_AWQ", "W4A8_AWQ", "W8A16_GPTQ", "W4A16_GPTQ"})
+ROWWISE = "FP8_PER_CHANNEL_PER_TOKEN"
+# PluginConfig.validate(), on exactly this SM and on no other.
+UNSUPPORTED_SM = 100
+UNSUPPORTED = {
+    "gemm_swiglu_plugin": "other",
+    "fp8_rowwise_gemm_plugin": "fp8-rowwise-on-sm100",
+    "low_latency_gemm_plugin": "other",
+    "low_latency_gemm_swiglu_plugin": "other",
+    "bert_context_fmha_fp32_acc": "bert-fp32-acc-on-sm100",
+}
 PER_GROUP = frozenset({"W4A16_AWQ", "W4A8_AWQ", "W8A16_GPTQ", "W4A16_GPTQ"})
 FP8_CONTEXT = frozenset({"FP8", "W4A8_AWQ", "NVFP4"})
 FUSED_REDUCTION = frozenset({"LlamaForCausalLM", "Gemma2ForCausalLM", "MedusaForCausalLM"})
@@ -85,8 +89,8 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
     """
     given = parse_arguments(arguments)
     config, plugins = _make_configs(given)
-    check_options(given, plugins, subject)
-    check_engine_class(subject)
+    _check_options(given, plugins, subject)
+    _check_engine_class(subject)
     config["use_strip_plan"] = config["use_strip_plan"] or subject.is_pruned
     plugins["manage_weights"] = bool(given.get("fast_build", False))
     if plugins["lora_plugin"] is None:
@@ -98,10 +102,10 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
     _settle_fusions(plugins, subject)
     _add_draft(config, subject)
     _settle_context_attention(plugins, subject)
-    check_blackwell(subject)
-    check_fused_mlp(plugins)
+    _check_blackwell(subject)
+    _check_fused_mlp(plugins)
     _settle_eagle(config, plugins)
-    check_lora(given, plugins)
+    _check_lora(given, plugins)
     if subject.quantization == "NVFP4" and given.get("gemm_plugin") != "disable":
         plugins["gemm_plugin"] = "nvfp4"
     return EffectiveBuild(config, plugins, _predict_construction(plugins, subject))
@@ -244,6 +248,53 @@ def _predict_construction(plugins: Mapping[str, Any], subject: BuildSubject) -> 
     if "smooth_quant_gemm_plugin" in settings or algorithm == ROWWISE:
         settings |= {"layernorm_quantization_plugin": dtype, "quantize_tensor_plugin": True}
     return {name: value for name, value in settings.items() if plugins[name] != value}
+
+
+def _check_options(given: Mapping[str, Any], plugins: Mapping[str, Any], subject: BuildSubject) -> None:
+    context = given.get("gather_context_logits") or given.get("gather_all_token_logits")
+    if context and given.get("max_draft_len", 0) > 0:
+        raise make_refusal("contextLogitsWithDraft")
+    for name, about in UNSUPPORTED.items():
+        if subject.sm == UNSUPPORTED_SM and plugins[name] not in (None, False):
+            raise make_refusal("unsupportedOnSm", about, setting=name, sm=subject.sm)
+    if plugins["multiple_profiles"] and given.get("opt_num_tokens") is not None:
+        raise make_refusal("multipleProfilesWithOptNumTokens")
+    if plugins["streamingllm"]:
+        raise make_refusal("streamingllm")
+    if plugins["pp_reduce_scatter"] and subject.architecture != "MixtralForCausalLM":
+        raise make_refusal("ppReduceScatter", architecture=subject.architecture)
+
+
+def _check_engine_class(subject: BuildSubject) -> None:
+    engine_classes = load_table("engine_classes")["engine"]
+    if subject.architecture not in engine_classes:
+        with limited_llmapi_advice(subject.architecture):
+            raise make_refusal("noEngineClass", architecture=subject.architecture)
+
+
+def _check_blackwell(subject: BuildSubject) -> None:
+    if not 100 <= subject.sm < 120:
+        return
+    algorithm = subject.quantization or ""
+    for applies, about, formats in (
+        (algorithm in WEIGHT_ONLY or subject.kv_cache == "INT8", "int8-int4-on-sm100", "INT8 and INT4"),
+        (algorithm.startswith("W8A8_SQ"), "smoothquant-on-sm100", "SmoothQuant"),
+        (algorithm == ROWWISE, "per-channel-or-token-on-sm100", "scales per channel or token"),
+    ):
+        if applies:
+            raise make_refusal("formatsOnBlackwell", about, formats=formats, sm=subject.sm)
+
+
+def _check_fused_mlp(plugins: Mapping[str, Any]) -> None:
+    fused = plugins["gemm_swiglu_plugin"] or plugins["low_latency_gemm_swiglu_plugin"]
+    if fused and not plugins["use_fused_mlp"]:
+        raise make_refusal("fusedMlp")
+
+
+def _check_lora(given: Mapping[str, Any], plugins: Mapping[str, Any]) -> None:
+    has_modules = given.get("lora_dir") or given.get("lora_target_modules")
+    if plugins["lora_plugin"] is not None and not has_modules:
+        raise make_refusal("loraWithoutModules")
 
 
 def predict_row(row: Any) -> dict[str, Any]:
