@@ -33,6 +33,15 @@ def require_finite(tensor: TensorInfo, data: memoryview) -> None:
         raise make_damage_error(f"tensor {tensor.name!r} holds NaN or an infinity", str(tensor.path))
 
 
+@contextlib.contextmanager
+def refuse_overflow(what: str, path: Path) -> Iterator[None]:
+    """Refuse a model's value that does not fit the dtype; the body raises OverflowError for it."""
+    try:
+        yield
+    except OverflowError as e:
+        raise ModelError(f"{what}: {e}", where=str(path), fix="--dtype bfloat16 (or float32)") from e
+
+
 class WorkBuffer:
     """Memory that a thread uses again for each block, since the kernel clears every fresh page."""
 

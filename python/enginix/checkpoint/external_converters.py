@@ -18,6 +18,7 @@ from enginix.errors import CheckpointError, EnginixError, MachineError, ModelErr
 from enginix.files import dump_json, write_text
 from enginix.manifest import Manifest, read_artefact_name
 from enginix.model import open_weights, read_header
+from enginix.model.config_rules import advise_other_converter
 from enginix.model.identity import identify_model
 from enginix.model.jsonfile import read_object
 from enginix.model.llmapi_advice import limited_llmapi_advice
@@ -43,20 +44,12 @@ def require_architecture(directory: Path, converter: str) -> tuple[str, dict[str
     model_architecture = names[0] if isinstance(names, list) and len(names) == 1 else None
     if not isinstance(model_architecture, str) or model_architecture not in rows:
         model_architecture = str(model_architecture)
-        reason = load_table("converters")["refused"].get(model_architecture)
-        other_converters = [
-            k
-            for k, v in load_table("converters")["converters"].items()
-            if model_architecture in v["architectures"]
-        ]
         with limited_llmapi_advice(model_architecture):
             raise ModelError(
                 f"converter {converter!r} does not support architecture {model_architecture!r}; "
                 f"it supports: {', '.join(sorted(rows))}",
                 where=where,
-                fix=f"--converter {' or '.join(other_converters)}"
-                if other_converters
-                else "serve the model with the llmapi kind" + (f": {reason}" if reason else ""),
+                fix=advise_other_converter(model_architecture),
             )
     return model_architecture, rows[model_architecture]
 

@@ -193,7 +193,7 @@ def _read_target_sms(target: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 def _require_integer(fields: dict[str, Any], name: str) -> int | None:
     value = fields.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+    if value is None or (type(value) is int):
         return value
     raise ManifestError(f"target.{name} is {value!r}", fix="build this engine again")
 

@@ -9,6 +9,7 @@ from typing import Any
 from enginix.errors import ModelError, UsageError
 from enginix.model.config_rules import (
     MOST_LAYERS,
+    advise_other_converter,
     explain_contradictions,
     make_unimplemented_error,
     note_unread_keys,
@@ -19,7 +20,7 @@ from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_architecture, read_object
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.model_config import ModelConfig, ModelExperts
-from enginix.model.model_errors import make_value_error
+from enginix.model.model_errors import make_unconvertible_error, make_value_error
 from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import read_quantization
 from enginix.model.rope import read_rope
@@ -50,7 +51,7 @@ def _read_integer(
     value = raw.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+    if type(value) is not int or not least <= value < 2**31:
         text = repr(value) if value is not None else "null" if key in raw else "absent"
         raise make_value_error(f"{key} is {text}, not a size", where)
     return value
@@ -81,15 +82,11 @@ def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
         row: Mapping[str, Any] = rows[name]
         return row
     name = name if isinstance(name, str) else repr(name)
-    other = [k for k, v in load_table("converters")["converters"].items() if name in v["architectures"]]
-    reason = load_table("converters")["refused"].get(name)
     raise ModelError(
         f"architecture {name!r} is unknown to converter 'enginix'; known: "
         f"{', '.join(sorted({*rows, *list_family_rows()}))}",
         where=where,
-        fix=f"--converter {' or '.join(other)} takes it"
-        if other
-        else "serve the model with the llmapi kind" + (f": {reason}" if reason else ""),
+        fix=advise_other_converter(name, " takes it"),
     )
 
 
@@ -196,7 +193,7 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
         return [None] * layers
     if "use_sliding_window" in defaults and not _read_boolean(raw, "use_sliding_window", where):
         window = None
-    elif isinstance(window, bool) or not isinstance(window, int) or window < 1:
+    elif type(window) is not int or window < 1:
         raise make_value_error(f"sliding_window is {window!r}", where)
     if rule == "all":
         return [window] * layers
@@ -257,10 +254,9 @@ def _parse_config(
     _refuse_unimplemented(raw, row, names[0], where)
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])
     if hidden_act not in ("silu", "swish"):
-        raise ModelError(
-            f"hidden_act is {hidden_act!r}; {names[0]} checkpoints support silu only", where=where,
-            fix="serve the model with the llmapi kind",
-        )  # fmt: skip
+        raise make_unconvertible_error(
+            f"hidden_act is {hidden_act!r}; {names[0]} checkpoints support silu only", where
+        )
     hidden_size = _read_size(raw, "hidden_size", where, defaults)
     num_heads = _read_size(raw, "num_attention_heads", where, defaults)
     # Absent is the class's default; null is as many as heads.

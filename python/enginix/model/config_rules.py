@@ -8,6 +8,7 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_architecture
+from enginix.model.model_errors import LLMAPI_FIX
 from enginix.model.safetensors import INDEX, SINGLE
 from enginix.tables import load_table
 
@@ -70,6 +71,15 @@ def explain_contradictions(raw: Mapping[str, Any], names: Collection[str]) -> li
     other_class = explain_other_class(read_architecture(raw), raw.get("model_type"))
     contradictions = (explain_other_weights(raw, names), other_class)
     return [contradiction for contradiction in contradictions if contradiction is not None]
+
+
+def advise_other_converter(architecture: str, then: str = "") -> str:
+    """Return what to do with a model whose architecture a converter does not take."""
+    converters = load_table("converters")
+    if others := [k for k, v in converters["converters"].items() if architecture in v["architectures"]]:
+        return f"--converter {' or '.join(others)}{then}"
+    reason = converters["refused"].get(architecture)
+    return LLMAPI_FIX + (f": {reason}" if reason else "")
 
 
 def note_unread_keys(raw: Mapping[str, Any], read: Collection[str]) -> list[str]:

@@ -67,7 +67,7 @@ class _FamilyReader:
         value = self.evaluate(expression)
         if isinstance(value, float) and value == int(value):
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        if type(value) is not int or not 1 <= value < 2**31:
             source = ", ".join(sorted(list_keys_read(expression))) or name
             raise make_value_error(f"{source} is {value!r}, not a size", self.where)
         self.values[name] = value

@@ -191,7 +191,7 @@ def read_architecture(config: Mapping[str, Any]) -> str | None:
 
 def positive_or_none(value: Any) -> int | None:
     """Return a whole number of at least 1; None for any other value."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if type(value) is int and value > 0 else None
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _parse_strings(value: Any, what: str, where: str) -> tuple[str, ...]:
 
 
 def _parse_group_size(value: Any, where: str) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+    if value is None or (type(value) is int and value > 0):
         return value
     raise ModelError(f"group_size is {value!r}", where=where, fix="export the model again")
 

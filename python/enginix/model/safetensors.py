@@ -79,7 +79,7 @@ class SafetensorsHeader:
 
 
 def _is_natural(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> TensorInfo:

@@ -128,7 +128,7 @@ class ExecutorConfigReader:
 
     def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
         value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if type(value) is not int or not least <= value <= most:
             raise self.fail(f"{key} is {value!r}, expected an integer from {least} to {most}")
         return value
 

@@ -6,12 +6,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from enginix.checkpoint.byte_sources import BytePart, RowTransform, TransposedRows, ZeroBytes
+from enginix.checkpoint.byte_sources import (
+    BytePart,
+    RowTransform,
+    TransposedRows,
+    ZeroBytes,
+    refuse_overflow,
+)
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec
 from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
-from enginix.errors import ModelError
 from enginix.model import TensorInfo
 from enginix.model.safetensors import SAFETENSORS_DTYPES as SIZES
 
@@ -33,12 +38,8 @@ def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
         from enginix.checkpoint.numbers import cast_floats, numpy_dtype
 
         values = np.ascontiguousarray(rows).reshape(-1).view(numpy_dtype(info.dtype))
-        try:
+        with refuse_overflow(f"tensor {info.name!r}", info.path):
             cast_floats(values, info.dtype, target, into.view(numpy_dtype(target)))
-        except OverflowError as e:
-            raise ModelError(
-                f"tensor {info.name!r}: {e}", where=str(info.path), fix="--dtype bfloat16 (or float32)"
-            ) from e
 
     return RowTransform(apply, lambda width: width // info.itemsize * SIZES[target])
 

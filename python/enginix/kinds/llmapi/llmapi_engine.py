@@ -228,7 +228,7 @@ def _find_value_fields(where: str, row: Mapping[str, Any], value: Mapping[str, A
 
 
 def _fits_argument_row(row: Mapping[str, Any], value: Any) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = type(value) is int
     number = whole or isinstance(value, float)
     least, most = row.get("least", value), row.get("most", value)
     kind = row["type"]

@@ -210,7 +210,7 @@ def _require_name(value: Any) -> str | None:
 
 def _require_rank_count(value: Any) -> int:
     # A larger number is invalid, and would make the search for the ranks' files long.
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1024:
+    if type(value) is int and 1 <= value <= 1024:
         return value
     raise ValueError(f"{value!r} is not a number of ranks")
 
