@@ -206,19 +206,15 @@ class CheckpointComparison:
             form = nvfp4_form(dict(file.tensors), self.layout, rank)
             modules = list(self.layout.rank(rank))
             norms = {m.name: m for m in modules if isinstance(m, VectorModule) and m.leaf == "weight"}
-            folded_norms = {
-                norm.name: self._norm_pair(norm, file)
-                for module in modules
-                if isinstance(module, LinearModule) and (norm := self._folded_norm(module, norms))
-            }
+            linears = [module for module in modules if isinstance(module, LinearModule)]
+            norm_before = {m.name: norm.name for m in linears if (norm := self._folded_norm(m, norms))}
+            pairs = {name: self._norm_pair(norms[name], file) for name in {*norm_before.values()}}
             with track_step("comparing", len(modules), "modules") as progress:
                 for module in modules:
                     if isinstance(module, VectorModule):
-                        is_folded = module.name in folded_norms
-                        yield from self._vector(module, file, is_folded, folded_norms.get(module.name))
+                        yield from self._vector(module, file, module.name in pairs, pairs.get(module.name))
                     elif isinstance(module, LinearModule):
-                        norm = self._folded_norm(module, norms)
-                        pair = None if norm is None else folded_norms[norm.name]
+                        pair = pairs.get(norm_before.get(module.name, ""))
                         yield from self._linear(module, file, form, pair)
                     elif isinstance(module, KvCacheModule):
                         yield from self._cache_scales(module, file)

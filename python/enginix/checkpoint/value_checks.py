@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from enginix.checkpoint.layout import CheckpointLayout
-from enginix.checkpoint.mapped_tensors import map_tensor
+from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
 from enginix.checkpoint.numbers import (
     Array,
     are_any_non_finite,
@@ -21,6 +21,7 @@ from enginix.checkpoint.numbers import (
 from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.verification_report import VerificationReport
 from enginix.checkpoint.write import rank_file_name
+from enginix.errors import EnginixError
 from enginix.model import TensorInfo
 
 BLOCK = 1 << 21  # elements checked at a time
@@ -94,9 +95,6 @@ def _is_replicated(module: LinearModule | VectorModule, layout: CheckpointLayout
 
 
 def _check_replica(name: str, tensors: dict[str, TensorInfo], first: Path, add_finding: Any) -> None:
-    from enginix.checkpoint.mapped_tensors import RankFile
-    from enginix.errors import EnginixError
-
     try:
         first_info = RankFile(first).tensors.get(name)
     except EnginixError:

@@ -130,17 +130,17 @@ def compare_with_machine(
         gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
         rebuild = _explain_rebuild(engine, machine.gpus[0].sm)
         differs("sm", sm, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
-    elif len(fitting) < (_require_integer(target, "count") or 1):
+    elif len(fitting) < (_read_field(engine, "target", "count", int) or 1):
         differs("count", target["count"], len(fitting))
     elif target.get("gpu") is not None and all(g.name != target["gpu"] for g in fitting):
         differs("gpu", target["gpu"], fitting[0].name, fatal=False)
-    driver_floor = _require_string(runtime_fields, "driverFloor")
+    driver_floor = _read_field(engine, "runtime", "driverFloor", str)
     if driver_floor is not None and not is_version_at_least(machine.driver, driver_floor):
         has_build_driver = is_version_at_least(
-            machine.driver, _require_string(runtime_fields, "driver") or driver_floor
+            machine.driver, _read_field(engine, "runtime", "driver", str) or driver_floor
         )
         differs("driver", f"{driver_floor} or later", machine.driver, fatal=not has_build_driver)
-    memory = _require_integer(target, "memory")
+    memory = _read_field(engine, "target", "memory", int)
     if memory is not None and fitting and max(g.total for g in fitting) < memory * 0.95:
         differs("memory", memory, max(g.total for g in fitting), fatal=False)
     return Verdict(engine, tuple(differences))
@@ -164,7 +164,7 @@ def _explain_rebuild(engine: Manifest, sm: int) -> str:
 def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Difference]:
     differences = []
     for name, fatal in COMPARED_VERSIONS.items():
-        built_version, live_version = _require_string(engine.runtime, name), live.get(name)
+        built_version, live_version = _read_field(engine, "runtime", name, str), live.get(name)
         # A range in the table is not a version to compare.
         if (
             built_version is not None
@@ -191,18 +191,11 @@ def _read_target_sms(target: Mapping[str, Any]) -> tuple[int, ...] | None:
     return tuple(sms)
 
 
-def _require_integer(fields: dict[str, Any], name: str) -> int | None:
-    value = fields.get(name)
-    if value is None or (type(value) is int):
+def _read_field(engine: Manifest, section: str, name: str, kind: type) -> Any:
+    value = getattr(engine, section).get(name)
+    if value is None or type(value) is kind:
         return value
-    raise ManifestError(f"target.{name} is {value!r}", fix="build this engine again")
-
-
-def _require_string(fields: dict[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    raise ManifestError(f"runtime.{name} is {value!r}", fix="build this engine again")
+    raise ManifestError(f"{section}.{name} is {value!r}", fix="build this engine again")
 
 
 def require_runnable(

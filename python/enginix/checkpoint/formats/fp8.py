@@ -69,11 +69,7 @@ class Fp8:
         }
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
-        from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
-
-        codes = tensors["weight"].view("uint8")
-        scale = per_expert(tensors["weights_scaling_factor"], linear)
-        return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
+        return _dequantize_codes(tensors["weight"], per_expert(tensors["weights_scaling_factor"], linear))
 
 
 class Fp8PerChannel:
@@ -108,11 +104,14 @@ class Fp8PerChannel:
         return {"weight": tuple(weight), "per_channel_scale": tuple(scale)}
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
-        from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
+        return _dequantize_codes(tensors["weight"], tensors["per_channel_scale"][:, None])
 
-        codes = tensors["weight"].view("uint8")
-        scale = tensors["per_channel_scale"][:, None]
-        return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
+
+def _dequantize_codes(weight: Array, scale: Array) -> Dequantized:
+    from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
+
+    codes = weight.view("uint8")
+    return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
 
 
 def _make_row_quantizer(info: TensorInfo, piece: MatrixSlice, what: str) -> RowTransform:
