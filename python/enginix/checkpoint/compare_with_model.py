@@ -124,9 +124,8 @@ def _select_stored_rows(
     """Return the parts of a matrix's tensors that belong to some output rows of one expert."""
     rows_by_leaf = {}
     for leaf, array in leaves.items():
-        expert_array = (
-            array[expert : expert + 1] if linear.stacked and len(array) == len(linear.groups) else array
-        )
+        is_by_expert = linear.stacked and len(array) == len(linear.groups)
+        expert_array = array[expert : expert + 1] if is_by_expert else array
         axis = 1 if linear.stacked and expert_array.ndim > 1 else 0
         if leaf == "prequant_scaling_factor" or expert_array.ndim <= axis or expert_array.shape[axis] == 1:
             rows_by_leaf[leaf] = expert_array

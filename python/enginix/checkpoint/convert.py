@@ -298,11 +298,8 @@ def _derive_model_spec(model: ModelConfig, options: ConvertOptions, headers_only
 
 def _note_differing_head(weights: ModelWeights, reader: SourceFileReader, names: SourceNames) -> list[str]:
     """Return a note if a tied head is stored separately and differs from the embedding."""
-    pair = [
-        weights.tensors.get(names.locate(weights.tensors, module, "weight"))
-        for module in (names.embedding, names.head)
-    ]
-    embedding, head = pair
+    stored = weights.tensors
+    embedding, head = (stored.get(names.locate(stored, m, "weight")) for m in (names.embedding, names.head))
     if embedding is None or head is None:
         return []
     length = min(COPY, embedding.nbytes, head.nbytes)

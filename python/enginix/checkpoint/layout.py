@@ -192,11 +192,8 @@ class CheckpointLayout:
         c, tp = self.config, self.config.mapping.tensor_parallel
         module, hidden = f"{hf_name}.{self.layout['recurrent']}", c.hidden_size
         width, taps = int(c.raw["rnn_hidden_size"]), int(c.raw["conv_kernel"])
-        part, heads, block = (
-            split_evenly(width, tp, tp_rank),
-            c.num_attention_heads,
-            width // c.num_attention_heads,
-        )
+        part, heads = split_evenly(width, tp, tp_rank), c.num_attention_heads
+        block = width // heads
         for name in ("linear_x", "linear_y"):
             piece = MatrixSlice(f"{module}.{name}", width, hidden, part, (0, hidden))
             bias = name == "linear_x"  # the class adds linear_y's inside its own kernel

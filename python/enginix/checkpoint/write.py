@@ -174,10 +174,8 @@ def _iterate_spans(part: MatrixRows, at: int) -> Iterator[tuple[int, int, int, M
 
 def _check_sizes(ranks: Sequence[Sequence[OutputTensor]]) -> None:
     for output in (o for outputs in ranks for o in outputs):
-        size, planned_size = (
-            prod(output.shape) * SAFETENSORS_DTYPES[output.dtype],
-            sum(p.size for p in output.parts),
-        )
+        size = prod(output.shape) * SAFETENSORS_DTYPES[output.dtype]
+        planned_size = sum(p.size for p in output.parts)
         if size != planned_size:
             raise AssertionError(f"{output.name}: {planned_size} bytes planned for {size}")
 

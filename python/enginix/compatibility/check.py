@@ -164,20 +164,12 @@ def _explain_rebuild(engine: Manifest, sm: int) -> str:
 def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Difference]:
     differences = []
     for name, fatal in COMPARED_VERSIONS.items():
-        built_version, live_version = _read_field(engine, "runtime", name, str), live.get(name)
+        built, here = _read_field(engine, "runtime", name, str) or "", live.get(name)
         # A range in the table is not a version to compare.
-        if (
-            built_version is not None
-            and built_version[:1].isdigit()
-            and live_version is not None
-            and live_version != built_version
-        ):
-            do = f"serve it with {name} {built_version}, or build it again with this runtime"
-            differences.append(
-                Difference(
-                    name, built_version, live_version, fatal and engine.kind not in UNCOMPILED_KINDS, do
-                )
-            )
+        if built[:1].isdigit() and here not in (None, built):
+            do = f"serve it with {name} {built}, or build it again with this runtime"
+            is_fatal = fatal and engine.kind not in UNCOMPILED_KINDS
+            differences.append(Difference(name, built, here, is_fatal, do))
     return differences
 
 

@@ -241,11 +241,8 @@ def name_family_sizes(raw: Mapping[str, Any], architecture: str | None) -> dict[
             common[usual] = sizes[name]
     if "experts.top_k" in sizes:
         common["num_experts_per_tok"] = sizes["experts.top_k"]
-    return (
-        {"tie_word_embeddings": row["defaults"].get("tie_word_embeddings")}
-        | common
-        | {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
-    )
+    tied = "tie_word_embeddings"
+    return {tied: row["defaults"].get(tied), **common, **({tied: raw[tied]} if tied in raw else {})}
 
 
 def find_kv_heads(config: Mapping[str, Any], architecture: str | None) -> int | None:

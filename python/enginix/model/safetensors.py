@@ -168,11 +168,8 @@ def read_header(path: Path) -> SafetensorsHeader:
     expected_begin = base
     for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
         if tensor.begin != expected_begin:
-            what = (
-                "overlaps another tensor"
-                if tensor.begin < expected_begin
-                else f"leaves {tensor.begin - expected_begin} bytes unused"
-            )
+            gap = tensor.begin - expected_begin
+            what = "overlaps another tensor" if gap < 0 else f"leaves {gap} bytes unused"
             raise make_damage_error(what, f"{where}: tensor {tensor.name!r}")
         expected_begin = tensor.end
     if expected_begin != total:

@@ -95,11 +95,8 @@ def layer_name(layer: int, suffix: str = "") -> str:
 
 def qkv_rows(config: ExecutorConfig) -> tuple[int, int, int]:
     """Return the rows of q, k and v in the whole fused matrix."""
-    return (
-        config.heads * config.head_size,
-        config.kv_heads * config.head_size,
-        config.kv_heads * config.head_size,
-    )
+    kv = config.kv_heads * config.head_size
+    return config.heads * config.head_size, kv, kv
 
 
 def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, LinearSpec]:
@@ -115,34 +112,26 @@ def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, L
 
 def mlp_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, ...]:
     """Return the MLP's linears: (fc, gate, proj), or (fused fc, proj), or (router, fc, proj, shared …)."""
-    prefix, hidden, size = layer_name(layer, "mlp"), config.hidden_size, config.intermediate_size
-    experts = config.experts
+    hidden, size, experts = config.hidden_size, config.intermediate_size, config.experts
+
+    def linear(name: str, rows: int, columns: int, cut: RankCut, **more: Any) -> LinearSpec:
+        return LinearSpec(layer_name(layer, f"mlp.{name}"), rows, columns, cut, layer, **more)
+
     if experts is not None:
+        width, shared, count = experts.size, experts.shared_size, experts.count
         stack = (
-            LinearSpec(
-                f"{prefix}.fc", 2 * experts.size, hidden, RankCut.EXPERT_HALVES, layer, experts=experts.count
-            ),
-            LinearSpec(
-                f"{prefix}.proj", hidden, experts.size, RankCut.EXPERT_COLUMNS, layer, experts=experts.count
-            ),
+            linear("fc", 2 * width, hidden, RankCut.EXPERT_HALVES, experts=count),
+            linear("proj", hidden, width, RankCut.EXPERT_COLUMNS, experts=count),
         )
-        if not experts.shared_size:
+        if not shared:
             return stack
-        return (
-            *stack,
-            LinearSpec(f"{prefix}.shared_expert.fc", 2 * experts.shared_size, hidden, RankCut.HALVES, layer),
-            LinearSpec(f"{prefix}.shared_expert.proj", hidden, experts.shared_size, RankCut.COLUMNS, layer),
-        )
-    proj = LinearSpec(f"{prefix}.proj", hidden, size, RankCut.COLUMNS, layer, config.mlp_bias)
+        fc = linear("shared_expert.fc", 2 * shared, hidden, RankCut.HALVES)
+        return (*stack, fc, linear("shared_expert.proj", hidden, shared, RankCut.COLUMNS))
+    proj = linear("proj", hidden, size, RankCut.COLUMNS, bias=config.mlp_bias)
     if config.family == "phi3":
-        return LinearSpec(f"{prefix}.fc", 2 * size, hidden, RankCut.HALVES, layer), proj
-    if not config.form.gated:
-        return LinearSpec(f"{prefix}.fc", size, hidden, RankCut.ROWS, layer, config.mlp_bias), proj
-    return (
-        LinearSpec(f"{prefix}.fc", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
-        LinearSpec(f"{prefix}.gate", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
-        proj,
-    )
+        return linear("fc", 2 * size, hidden, RankCut.HALVES), proj
+    names = ("fc", "gate") if config.form.gated else ("fc",)
+    return (*(linear(n, size, hidden, RankCut.ROWS, bias=config.mlp_bias) for n in names), proj)
 
 
 def module_in_file(config: ExecutorConfig, name: str, layer: int) -> str:

@@ -175,10 +175,6 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
     return plain
 
 
-def _say_quantization(algorithm: str) -> str:
-    return f"quantization {algorithm}"
-
-
 def require_kind_support(kind: str, target: Target, version: str | None = None) -> None:
     """Check that a kind's software has code for a target.
 
@@ -198,7 +194,7 @@ def check_support(
     kv_cache: str | None,
     architecture: str | None,
     target: Target,
-    say_format: Callable[[str], str] = _say_quantization,
+    say_format: Callable[[str], str] = "quantization {}".format,
 ) -> list[str]:
     """Check quantization, KV cache and architecture for a target, as nix/check/target.nix at evaluation.
 

@@ -114,12 +114,12 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
 def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return BuildConfig and PluginConfig as the command line makes them."""
     effects = load_table("build_effects")
-    plugins = {
-        name: {"enable": True, "disable": _spell_disabled(name, value)}.get(str(given[name]), given[name])
-        if name in given
-        else value
-        for name, value in effects["pluginConfig"].items()
-    }
+    plugins = dict(effects["pluginConfig"])
+    for name in plugins.keys() & given.keys():
+        # A disabled switch is false, a disabled plug-in null.
+        is_switch = isinstance(plugins[name], bool) or name == "paged_kv_cache"
+        spelled = {"enable": True, "disable": False if is_switch else None}
+        plugins[name] = spelled.get(str(given[name]), given[name])
     config = {name: given.get(name, value) for name, value in effects["buildConfig"].items()}
     for name in ("gather_context_logits", "gather_generation_logits"):
         config[name] = bool(config[name] or given.get("gather_all_token_logits", False))
@@ -128,11 +128,6 @@ def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     config["speculative_decoding_mode"] = effects["speculativeDecodingModes"].get(mode, 1)
     config["kv_cache_type"] = str(config["kv_cache_type"]).upper()
     return config, plugins
-
-
-def _spell_disabled(name: str, default: Any) -> bool | None:
-    """Return the value of a disabled setting: false for a switch, null for a plug-in."""
-    return False if isinstance(default, bool) or name == "paged_kv_cache" else None
 
 
 def _settle_kv_cache(

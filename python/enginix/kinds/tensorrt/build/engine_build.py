@@ -56,11 +56,7 @@ def build_tensorrt_engine(
     # the relative path "model" would be in every config.json.
     model, paths = Path(os.path.abspath(model)), replace(paths, out=Path(os.path.abspath(paths.out)))
     checkpoint_dir = None if checkpoint_dir is None else Path(os.path.abspath(checkpoint_dir))
-    checkpoint = (
-        BuildCheckpoint.read(checkpoint_dir)
-        if checkpoint_dir is not None
-        else BuildCheckpoint.of_model(model)
-    )
+    checkpoint = BuildCheckpoint.read_input(checkpoint_dir, model)
     preflight.require_kind_support("tensorrt", request.target)
     for warning in preflight.check_support(
         checkpoint.quantization, checkpoint.kv_cache, checkpoint.architecture, request.target

@@ -79,6 +79,11 @@ class BuildCheckpoint:
         return max(self.ranks.values(), default=self.total // self.world_size)
 
     @staticmethod
+    def read_input(checkpoint: Path | None, model: Path) -> BuildCheckpoint:
+        """Read the checkpoint, or the model where there is none."""
+        return BuildCheckpoint.of_model(model) if checkpoint is None else BuildCheckpoint.read(checkpoint)
+
+    @staticmethod
     def read(path: Path) -> BuildCheckpoint:
         """Read a TensorRT-LLM checkpoint.
 

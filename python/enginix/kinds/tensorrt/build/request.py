@@ -135,7 +135,8 @@ def make_build_request(
         fix = "pass the output of enginix convert, or --strategy llm-api"
         raise UsageError("CHECKPOINT is needed", fix=fix)
     build_target = find_target(str(request_fields["target"]))
-    pin, cache, gates = (_read_path(request_fields, name) for name in ("pin", "timingCache", "gates"))
+    names = (request_fields.get(key) for key in ("pin", "timingCache", "gates"))
+    pin, cache, gates = (Path(name) if name else None for name in names)
     runtime = runtimes.find_runtime(request_fields["runtime"], "tensorrt", pin)
     profile = find_profile(request_fields.get("profile"))
     options = build_options.check_build_options(request_fields.get("options") or {}, runtime.id)
@@ -156,10 +157,6 @@ def make_build_request(
         plan=request_fields.get("plan"),
         gates=gates,
     )
-
-
-def _read_path(request_fields: dict[str, Any], name: str) -> Path | None:
-    return Path(request_fields[name]) if request_fields.get(name) else None
 
 
 def predict_effective_build(request: BuildRequest, checkpoint: BuildCheckpoint) -> EffectiveBuild:
