@@ -80,7 +80,7 @@ class BuildCheckpoint:
 
     @staticmethod
     def read_input(checkpoint: Path | None, model: Path) -> BuildCheckpoint:
-        """Read the checkpoint, or the model where there is none."""
+        """Read the checkpoint; without one, the model."""
         return BuildCheckpoint.of_model(model) if checkpoint is None else BuildCheckpoint.read(checkpoint)
 
     @staticmethod
