@@ -32,11 +32,16 @@ class RankSizes:
 
     Attributes:
         heaviest: the tensors of the heaviest rank.
-        files: all rank files together.
+        rank_files: each rank's file.
     """
 
     heaviest: int
-    files: int
+    rank_files: tuple[int, ...]
+
+    @property
+    def files(self) -> int:
+        """Return the bytes of all rank files together."""
+        return sum(self.rank_files)
 
 
 class CheckpointSizes:
@@ -73,7 +78,7 @@ class CheckpointSizes:
         check_parallelism(self.model, mapping)
         layout, algorithms = self._layout(mapping, quantization, kv_cache)
         form = "modelopt" if find_unaligned(layout.linears(), algorithms) else "trtllm"
-        heaviest = files = 0
+        heaviest, rank_files = 0, list[int]()
         for stage in range(pp):  # all ranks of a stage are of one size
             outputs = [
                 OutputTensor(name, *row, ())
@@ -81,8 +86,8 @@ class CheckpointSizes:
                 for name, row in list_module_tensors(m, layout.config, algorithms.get(m.name), form).items()
             ]
             heaviest = max(heaviest, sum(prod(o.shape) * SAFETENSORS_DTYPES[o.dtype] for o in outputs))
-            files += tp * compute_file_layout(outputs)[2]
-        return RankSizes(heaviest, files)
+            rank_files += [compute_file_layout(outputs)[2]] * tp
+        return RankSizes(heaviest, tuple(rank_files))
 
     def _layout(
         self, mapping: CheckpointMapping, quantization: str | None, kv_cache: str | None
