@@ -17,6 +17,11 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message; empty without a message."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def count_noun(number: int, noun: str) -> str:
     """Put a number before its noun: ``1 gate``, ``2 gates``."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

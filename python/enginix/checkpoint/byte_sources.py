@@ -8,18 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.errors import ModelError
 from enginix.model import TensorInfo
 from enginix.model.model_errors import make_damage_error
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-    Bytes8 = npt.NDArray[np.uint8]
+    from enginix.checkpoint.numbers import Array, Bytes8
 
 COPY = 1 << 20  # bytes of a block that is copied as it is
 CHUNK = 1 << 20  # bytes of a block that is transformed
@@ -35,6 +31,15 @@ def require_finite(tensor: TensorInfo, data: memoryview) -> None:
 
     if are_any_non_finite(np.frombuffer(data, np.uint8), tensor.dtype):
         raise make_damage_error(f"tensor {tensor.name!r} holds NaN or an infinity", str(tensor.path))
+
+
+@contextlib.contextmanager
+def refuse_overflow(what: str, path: Path) -> Iterator[None]:
+    """Refuse a model's value that does not fit the dtype; the body raises OverflowError for it."""
+    try:
+        yield
+    except OverflowError as e:
+        raise ModelError(f"{what}: {e}", where=str(path), fix="--dtype bfloat16 (or float32)") from e
 
 
 class WorkBuffer:

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from enginix.checkpoint.byte_sources import KnownBytes, OutputTensor, SourceFileReader
 from enginix.checkpoint.config import FILE, CheckpointConfig, parse_checkpoint_config
-from enginix.checkpoint.describe import describe_checkpoint_config
-from enginix.checkpoint.family_description import find_variant
+from enginix.checkpoint.describe import describe_checkpoint_config, find_variant
 from enginix.checkpoint.formats import NumberFormat, format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize_nvfp4 as dequantize_nvfp4
 from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
-from enginix.checkpoint.numbers import list_fp8_values, to_float32, unpack_int4_rows
+from enginix.checkpoint.numbers import Array, list_fp8_values, to_float32, unpack_int4_rows
 from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, MatrixSlice, VectorModule
 from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.verification_report import Finding
@@ -32,7 +30,6 @@ from enginix.model import open_weights
 from enginix.model.config import read_model_config
 from enginix.progress import track_step
 
-Array = npt.NDArray[Any]
 ROWS = 1024  # output rows compared at once
 
 # A value that is rounded once is half a step away, and a quarter on average; the rest covers what is computed
@@ -127,9 +124,8 @@ def _select_stored_rows(
     """Return the parts of a matrix's tensors that belong to some output rows of one expert."""
     rows_by_leaf = {}
     for leaf, array in leaves.items():
-        expert_array = (
-            array[expert : expert + 1] if linear.stacked and len(array) == len(linear.groups) else array
-        )
+        is_by_expert = linear.stacked and len(array) == len(linear.groups)
+        expert_array = array[expert : expert + 1] if is_by_expert else array
         axis = 1 if linear.stacked and expert_array.ndim > 1 else 0
         if leaf == "prequant_scaling_factor" or expert_array.ndim <= axis or expert_array.shape[axis] == 1:
             rows_by_leaf[leaf] = expert_array
@@ -209,19 +205,15 @@ class CheckpointComparison:
             form = nvfp4_form(dict(file.tensors), self.layout, rank)
             modules = list(self.layout.rank(rank))
             norms = {m.name: m for m in modules if isinstance(m, VectorModule) and m.leaf == "weight"}
-            folded_norms = {
-                norm.name: self._norm_pair(norm, file)
-                for module in modules
-                if isinstance(module, LinearModule) and (norm := self._folded_norm(module, norms))
-            }
+            linears = [module for module in modules if isinstance(module, LinearModule)]
+            norm_before = {m.name: norm.name for m in linears if (norm := self._folded_norm(m, norms))}
+            pairs = {name: self._norm_pair(norms[name], file) for name in {*norm_before.values()}}
             with track_step("comparing", len(modules), "modules") as progress:
                 for module in modules:
                     if isinstance(module, VectorModule):
-                        is_folded = module.name in folded_norms
-                        yield from self._vector(module, file, is_folded, folded_norms.get(module.name))
+                        yield from self._vector(module, file, module.name in pairs, pairs.get(module.name))
                     elif isinstance(module, LinearModule):
-                        norm = self._folded_norm(module, norms)
-                        pair = None if norm is None else folded_norms[norm.name]
+                        pair = pairs.get(norm_before.get(module.name, ""))
                         yield from self._linear(module, file, form, pair)
                     elif isinstance(module, KvCacheModule):
                         yield from self._cache_scales(module, file)

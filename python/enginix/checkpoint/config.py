@@ -148,7 +148,7 @@ class _CheckpointConfigReader:
     def integer(self, key: str, default: int | None = None, least: int = 0) -> int:
         value = self.raw.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        if type(value) is not int or not least <= value < 2**31:
             raise self._bad(key, value, f"an integer of at least {least}")
         return value
 

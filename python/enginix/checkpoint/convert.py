@@ -13,6 +13,7 @@ from enginix import manifest
 from enginix.checkpoint import config as ckpt
 from enginix.checkpoint.byte_sources import (
     COPY,
+    BytePart,
     GeneratedBytes,
     HeaderReader,
     MatrixRows,
@@ -21,9 +22,9 @@ from enginix.checkpoint.byte_sources import (
     ZeroBytes,
 )
 from enginix.checkpoint.describe import describe_checkpoint_config
-from enginix.checkpoint.formats import format_of
+from enginix.checkpoint.formats import KV_LEAVES, format_of, list_module_tensors
 from enginix.checkpoint.formats.fp8 import pack_floats
-from enginix.checkpoint.formats.nvfp4 import fits_tiles
+from enginix.checkpoint.formats.nvfp4 import find_unaligned
 from enginix.checkpoint.formats.plain import add_offset, make_bias_parts, make_caster
 from enginix.checkpoint.latent_attention import absorb_keys
 from enginix.checkpoint.layout import CheckpointLayout
@@ -152,36 +153,36 @@ class _OutputBuilder:
     def rank(self, rank: int) -> tuple[OutputTensor, ...]:
         outputs: list[OutputTensor] = []
         for module in self.layout.rank(rank):
+            algorithm = self.resolved.algorithms.get(module.name)
+            spec = list_module_tensors(module, self.config, algorithm, self.form)
             if isinstance(module, VectorModule):
-                outputs.append(self.vector(module))
+                parts = {module.tensor_name: self.vector(module)}
             elif isinstance(module, LinearModule):
-                outputs.extend(self.linear(module))
+                parts = self.linear(module, algorithm)
             elif isinstance(module, SlicedTensor):
-                outputs.append(self.sliced(module))
+                parts = {module.name: self.sliced(module)}
             else:
-                outputs.extend(self.kv_cache(module))
+                parts = self.kv_cache(module) if spec else {}
+            outputs.extend(OutputTensor(name, *spec[name], parts[name]) for name in spec)
         return tuple(outputs)
 
-    def vector(self, module: VectorModule) -> OutputTensor:
+    def vector(self, module: VectorModule) -> tuple[BytePart, ...]:
         info = self.source.tensor(module.module, module.leaf, FLOATS, (module.size,))
         transform = make_caster(info, self.dtype)
         if module.offset:
             transform = add_offset(info, self.dtype, module.offset)
-        part = cut_vector(info, (0, module.size), transform)
-        return OutputTensor(module.tensor_name, self.dtype, (module.size,), (part,))
+        return (cut_vector(info, (0, module.size), transform),)
 
-    def sliced(self, module: SlicedTensor) -> OutputTensor:
+    def sliced(self, module: SlicedTensor) -> tuple[BytePart, ...]:
         info = self.source.tensor(module.module, module.leaf, FLOATS, module.source_shape)
         if isinstance(module, AbsorbedQueries):
             keys = self.source.tensor(module.keys.module, module.keys.leaf, FLOATS, module.keys.stored_shape)
             absorb = partial(absorb_keys, module, info, keys, self.dtype)
-            size = prod(module.shape) * SAFETENSORS_DTYPES[self.dtype]
-            return OutputTensor(module.name, self.dtype, module.shape, (GeneratedBytes(size, absorb),))
+            return (GeneratedBytes(prod(module.shape) * SAFETENSORS_DTYPES[self.dtype], absorb),)
         stride, cast = info.itemsize * prod(module.source_shape[1:]), make_caster(info, self.dtype)
-        parts = tuple(MatrixRows(info, stride, rows, (0, stride), cast) for rows in module.ranges)
-        return OutputTensor(module.name, self.dtype, module.shape, parts)
+        return tuple(MatrixRows(info, stride, rows, (0, stride), cast) for rows in module.ranges)
 
-    def projected(self, module: LinearModule, projection: EmbeddingProjection) -> OutputTensor:
+    def projected(self, module: LinearModule, projection: EmbeddingProjection) -> tuple[BytePart, ...]:
         """Return the product of an embedding or a head with the projection beside it."""
         piece, is_embedding = module.groups[0][0], module.groups[0][0].module == self.source.names.embedding
         info = self.source.tensor(piece.module, piece.leaf, FLOATS, (piece.out, projection.width))
@@ -190,25 +191,18 @@ class _OutputBuilder:
         factor = self.source.tensor(matrix, "weight", FLOATS, shape)
         row, rows = piece.width * SAFETENSORS_DTYPES[self.dtype], piece.rows[1] - piece.rows[0]
         make = partial(project_rows, info, factor, piece, is_embedding, self.dtype)
-        parts = (GeneratedBytes(rows * row, make), ZeroBytes(piece.pad * row))
-        return OutputTensor(f"{module.name}.weight", self.dtype, (module.out, module.inp), parts)
+        return (GeneratedBytes(rows * row, make), ZeroBytes(piece.pad * row))
 
-    def linear(self, module: LinearModule) -> list[OutputTensor]:
+    def linear(self, module: LinearModule, algorithm: str | None) -> dict[str, tuple[BytePart, ...]]:
         names = self.source.names
         if names.projection and module.groups[0][0].module in (names.embedding, names.head):
-            return [self.projected(module, names.projection)]
-        number_format = format_of(self.resolved.algorithms.get(module.name), self.form)
-        spec = number_format.spec(module, self.config)
-        parts = number_format.parts(module, self.config, self.source)
-        outputs = [OutputTensor(f"{module.name}.{leaf}", *spec[leaf], parts[leaf]) for leaf in spec]
+            return {f"{module.name}.weight": self.projected(module, names.projection)}
+        leaves = format_of(algorithm, self.form).parts(module, self.config, self.source)
         if module.bias:
-            bias = make_bias_parts(module, self.dtype, self.source)
-            outputs.append(OutputTensor(f"{module.name}.bias", self.dtype, (module.out,), bias))
-        return outputs
+            leaves["bias"] = make_bias_parts(module, self.dtype, self.source)
+        return {f"{module.name}.{leaf}": parts for leaf, parts in leaves.items()}
 
-    def kv_cache(self, module: KvCacheModule) -> list[OutputTensor]:
-        if self.config.quantization.kv_cache_quant_algo is None:
-            return []
+    def kv_cache(self, module: KvCacheModule) -> dict[str, tuple[BytePart, ...]]:
         import numpy as np
 
         scale = 0.0
@@ -216,13 +210,8 @@ class _OutputBuilder:
             if not self.source.has(name, leaf):
                 self.default_kv_scales.add(f"{name}.{leaf}")
             scale = max(scale, self.source.scale(name, leaf) if self.source.has(name, leaf) else 1.0)
-        inverse = float(np.float32(1) / np.float32(scale))
-        return [
-            OutputTensor(f"{module.name}.kv_cache_scaling_factor", "F32", (1,), (pack_floats([scale]),)),
-            OutputTensor(
-                f"{module.name}.kv_cache_rcp_scaling_factor", "F32", (1,), (pack_floats([inverse]),)
-            ),
-        ]
+        both = (scale, float(np.float32(1) / np.float32(scale)))
+        return {f"{module.name}.{leaf}": (pack_floats([v]),) for leaf, v in zip(KV_LEAVES, both, strict=True)}
 
 
 def _choose_nvfp4_form(
@@ -232,14 +221,8 @@ def _choose_nvfp4_form(
         raise UsageError(f"--nvfp4-form {requested!r} is unknown", fix=f"one of: {', '.join(NVFP4_FORMS)}")
     if requested != "auto":
         return requested
-    linears = [
-        m
-        for rank in layout.config.mapping.ranks()
-        for m in layout.rank(rank)
-        if isinstance(m, LinearModule) and resolved.algorithms.get(m.name) == "NVFP4"
-    ]
-    unaligned = next((m for m in linears if not fits_tiles(m)), None)
-    if unaligned is None or any(m.stacked for m in linears):
+    unaligned = find_unaligned(layout.linears(), resolved.algorithms)
+    if unaligned is None:
         return "trtllm"
     notes.append(
         f"{unaligned.name} is {unaligned.out} x {unaligned.inp} per rank, "
@@ -315,11 +298,8 @@ def _derive_model_spec(model: ModelConfig, options: ConvertOptions, headers_only
 
 def _note_differing_head(weights: ModelWeights, reader: SourceFileReader, names: SourceNames) -> list[str]:
     """Return a note if a tied head is stored separately and differs from the embedding."""
-    pair = [
-        weights.tensors.get(names.locate(weights.tensors, module, "weight"))
-        for module in (names.embedding, names.head)
-    ]
-    embedding, head = pair
+    stored = weights.tensors
+    embedding, head = (stored.get(names.locate(stored, m, "weight")) for m in (names.embedding, names.head))
     if embedding is None or head is None:
         return []
     length = min(COPY, embedding.nbytes, head.nbytes)
@@ -398,10 +378,7 @@ def _make_checkpoint_manifest(
         options={
             "converter": "enginix",
             "dtype": conversion.config["dtype"],
-            "tensorParallel": options.mapping.tensor_parallel,
-            "pipelineParallel": options.mapping.pipeline_parallel,
-            "expertParallel": options.mapping.expert_parallel,
-            "gpusPerNode": options.mapping.gpus_per_node,
+            **options.mapping.as_options(),
             "parallelEmbedding": options.parallel_embedding,
             "embeddingShardingDim": options.embedding_sharding_dim,
             **({"nvfp4Form": conversion.nvfp4_form} if quantization.get("group_size") == 16 else {}),

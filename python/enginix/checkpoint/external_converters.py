@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from enginix import manifest
 from enginix.checkpoint import config as ckpt
 from enginix.checkpoint.convert import ConvertOptions
 from enginix.checkpoint.mapping import check_node_sizes, default_gpus_per_node
@@ -17,13 +16,16 @@ from enginix.checkpoint.write import rank_file_name
 from enginix.digests import SourceWatch
 from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
 from enginix.files import dump_json, write_text
+from enginix.manifest import Manifest, read_artefact_name
 from enginix.model import open_weights, read_header
+from enginix.model.config_rules import advise_other_converter
 from enginix.model.identity import identify_model
 from enginix.model.jsonfile import read_object
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.optional_libraries import missing_library
 from enginix.output_path import require_absent
 from enginix.tables import load_table
+from enginix.wording import first_line
 from enginix.work_directory import new_directory
 
 # Substrings of a path by which TensorRT-LLM's Llama class takes a model for another one.
@@ -42,20 +44,12 @@ def require_architecture(directory: Path, converter: str) -> tuple[str, dict[str
     model_architecture = names[0] if isinstance(names, list) and len(names) == 1 else None
     if not isinstance(model_architecture, str) or model_architecture not in rows:
         model_architecture = str(model_architecture)
-        reason = load_table("converters")["refused"].get(model_architecture)
-        other_converters = [
-            k
-            for k, v in load_table("converters")["converters"].items()
-            if model_architecture in v["architectures"]
-        ]
         with limited_llmapi_advice(model_architecture):
             raise ModelError(
                 f"converter {converter!r} does not support architecture {model_architecture!r}; "
                 f"it supports: {', '.join(sorted(rows))}",
                 where=where,
-                fix=f"--converter {' or '.join(other_converters)}"
-                if other_converters
-                else "serve the model with the llmapi kind" + (f": {reason}" if reason else ""),
+                fix=advise_other_converter(model_architecture),
             )
     return model_architecture, rows[model_architecture]
 
@@ -83,15 +77,9 @@ def _refuse_unsupported_options(directory: Path, options: ConvertOptions, row: d
 
 
 def _finish_checkpoint(
-    partial: Path,
-    directory: Path,
-    watch: SourceWatch,
-    name: str,
-    converter: str,
-    options: ConvertOptions,
-    tools: dict[str, str],
-) -> None:
-    """Check that every rank is there and readable, then write the manifest."""
+    partial: Path, directory: Path, name: str, converter: str, options: ConvertOptions, tools: dict[str, str]
+) -> Manifest:
+    """Check that every rank is there and readable; return the manifest."""
     try:
         sizes = [
             read_header(partial / rank_file_name(r)).path.stat().st_size
@@ -108,24 +96,15 @@ def _finish_checkpoint(
             where=f"{ckpt.FILE}: mapping",
             fix="leave out --gpus-per-node, and serve on nodes of as many GPUs",
         )
-    inputs = identify_model(directory)
-    watch.require_unchanged()
-    manifest.Manifest(
+    return Manifest(
         artefact="checkpoint",
-        name=manifest.read_artefact_name(directory),
+        name=read_artefact_name(directory),
         model={"architecture": name, "quantization": None, "kvCacheQuantization": None},
-        inputs=inputs,
-        options={
-            "converter": converter,
-            "dtype": raw.get("dtype"),
-            "tensorParallel": options.mapping.tensor_parallel,
-            "pipelineParallel": 1,
-            "expertParallel": 1,
-            "gpusPerNode": requested_gpus,
-        },
-        tools=manifest.Manifest("checkpoint", "").tools | tools,
+        inputs=identify_model(directory),
+        options={"converter": converter, "dtype": raw.get("dtype"), **options.mapping.as_options()},
+        tools=Manifest("checkpoint", "").tools | tools,
         results={"bytes": sum(sizes)},
-    ).write(partial)
+    )
 
 
 @contextlib.contextmanager
@@ -137,11 +116,34 @@ def _guard_converter(converter: str) -> Iterator[None]:
     except (EnginixError, OSError):
         raise
     except Exception as e:
-        first = str(e).strip().splitlines()
         raise ModelError(
-            f"{converter} failed: {type(e).__name__}: {first[0] if first else ''}",
+            f"{converter} failed: {type(e).__name__}: {first_line(e)}",
             fix="run again with ENGINIX_TRACEBACK=1 to see where, or use another --converter",
         ) from e
+
+
+@contextlib.contextmanager
+def _open_checkpoint(
+    directory: Path, out: Path, converter: str, options: ConvertOptions, tools: dict[str, str], name: str
+) -> Iterator[Path]:
+    """Yield a directory for a converter to write, and describe what it wrote: whole at the end, or absent."""
+    watch = SourceWatch(directory)
+    with new_directory(out) as partial, _guard_converter(converter):
+        yield partial
+        checkpoint_manifest = _finish_checkpoint(partial, directory, name, converter, options, tools)
+        watch.require_unchanged()
+        checkpoint_manifest.write(partial)
+
+
+def _prepare_conversion(
+    directory: Path, out: Path, converter: str, options: ConvertOptions
+) -> tuple[str, dict[str, Any]]:
+    """Check a conversion before a library is loaded; return the architecture and its row."""
+    require_absent(out)
+    name, row = require_architecture(directory, converter)
+    _refuse_unsupported_options(directory, options, row)
+    open_weights(directory)
+    return name, row
 
 
 def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -> str:
@@ -155,10 +157,7 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
         ModelError: ModelOpt does not support the architecture, or failed.
         MachineError: torch, transformers or modelopt is not installed, or ModelOpt has no such export.
     """
-    require_absent(out)
-    name, row = require_architecture(directory, "modelopt")
-    _refuse_unsupported_options(directory, options, row)
-    open_weights(directory)
+    name, row = _prepare_conversion(directory, out, "modelopt", options)
     try:
         import modelopt
         import modelopt.torch.export as modelopt_export
@@ -175,8 +174,8 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
             fix="--converter enginix, which writes the same form for its architectures; for others, "
             "pip install 'nvidia-modelopt<0.49'",
         )
-    watch = SourceWatch(directory)
-    with new_directory(out) as partial, _guard_converter("modelopt"):
+    tools = {"modelopt": modelopt.__version__, "transformers": transformers.__version__}
+    with _open_checkpoint(directory, out, "modelopt", options, tools, name) as partial:
         dtype = getattr(torch, options.dtype) if options.dtype else "auto"
         model = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, trust_remote_code=False, local_files_only=True
@@ -188,8 +187,6 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
             raw.setdefault("rotary_base", float(rope["rope_theta"]))
         raw["mapping"]["gpus_per_node"] = options.mapping.gpus_per_node
         write_text(partial / ckpt.FILE, dump_json(raw))
-        tools = {"modelopt": modelopt.__version__, "transformers": transformers.__version__}
-        _finish_checkpoint(partial, directory, watch, name, "modelopt", options, tools)
     return name
 
 
@@ -200,10 +197,7 @@ def convert_with_tensorrt_llm(directory: Path, out: Path, options: ConvertOption
         ModelError: an unsupported architecture, a path that misleads the runtime, or a failed conversion.
         MachineError: tensorrt_llm cannot be imported.
     """
-    require_absent(out)
-    name, row = require_architecture(directory, "tensorrt_llm")
-    _refuse_unsupported_options(directory, options, row)
-    open_weights(directory)
+    name, _ = _prepare_conversion(directory, out, "tensorrt_llm", options)
     for trap in _PATH_TRAPS:
         if trap in str(directory).lower():
             raise UsageError(
@@ -219,15 +213,12 @@ def convert_with_tensorrt_llm(directory: Path, out: Path, options: ConvertOption
             f"tensorrt_llm cannot be imported: {e}",
             fix="--converter tensorrt_llm runs inside the pinned runtime, in a GPU build",
         ) from e
-    watch = SourceWatch(directory)
-    with new_directory(out) as partial, _guard_converter("tensorrt_llm"):
+    tools = {"tensorrt_llm": runtime.__version__}
+    with _open_checkpoint(directory, out, "tensorrt_llm", options, tools, name) as partial:
         if name not in model_map:
             raise ModelError(f"this tensorrt_llm has no class {name}", fix="use another runtime")
         for rank in options.mapping.ranks():
             _convert_rank(model_map[name], runtime.Mapping, directory, partial, options, rank)
-        _finish_checkpoint(
-            partial, directory, watch, name, "tensorrt_llm", options, {"tensorrt_llm": runtime.__version__}
-        )
     return name
 
 

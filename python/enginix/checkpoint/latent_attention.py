@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from enginix.checkpoint.byte_sources import SourceFileReader
+from enginix.checkpoint.byte_sources import SourceFileReader, refuse_overflow
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.products import multiply_in_order, read_rows
 from enginix.checkpoint.rank_modules import (
@@ -19,7 +19,6 @@ from enginix.checkpoint.rank_modules import (
     VectorModule,
     split_evenly,
 )
-from enginix.errors import ModelError
 from enginix.model import TensorInfo
 
 
@@ -74,11 +73,7 @@ def absorb_keys(
     for rows, key_rows in zip(module.ranges, module.key_ranges, strict=True):
         query = read_rows(queries, rows, code, reader)
         nope = key_rows[1] - key_rows[0]
-        try:
+        with refuse_overflow(module.name, queries.path):
             key = read_rows(keys, key_rows, code, reader)
             yield from multiply_in_order(key, query[:nope], code)
-        except OverflowError as e:
-            raise ModelError(
-                f"{module.name}: {e}", where=str(queries.path), fix="--dtype bfloat16 (or float32)"
-            ) from e
         yield query[nope:].tobytes()

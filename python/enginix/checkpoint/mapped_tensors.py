@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from enginix.checkpoint.numbers import numpy_dtype
+from enginix.checkpoint.numbers import Array, numpy_dtype
 from enginix.model import TensorInfo, read_header
-
-Array = npt.NDArray[Any]
 
 
 def map_tensor(info: TensorInfo) -> Array:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from enginix.errors import UsageError
+from enginix.letter_case import camel_case_keys
 from enginix.model import ModelConfig
 from enginix.tables import load_table
 
@@ -48,6 +49,10 @@ class CheckpointMapping:
     def fills_nodes(self) -> bool:
         """Return whether the ranks fit on one node or fill several, so that each has its own GPU."""
         return self.world_size <= self.gpus_per_node or self.world_size % self.gpus_per_node == 0
+
+    def as_options(self) -> dict[str, int]:
+        """Return the sizes by their names in a manifest's options."""
+        return dict(camel_case_keys(asdict(self)))
 
     def ranks(self) -> range:
         return range(self.world_size)

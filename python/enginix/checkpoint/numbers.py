@@ -12,6 +12,8 @@ import numpy.typing as npt
 from enginix.checkpoint import compiled_casts
 
 Array = npt.NDArray[Any]
+Bytes8 = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 _DTYPES: dict[str, Any] = {
     "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64,
@@ -27,13 +29,13 @@ def numpy_dtype(code: str) -> np.dtype[Any]:
     return dtype
 
 
-def bfloat16_to_float32(x: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+def bfloat16_to_float32(x: npt.NDArray[np.uint16]) -> Floats:
     """Convert exactly: bfloat16 is the upper half of a float32."""
-    wide: npt.NDArray[np.float32] = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide: Floats = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return wide
 
 
-def to_float32(x: Array, code: str) -> npt.NDArray[np.float32]:
+def to_float32(x: Array, code: str) -> Floats:
     """Convert any float of the table to float32; exact except for F64."""
     if code == "BF16":
         return bfloat16_to_float32(x.view(np.uint16))
@@ -42,7 +44,7 @@ def to_float32(x: Array, code: str) -> npt.NDArray[np.float32]:
     return x.view(numpy_dtype(code)).astype(np.float32)
 
 
-def _narrow_floats(wide: npt.NDArray[np.float32], target: str) -> Array:
+def _narrow_floats(wide: Floats, target: str) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         return wide.astype(numpy_dtype(target))
 
@@ -57,7 +59,7 @@ def _make_cast_table(source: str, target: str) -> npt.NDArray[np.uint16]:
 STEP = 1 << 17  # elements at a time: temporaries stay in the cache, and NumPy's cost of a call is spread
 
 
-def _float16_to_float32(x: npt.NDArray[np.uint16], out: npt.NDArray[np.float32]) -> None:
+def _float16_to_float32(x: npt.NDArray[np.uint16], out: Floats) -> None:
     """Convert exactly, by a few whole-array steps, several times faster than NumPy's element-wise cast.
 
     Sign, exponent and mantissa move to their places in a float32, whose exponent is then 112 too small;
@@ -72,9 +74,7 @@ def _float16_to_float32(x: npt.NDArray[np.uint16], out: npt.NDArray[np.float32])
         np.copyto(out, x.view(np.float16))
 
 
-def _float32_to_float16(
-    x: npt.NDArray[np.float32], out: npt.NDArray[np.uint16], scratch: tuple[Array, Array, Array]
-) -> None:
+def _float32_to_float16(x: Floats, out: npt.NDArray[np.uint16], scratch: tuple[Array, Array, Array]) -> None:
     """Round to nearest even, in integers; NumPy's cast computes results that are not normal numbers."""
     magnitude, bits, odd = (s[: len(x)] for s in scratch)
     pattern = x.view(np.uint32)
@@ -149,15 +149,15 @@ def _check_float16(x: Array, source: str, narrow: Array) -> None:
 
 
 @cache
-def list_fp8_values() -> npt.NDArray[np.float32]:
+def list_fp8_values() -> Floats:
     """Return the 256 float8_e4m3fn values, by byte."""
-    values: npt.NDArray[np.float32]
+    values: Floats
     values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     return values
 
 
 @lru_cache(16)
-def make_fp8_rescale_table(scale: float, target: float) -> npt.NDArray[np.uint8]:
+def make_fp8_rescale_table(scale: float, target: float) -> Bytes8:
     """Return the 256 bytes, dequantized with ``scale`` and quantized with ``target``.
 
     In float32 and in this order, as TensorRT-LLM does: fp8(value * scale / target). The sign is always kept.
@@ -175,9 +175,7 @@ def _make_fp8_pair_table(scale: float, target: float) -> npt.NDArray[np.uint16]:
     return table
 
 
-def rescale_fp8(
-    codes: npt.NDArray[np.uint8], scale: float, target: float, out: npt.NDArray[np.uint8] | None = None
-) -> npt.NDArray[np.uint8]:
+def rescale_fp8(codes: Bytes8, scale: float, target: float, out: Bytes8 | None = None) -> Bytes8:
     """Rescale bytes of float8_e4m3fn from ``scale`` to ``target``; flat, in ``out`` if that is given."""
     flat = np.ascontiguousarray(codes).reshape(-1)
     result = np.empty(flat.size, np.uint8) if out is None else out
@@ -193,7 +191,7 @@ def rescale_fp8(
 
 
 @cache
-def list_fp8_steps() -> npt.NDArray[np.float32]:
+def list_fp8_steps() -> Floats:
     """Return the gap from each float8_e4m3fn value to its neighbour away from zero, by byte."""
     steps = np.empty(256, np.float32)
     positive = list_fp8_values()[:127]  # 127 is NaN
@@ -203,7 +201,7 @@ def list_fp8_steps() -> npt.NDArray[np.float32]:
     return steps
 
 
-def quantize_fp8_rows(x: Array, code: str) -> tuple[Array, npt.NDArray[np.float32]]:
+def quantize_fp8_rows(x: Array, code: str) -> tuple[Array, Floats]:
     """Quantize rows to float8_e4m3fn: codes [rows, columns], and each row's scale [rows].
 
     The scale is the largest magnitude over 448, at least 1 / (448 * 512).
@@ -215,10 +213,8 @@ def quantize_fp8_rows(x: Array, code: str) -> tuple[Array, npt.NDArray[np.float3
 
 
 # float4_e2m1 by nibble, and the gap to the neighbour away from zero
-FP4_VALUES: npt.NDArray[np.float32] = np.array(
-    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32
-)
-FP4_STEPS: npt.NDArray[np.float32] = np.array([0.5, 0.5, 0.5, 0.5, 1, 1, 2, 2] * 2, np.float32)
+FP4_VALUES: Floats = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+FP4_STEPS: Floats = np.array([0.5, 0.5, 0.5, 0.5, 1, 1, 2, 2] * 2, np.float32)
 
 
 def interleave_tiles(scales: bytes, width: int) -> bytes:
@@ -230,12 +226,12 @@ def interleave_tiles(scales: bytes, width: int) -> bytes:
     return bytes(tiles.transpose(0, 3, 2, 1, 4).tobytes())
 
 
-def unpack_int4_rows(packed: Array) -> npt.NDArray[np.float32]:
+def unpack_int4_rows(packed: Array) -> Floats:
     """Unpack bytes [out / 2, in] to signed int4 [out, in]: even rows from the low nibble."""
     signed = packed.view(np.int8)
     low = (signed << 4).astype(np.int8) >> 4
     values = np.stack([low, signed >> 4], axis=1).reshape(-1, packed.shape[1])
-    result: npt.NDArray[np.float32] = values.astype(np.float32)
+    result: Floats = values.astype(np.float32)
     return result
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from enginix.checkpoint.byte_sources import SourceFileReader
+from enginix.checkpoint.byte_sources import SourceFileReader, refuse_overflow, require_finite
 from enginix.checkpoint.rank_modules import MatrixSlice
-from enginix.errors import ModelError
 from enginix.model import TensorInfo
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array
 
 ROWS = 32  # rows of a product that are summed at once: they stay in the processor's cache
 READ = 4096  # rows of an embedding that are read at once
@@ -49,19 +46,14 @@ def read_rows(info: TensorInfo, rows: tuple[int, int], code: str, reader: Source
     """
     import numpy as np
 
-    from enginix.checkpoint.byte_sources import require_finite
     from enginix.checkpoint.numbers import cast_floats, numpy_dtype
 
     stride = info.itemsize * info.shape[1]
     data = reader.read(info.path, info.begin + rows[0] * stride, info.begin + rows[1] * stride)
     require_finite(info, data)
     values = np.frombuffer(bytes(data), numpy_dtype(info.dtype)).reshape(-1, info.shape[1])
-    try:
+    with refuse_overflow(f"tensor {info.name!r}", info.path):
         return values if info.dtype == code else cast_floats(values, info.dtype, code)
-    except OverflowError as e:
-        raise ModelError(
-            f"tensor {info.name!r}: {e}", where=str(info.path), fix="--dtype bfloat16 (or float32)"
-        ) from e
 
 
 def project_rows(
@@ -84,11 +76,5 @@ def project_rows(
     columns = (factor.T if transposed else factor)[:, slice(*piece.cols)]
     for begin in range(*piece.rows, READ):
         part = read_rows(embedding, (begin, min(begin + READ, piece.rows[1])), code, reader)
-        try:
+        with refuse_overflow(f"{embedding.name} x {projection.name}", embedding.path):
             yield from multiply_in_order(part.T, columns, code)
-        except OverflowError as e:
-            raise ModelError(
-                f"{embedding.name} x {projection.name}: {e}",
-                where=str(embedding.path),
-                fix="--dtype bfloat16 (or float32)",
-            ) from e

@@ -7,7 +7,6 @@ defaults suffice, else the defaults and the translated names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +34,6 @@ class ResolvedQuantization:
     keys: dict[str, Any] = field(default_factory=dict)
     quant_cfg: dict[str, Any] | None = None
     algorithms: dict[str, str | None] = field(default_factory=dict)
-
-
-def _iterate_linears(layout: CheckpointLayout) -> Iterator[LinearModule]:
-    for rank in layout.config.mapping.ranks():
-        yield from (m for m in layout.rank(rank) if isinstance(m, LinearModule))
 
 
 def _find_promised_algorithm(quantization: ModelQuantization | None, module: str) -> str | None:
@@ -97,7 +91,7 @@ def _resolve_by_module(
     layout: CheckpointLayout, quantization: ModelQuantization | None, source: SourceTensors
 ) -> dict[str, str | None]:
     algorithms: dict[str, str | None] = {}
-    for linear in _iterate_linears(layout):
+    for linear in layout.linears():
         if not linear.quantizable:
             if any(source.quantized(m) for m in linear.modules()):
                 raise ModelError(
@@ -138,7 +132,7 @@ def _resolve_expert_algorithms(
         ModelError: ``fc`` and ``proj`` of the same experts differ.
     """
     expert_algorithms: dict[str, str | None] = {}
-    for linear in _iterate_linears(layout):
+    for linear in layout.linears():
         if not linear.stacked:
             continue
         module, algorithm = experts_module(linear.name), algorithms[linear.name]
@@ -244,5 +238,5 @@ def _quantize_on_load(
     return ResolvedQuantization(
         {"quant_algo": algorithm, "kv_cache_quant_algo": kv_cache},
         None,
-        {linear.name: algorithm for linear in _iterate_linears(layout) if linear.quantizable},
+        {linear.name: algorithm for linear in layout.linears() if linear.quantizable},
     )

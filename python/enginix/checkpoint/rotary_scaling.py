@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from enginix.errors import ModelError
 from enginix.model import ModelConfig
+from enginix.model.model_errors import make_unconvertible_error
 from enginix.tables import load_table
-
-_LLMAPI = "serve the model with the llmapi kind"
 
 
 def describe_rotary_scaling(model: ModelConfig) -> dict[str, Any]:
@@ -70,11 +68,10 @@ def _describe_yarn(model: ModelConfig) -> dict[str, Any]:
     if given and math.isclose(_compute_magnitude(factor, one, every), rope.magnitude, rel_tol=1e-9):
         return parameters
     if factor <= 1:
-        raise ModelError(
+        raise make_unconvertible_error(
             f"yarn rope scaling: attention_factor is {rope.magnitude:g}, and TensorRT-LLM has no factor on "
             f"cosine and sine where factor is {factor:g}",
-            where=str(model.directory),
-            fix=_LLMAPI,
+            str(model.directory),
         )
     # TensorRT-LLM reads no attention_factor: mscale is solved for it.
     return parameters | {"mscale": (rope.magnitude - 1) / (0.1 * math.log(factor)), "mscale_all_dim": 0.0}
@@ -87,12 +84,11 @@ def _describe_longrope(model: ModelConfig) -> dict[str, Any]:
     loader = math.sqrt(1 + math.log(ratio) / math.log(rope.original)) if ratio > 1 else 1.0
     if not math.isclose(loader, rope.magnitude, rel_tol=1e-6):
         key = "attention_factor" if scaling.get("attention_factor") is not None else "factor"
-        raise ModelError(
+        raise make_unconvertible_error(
             f"longrope's {key} is {scaling.get(key)!r}: cosine and sine times {rope.magnitude:g}, where "
             f"TensorRT-LLM always takes {loader:g}, from max_position_embeddings and "
             "original_max_position_embeddings",
-            where=str(model.directory),
-            fix=_LLMAPI,
+            str(model.directory),
         )
     return {
         "position_embedding_type": "long_rope",

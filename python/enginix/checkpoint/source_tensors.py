@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from enginix.checkpoint.byte_sources import MatrixRows, RowTransform, SourceFileReader
-from enginix.checkpoint.rank_modules import MatrixSlice
+from enginix.checkpoint.rank_modules import LinearModule, MatrixSlice
 from enginix.checkpoint.tensor_errors import explain_mismatch, explain_missing
 from enginix.errors import ModelError
 from enginix.model import ModelConfig, ModelWeights, TensorInfo
@@ -160,6 +160,32 @@ def cut_slice(
         (piece.rows[0] // rows_each, piece.rows[1] // rows_each),
         (piece.cols[0] // elements * unit, piece.cols[1] // elements * unit),
         transform,
+    )
+
+
+def cut_pieces(
+    linear: LinearModule,
+    source: SourceTensors,
+    leaf: str,
+    dtypes: Sequence[str],
+    *,
+    elements: int = 1,
+    rows_each: int = 1,
+) -> tuple[MatrixRows, ...]:
+    """Return the bytes of a tensor of every slice of a matrix, cut by :func:`cut_slice`."""
+    pieces = [piece for group in linear.groups for piece in group]
+    shapes = [(piece.out // rows_each, piece.inp // elements) for piece in pieces]
+    return tuple(
+        cut_slice(source.tensor(p.module, leaf, dtypes, s), p, elements=elements, rows_each=rows_each)
+        for p, s in zip(pieces, shapes, strict=True)
+    )
+
+
+def cut_row_scales(linear: LinearModule, source: SourceTensors) -> tuple[MatrixRows, ...]:
+    """Return the float32 scales of a dense matrix's output rows."""
+    pieces = linear.groups[0]
+    return tuple(
+        cut_vector(source.tensor(p.module, "weight_scale", ("F32",), (p.out,)), p.rows) for p in pieces
     )
 
 

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from enginix.checkpoint.layout import CheckpointLayout
-from enginix.checkpoint.mapped_tensors import map_tensor
-from enginix.checkpoint.numbers import are_any_non_finite, interleave_tiles, list_fp8_values, to_float32
+from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
+from enginix.checkpoint.numbers import (
+    Array,
+    are_any_non_finite,
+    interleave_tiles,
+    list_fp8_values,
+    to_float32,
+)
 from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
-from enginix.checkpoint.verification_report import Finding, VerificationReport
+from enginix.checkpoint.verification_report import VerificationReport
 from enginix.checkpoint.write import rank_file_name
+from enginix.errors import EnginixError
 from enginix.model import TensorInfo
 
-Array = npt.NDArray[Any]
 BLOCK = 1 << 21  # elements checked at a time
 
 
@@ -56,7 +61,7 @@ def check_values(
     """Check the values of one rank; add the findings to ``report``."""
 
     def add_finding(name: str, what: str) -> None:
-        report.findings.append(Finding(f"{path.name}: {name}", what))
+        report.add(f"{path.name}: {name}", what)
 
     for name, info in tensors.items():
         if holds_non_finite(info):
@@ -90,9 +95,6 @@ def _is_replicated(module: LinearModule | VectorModule, layout: CheckpointLayout
 
 
 def _check_replica(name: str, tensors: dict[str, TensorInfo], first: Path, add_finding: Any) -> None:
-    from enginix.checkpoint.mapped_tensors import RankFile
-    from enginix.errors import EnginixError
-
     try:
         first_info = RankFile(first).tensors.get(name)
     except EnginixError:

@@ -37,3 +37,6 @@ class VerificationReport:
     parameters: int = 0
     quantized: int = 0
     matrices: int = 0
+
+    def add(self, where: str, what: str) -> None:
+        self.findings.append(Finding(where, what))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
-from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.config import FILE as CONFIG
-from enginix.checkpoint.formats import Spec, format_of
+from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.formats import Spec, list_module_tensors
 from enginix.checkpoint.layout import CheckpointLayout
-from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, Module, SlicedTensor, VectorModule
 from enginix.checkpoint.resolve import experts_module
 from enginix.checkpoint.value_checks import check_values
-from enginix.checkpoint.verification_report import Finding, VerificationReport
+from enginix.checkpoint.verification_report import VerificationReport
 from enginix.checkpoint.write import rank_file_name
 from enginix.errors import EnginixError
 from enginix.model import TensorInfo, read_header
@@ -36,13 +36,14 @@ def nvfp4_form(tensors: dict[str, TensorInfo], layout: CheckpointLayout, rank: i
     """Return which of NVFP4's two forms a rank file has: ``trtllm`` or ``modelopt``."""
     config = layout.config
     for module in layout.rank(rank):
-        if isinstance(module, LinearModule) and algorithm_of(module, config) == "NVFP4":
+        if algorithm_of(module, config) == "NVFP4":
             return "modelopt" if f"{module.name}.weights_scaling_factor_2" in tensors else "trtllm"
     return "trtllm"
 
 
-def algorithm_of(linear: LinearModule, config: CheckpointConfig) -> str | None:
-    return config.quantization.algorithm(linear.name) if linear.quantizable else None
+def algorithm_of(module: Module, config: CheckpointConfig) -> str | None:
+    is_quantizable = isinstance(module, LinearModule) and module.quantizable
+    return config.quantization.algorithm(module.name) if is_quantizable else None
 
 
 def kv_spec(module: KvCacheModule, tensors: dict[str, TensorInfo]) -> Spec:
@@ -65,17 +66,10 @@ def list_required_tensors(layout: CheckpointLayout, rank: int, tensors: dict[str
     config, required_tensors = layout.config, Spec()
     form = nvfp4_form(tensors, layout, rank)
     for module in layout.rank(rank):
-        if isinstance(module, VectorModule):
-            required_tensors[module.tensor_name] = (DTYPES[config.dtype], (module.size,))
-        elif isinstance(module, LinearModule):
-            spec = format_of(algorithm_of(module, config), form).spec(module, config)
-            required_tensors.update({f"{module.name}.{leaf}": value for leaf, value in spec.items()})
-            if module.bias:
-                required_tensors[f"{module.name}.bias"] = (DTYPES[config.dtype], (module.out,))
-        elif isinstance(module, SlicedTensor):
-            required_tensors[module.name] = (DTYPES[config.dtype], module.shape)
-        elif config.quantization.kv_cache_quant_algo is not None:
-            required_tensors.update(kv_spec(module, tensors))
+        spec = list_module_tensors(module, config, algorithm_of(module, config), form)
+        if isinstance(module, KvCacheModule) and spec:
+            spec = kv_spec(module, tensors)
+        required_tensors |= spec
     return required_tensors
 
 
@@ -92,17 +86,13 @@ def _check_structure(
     for name, (dtype, shape) in expected.items():
         tensor = tensors.get(name)
         if tensor is None:
-            report.findings.append(Finding(f"{path.name}: {name}", "missing"))
+            report.add(f"{path.name}: {name}", "missing")
         elif not _matches_spec(tensor, dtype, shape):
-            report.findings.append(
-                Finding(
-                    f"{path.name}: {name}",
-                    f"is {tensor.dtype} {list(tensor.shape)}, should be {dtype} {list(shape)}",
-                )
-            )
+            what = f"is {tensor.dtype} {list(tensor.shape)}, should be {dtype} {list(shape)}"
+            report.add(f"{path.name}: {name}", what)
     for name in sorted(set(tensors) - set(expected)):
         if not any(fnmatchcase(name, p) for p in ROPE_CONSTANTS):
-            report.findings.append(Finding(f"{path.name}: {name}", "not required by the loader"))
+            report.add(f"{path.name}: {name}", "not required by the loader")
     return tensors
 
 
@@ -110,15 +100,13 @@ def _check_coverage(layout: CheckpointLayout, report: VerificationReport) -> Non
     """Check that quantization applies to the modules that it should, and to no others."""
     config = layout.config
     where, quantization = "config.json: quantization", config.quantization
-    linears = [m for r in config.mapping.ranks() for m in layout.rank(r) if isinstance(m, LinearModule)]
     if quantization.quant_algo is None:
         return
+    linears = list(layout.linears())
     for name in sorted({m.name for m in linears if not m.quantizable}):
         # The embedding is not a matrix product, so formats never apply to it, whatever the patterns say.
         if not name.endswith("vocab_embedding") and quantization.algorithm(name) is not None:
-            report.findings.append(
-                Finding(where, f"{name} is not protected: exclude_modules has no pattern that matches it")
-            )
+            report.add(where, f"{name} is not protected: exclude_modules has no pattern that matches it")
     experts = {m.name: experts_module(m.name) for m in linears if m.stacked}
     for name, module in experts.items():
         # The loader makes the module's entry of its matrices' for Mixtral; for others it must be there.
@@ -127,27 +115,27 @@ def _check_coverage(layout: CheckpointLayout, report: VerificationReport) -> Non
         if quantization.algorithm(module) != quantization.algorithm(name):
             algorithm_name = quantization.algorithm(module) or "not quantized"
             what = f"{module} around it is {algorithm_name}; TensorRT-LLM builds the experts by that"
-            report.findings.append(Finding(f"{where}: {name}", what))
+            report.add(f"{where}: {name}", what)
     names = {m.name for m in linears} | set(experts.values())
     defaults = set(load_table("number_formats")["defaultExclude"])
     for pattern in quantization.exclude_modules or ():
         if pattern not in defaults and not any(fnmatchcase(n, pattern) for n in names):
-            report.findings.append(Finding(where, f"exclude pattern {pattern!r} matches no module"))
+            report.add(where, f"exclude pattern {pattern!r} matches no module")
     for name in quantization.layers:
         if name not in names:
-            report.findings.append(Finding(f"quant_cfg.json: {name}", "names no module"))
+            report.add(f"quant_cfg.json: {name}", "names no module")
     quantizable = [m for m in linears if m.quantizable]
     report.matrices = len(quantizable)
     report.quantized = sum(algorithm_of(m, config) is not None for m in quantizable)
     if report.quantized == 0:
-        report.findings.append(Finding(where, f"{quantization.quant_algo} reaches no matrix"))
+        report.add(where, f"{quantization.quant_algo} reaches no matrix")
 
 
 def _check_computation(config: CheckpointConfig, report: VerificationReport) -> None:
     """Check that the loader reads ``config.json`` as the computation of these architectures."""
 
     def add_finding(key: str, what: str) -> None:
-        report.findings.append(Finding(f"{CONFIG}: {key}", what))
+        report.add(f"{CONFIG}: {key}", what)
 
     raw, row = config.raw.get("rotary_scaling"), list_family_rows().get(config.architecture)
     positions = ("rope_gpt_neox", "long_rope") if row is None else list_literals(row["position"])
@@ -175,17 +163,14 @@ def _check_computation(config: CheckpointConfig, report: VerificationReport) -> 
             add_finding(f"rotary_scaling.{key}", "is missing, and the loader fails without it")
 
 
-def _find_foreign_files(directory: Path, config: CheckpointConfig) -> Iterator[Finding]:
-    rank_names = {rank_file_name(r) for r in config.mapping.ranks()}
+def _check_ranks(directory: Path, mapping: CheckpointMapping, report: VerificationReport) -> None:
+    """Check that there are no files of other ranks; note ranks that do not fill nodes."""
+    rank_names = {rank_file_name(r) for r in mapping.ranks()}
     for path in sorted(directory.glob("*.safetensors")):
         if path.name not in rank_names:
-            yield Finding(path.name, f"not a rank file of {config.mapping.world_size} ranks")
-
-
-def _note_partial_nodes(config: CheckpointConfig) -> Iterator[str]:
-    mapping = config.mapping
+            report.add(path.name, f"not a rank file of {mapping.world_size} ranks")
     if not mapping.fills_nodes:
-        yield (
+        report.notes.append(
             f"{mapping.world_size} ranks do not fill nodes of gpus_per_node {mapping.gpus_per_node} GPUs: "
             "enginix cannot serve an engine of them"
         )
@@ -214,14 +199,13 @@ def verify_checkpoint(directory: Path) -> VerificationReport:
     _check_computation(config, report)
     _check_coverage(layout, report)
     _count_parameters(layout, report)
-    report.findings.extend(_find_foreign_files(directory, config))
-    report.notes.extend(_note_partial_nodes(config))
+    _check_ranks(directory, config.mapping, report)
     for rank in config.mapping.ranks():
         path = directory / rank_file_name(rank)
         try:
             tensors = _check_structure(layout, rank, path, report)
         except EnginixError as e:
-            report.findings.append(Finding(path.name, str(e).splitlines()[0]))
+            report.add(path.name, str(e).splitlines()[0])
             continue
         report.bytes += path.stat().st_size
         check_values(layout, rank, path, tensors, report)

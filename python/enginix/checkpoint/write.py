@@ -27,8 +27,7 @@ from enginix.model.safetensors import SAFETENSORS_DTYPES
 from enginix.progress import BYTES, track_step
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from enginix.checkpoint.numbers import Bytes8
 
 
 def rank_file_name(rank: int) -> str:
@@ -125,7 +124,7 @@ class _WriteWorker:
 
     def __init__(self) -> None:
         self.reader = SourceFileReader()
-        self._output_buffer: npt.NDArray[np.uint8] | None = None
+        self._output_buffer: Bytes8 | None = None
 
     def run(self, task: _InputBlock | _WholePart) -> int:
         return task.run(self)
@@ -175,10 +174,8 @@ def _iterate_spans(part: MatrixRows, at: int) -> Iterator[tuple[int, int, int, M
 
 def _check_sizes(ranks: Sequence[Sequence[OutputTensor]]) -> None:
     for output in (o for outputs in ranks for o in outputs):
-        size, planned_size = (
-            prod(output.shape) * SAFETENSORS_DTYPES[output.dtype],
-            sum(p.size for p in output.parts),
-        )
+        size = prod(output.shape) * SAFETENSORS_DTYPES[output.dtype]
+        planned_size = sum(p.size for p in output.parts)
         if size != planned_size:
             raise AssertionError(f"{output.name}: {planned_size} bytes planned for {size}")
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return console.report_error(closed)
     if sys.stdin is None:
         # Closed by the shell (<&-), which is the end of the input.
-        sys.stdin = Path(os.devnull).open()
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - for the whole process
     try:
         code = _run_command(words)
         # Flush here: a closed pipe is an expected end here, and would look like a bug later.

@@ -32,6 +32,15 @@ COMPARED_VERSIONS = {
 }
 
 
+# Field → what to do where it differs.
+_FIXES = {
+    "count": "serve it on a machine with as many GPUs, or build it with fewer ranks",
+    "driver": "update the driver",
+    "gpu": "it runs, but its tactics were timed on another GPU: build it here",
+    "memory": "the KV cache is smaller here: compare enginix plan",
+}
+
+
 class Mismatch(EnginixError):
     """The engine would not run on this machine, or not as it was built."""
 
@@ -96,82 +105,44 @@ def compare_with_machine(
     differences: list[Difference] = []
     target, runtime_fields = engine.target, engine.runtime
 
-    def differs(field: str, built: Any, live: Any, do: str, fatal: bool = True) -> None:
-        differences.append(Difference(field, built, live, fatal, do))
+    def differs(field: str, built: Any, live: Any, do: str = "", fatal: bool = True) -> None:
+        differences.append(Difference(field, built, live, fatal, do or _FIXES[field]))
 
     if runtime is not None and runtime_fields.get("id") is not None and runtime != runtime_fields["id"]:
-        differs(
-            "runtime",
-            runtime_fields["id"],
-            runtime,
-            f"serve it with {runtime_fields['id']}, or build it for {runtime}",
-        )
+        do = f"serve it with {runtime_fields['id']}, or build it for {runtime}"
+        differs("runtime", runtime_fields["id"], runtime, do)
     if runtime_fields.get("verified", True) is False:
-        differs(
-            "runtime",
-            runtime_fields.get("id"),
-            "not verified by enginix",
-            f"its user describes it, like {runtime_fields.get('like')}: judge its answers with gates",
-            False,
-        )
+        do = f"its user describes it, like {runtime_fields.get('like')}: judge its answers with gates"
+        differs("runtime", runtime_fields.get("id"), manifest.NOT_VERIFIED, do, fatal=False)
     differences += _compare_versions(engine, live or {})
     if engine.kind in PORTABLE_KINDS or (not target and engine.kind in UNCOMPILED_KINDS):
         return Verdict(engine, tuple(differences))
     if not target:
         raise ManifestError("target is empty", where="target", fix="build this engine again")
-    if machine is None:
-        differs(
-            "gpu",
-            target.get("gpu")
-            or target.get("name")
-            or f"SM {', '.join(map(str, _read_target_sms(target) or ()))}",
-            "no NVIDIA driver",
-            "load the driver, or serve it elsewhere",
-        )
-        return Verdict(engine, tuple(differences))
     sms = _read_target_sms(target)
+    if machine is None:
+        built = target.get("gpu") or target.get("name") or f"SM {', '.join(map(str, sms or ()))}"
+        differs("gpu", built, "no NVIDIA driver", "load the driver, or serve it elsewhere")
+        return Verdict(engine, tuple(differences))
     sm = target.get("sm") if sms is None else list(sms)
     fitting = [g for g in machine.gpus if (g.sm == sm if sms is None else g.sm in sms)]
     if not fitting:
         gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
         rebuild = _explain_rebuild(engine, machine.gpus[0].sm)
         differs("sm", sm, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
-    elif len(fitting) < (_require_integer(target, "count") or 1):
-        differs(
-            "count",
-            target["count"],
-            len(fitting),
-            "serve it on a machine with as many GPUs, or build it with fewer ranks",
-        )
+    elif len(fitting) < (_read_field(engine, "target", "count", int) or 1):
+        differs("count", target["count"], len(fitting))
     elif target.get("gpu") is not None and all(g.name != target["gpu"] for g in fitting):
-        differs(
-            "gpu",
-            target["gpu"],
-            fitting[0].name,
-            "it runs, but its tactics were timed on another GPU: build it here",
-            False,
-        )
-    driver_floor = _require_string(runtime_fields, "driverFloor")
+        differs("gpu", target["gpu"], fitting[0].name, fatal=False)
+    driver_floor = _read_field(engine, "runtime", "driverFloor", str)
     if driver_floor is not None and not is_version_at_least(machine.driver, driver_floor):
         has_build_driver = is_version_at_least(
-            machine.driver, _require_string(runtime_fields, "driver") or driver_floor
+            machine.driver, _read_field(engine, "runtime", "driver", str) or driver_floor
         )
-        differs(
-            "driver",
-            f"{driver_floor} or later",
-            machine.driver,
-            "update the driver",
-            fatal=not has_build_driver,
-        )
-    memory = _require_integer(target, "memory")
+        differs("driver", f"{driver_floor} or later", machine.driver, fatal=not has_build_driver)
+    memory = _read_field(engine, "target", "memory", int)
     if memory is not None and fitting and max(g.total for g in fitting) < memory * 0.95:
-        differs(
-            "memory",
-            memory,
-            max(g.total for g in fitting),
-            "the KV cache is smaller here: compare enginix plan",
-            False,
-        )
+        differs("memory", memory, max(g.total for g in fitting), fatal=False)
     return Verdict(engine, tuple(differences))
 
 
@@ -193,20 +164,12 @@ def _explain_rebuild(engine: Manifest, sm: int) -> str:
 def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Difference]:
     differences = []
     for name, fatal in COMPARED_VERSIONS.items():
-        built_version, live_version = _require_string(engine.runtime, name), live.get(name)
+        built, here = _read_field(engine, "runtime", name, str) or "", live.get(name)
         # A range in the table is not a version to compare.
-        if (
-            built_version is not None
-            and built_version[:1].isdigit()
-            and live_version is not None
-            and live_version != built_version
-        ):
-            do = f"serve it with {name} {built_version}, or build it again with this runtime"
-            differences.append(
-                Difference(
-                    name, built_version, live_version, fatal and engine.kind not in UNCOMPILED_KINDS, do
-                )
-            )
+        if built[:1].isdigit() and here not in (None, built):
+            do = f"serve it with {name} {built}, or build it again with this runtime"
+            is_fatal = fatal and engine.kind not in UNCOMPILED_KINDS
+            differences.append(Difference(name, built, here, is_fatal, do))
     return differences
 
 
@@ -220,18 +183,11 @@ def _read_target_sms(target: Mapping[str, Any]) -> tuple[int, ...] | None:
     return tuple(sms)
 
 
-def _require_integer(fields: dict[str, Any], name: str) -> int | None:
-    value = fields.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+def _read_field(engine: Manifest, section: str, name: str, kind: type) -> Any:
+    value = getattr(engine, section).get(name)
+    if value is None or type(value) is kind:
         return value
-    raise ManifestError(f"target.{name} is {value!r}", fix="build this engine again")
-
-
-def _require_string(fields: dict[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    raise ManifestError(f"runtime.{name} is {value!r}", fix="build this engine again")
+    raise ManifestError(f"{section}.{name} is {value!r}", fix="build this engine again")
 
 
 def require_runnable(

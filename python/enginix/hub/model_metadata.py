@@ -13,10 +13,9 @@ from enginix.errors import LockError, ModelError
 from enginix.model.attention_window import WINDOW_KEY, find_window_pattern
 from enginix.model.class_defaults import EXPERT_COUNT_KEYS, fill_absent_sizes
 from enginix.model.context_length import PYTORCH_CONTEXT_KEY, read_model_context, read_pytorch_context
-from enginix.model.family_config import read_family_sizes
+from enginix.model.family_config import find_kv_heads, read_family_sizes
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import parse_object
-from enginix.model.kv_heads import find_kv_heads
 from enginix.model.quantization import (
     canonical_algorithm,
     find_contradiction,

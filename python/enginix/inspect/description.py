@@ -18,9 +18,8 @@ from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
 from enginix.model.class_defaults import EXPERT_COUNT_KEYS, fill_absent_sizes
 from enginix.model.context_length import read_model_context
-from enginix.model.family_config import name_family_sizes
+from enginix.model.family_config import find_kv_heads, name_family_sizes
 from enginix.model.jsonfile import read_architecture, read_object
-from enginix.model.kv_heads import find_kv_heads
 from enginix.model.number_formats import read_algorithms
 from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache

@@ -14,11 +14,10 @@ from typing import Any
 from enginix.checkpoint import config as ckpt
 from enginix.checkpoint.byte_sources import OutputTensor, SourceFileReader
 from enginix.checkpoint.describe import describe_checkpoint_config
-from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.formats.nvfp4 import fits_tiles
+from enginix.checkpoint.formats import list_module_tensors
+from enginix.checkpoint.formats.nvfp4 import find_unaligned
 from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism
-from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.resolve import resolve_quantization
 from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.write import compute_file_layout
@@ -28,33 +27,21 @@ from enginix.model.safetensors import SAFETENSORS_DTYPES
 
 
 @dataclass(frozen=True)
-class StageSizes:
-    """One rank of a pipeline stage; all ranks of a stage are of one size.
+class RankSizes:
+    """A checkpoint's sizes in bytes.
 
     Attributes:
-        weights: bytes of its tensors.
-        file: bytes of ``rank{r}.safetensors``.
+        heaviest: the tensors of the heaviest rank.
+        rank_files: each rank's file.
     """
 
-    weights: int
-    file: int
-
-
-@dataclass(frozen=True)
-class RankSizes:
-    """A checkpoint's sizes: one entry a pipeline stage."""
-
-    tensor_parallel: int
-    stages: tuple[StageSizes, ...]
-
-    @property
-    def heaviest(self) -> int:
-        return max(s.weights for s in self.stages)
+    heaviest: int
+    rank_files: tuple[int, ...]
 
     @property
     def files(self) -> int:
         """Return the bytes of all rank files together."""
-        return self.tensor_parallel * sum(s.file for s in self.stages)
+        return sum(self.rank_files)
 
 
 class CheckpointSizes:
@@ -90,13 +77,17 @@ class CheckpointSizes:
         mapping = CheckpointMapping(tp, pp, ep)
         check_parallelism(self.model, mapping)
         layout, algorithms = self._layout(mapping, quantization, kv_cache)
-        form = _predict_nvfp4_form(layout, algorithms)
-        stages = []
-        for stage in range(pp):
-            outputs = self._outputs(layout, stage * tp, algorithms, form)
-            size = sum(prod(o.shape) * SAFETENSORS_DTYPES[o.dtype] for o in outputs)
-            stages.append(StageSizes(size, compute_file_layout(outputs)[2]))
-        return RankSizes(tp, tuple(stages))
+        form = "modelopt" if find_unaligned(layout.linears(), algorithms) else "trtllm"
+        heaviest, rank_files = 0, list[int]()
+        for stage in range(pp):  # all ranks of a stage are of one size
+            outputs = [
+                OutputTensor(name, *row, ())
+                for m in layout.rank(stage * tp)
+                for name, row in list_module_tensors(m, layout.config, algorithms.get(m.name), form).items()
+            ]
+            heaviest = max(heaviest, sum(prod(o.shape) * SAFETENSORS_DTYPES[o.dtype] for o in outputs))
+            rank_files += [compute_file_layout(outputs)[2]] * tp
+        return RankSizes(heaviest, tuple(rank_files))
 
     def _layout(
         self, mapping: CheckpointMapping, quantization: str | None, kv_cache: str | None
@@ -107,43 +98,13 @@ class CheckpointSizes:
 
         plain = lay_out({})
         if quantization is not None:
-            every = {m.name: quantization for m in _list_linears(plain) if m.quantizable}
+            every = {m.name: quantization for m in plain.linears() if m.quantizable}
             group_size = 16 if quantization == "NVFP4" else 128
             return lay_out({"quant_algo": quantization, "group_size": group_size}), dict(every)
         with SourceFileReader() as reader:
             source = SourceTensors(self.weights, reader, name_source_tensors(self.model))
             resolved = resolve_quantization(self.model.quantization, plain, source, kv_cache=kv_cache)
         return lay_out(resolved.keys, resolved.quant_cfg), resolved.algorithms
-
-    def _outputs(
-        self, layout: CheckpointLayout, rank: int, algorithms: dict[str, str | None], form: str
-    ) -> list[OutputTensor]:
-        dtype, outputs = ckpt.DTYPES[layout.config.dtype], list[OutputTensor]()
-        for module in layout.rank(rank):
-            if isinstance(module, VectorModule):
-                outputs.append(OutputTensor(module.tensor_name, dtype, (module.size,), ()))
-            elif isinstance(module, LinearModule):
-                spec = format_of(algorithms.get(module.name), form).spec(module, layout.config)
-                outputs.extend(OutputTensor(f"{module.name}.{leaf}", *row, ()) for leaf, row in spec.items())
-                if module.bias:
-                    outputs.append(OutputTensor(f"{module.name}.bias", dtype, (module.out,), ()))
-            elif isinstance(module, SlicedTensor):
-                outputs.append(OutputTensor(module.name, dtype, module.shape, ()))
-            elif isinstance(module, KvCacheModule) and layout.config.quantization.kv_cache_quant_algo:
-                for leaf in ("kv_cache_scaling_factor", "kv_cache_rcp_scaling_factor"):
-                    outputs.append(OutputTensor(f"{module.name}.{leaf}", "F32", (1,), ()))
-        return outputs
-
-
-def _list_linears(layout: CheckpointLayout) -> list[LinearModule]:
-    return [m for r in layout.config.mapping.ranks() for m in layout.rank(r) if isinstance(m, LinearModule)]
-
-
-def _predict_nvfp4_form(layout: CheckpointLayout, algorithms: dict[str, str | None]) -> str:
-    """Return the form that ``enginix convert --nvfp4-form auto`` chooses."""
-    linears = [m for m in _list_linears(layout) if algorithms.get(m.name) == "NVFP4"]
-    whole = all(map(fits_tiles, linears)) or any(m.stacked for m in linears)
-    return "trtllm" if whole else "modelopt"
 
 
 def estimate_from_headers(weights: ModelWeights, tp: int, pp: int) -> int:

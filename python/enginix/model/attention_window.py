@@ -12,7 +12,7 @@ from enginix.model.config import find_windows
 from enginix.model.context_length import read_model_context
 from enginix.model.family_config import read_family_sizes, read_family_windows
 from enginix.model.family_rows import list_family_rows
-from enginix.model.jsonfile import read_object
+from enginix.model.jsonfile import read_architecture, read_object
 from enginix.model.model_config import ModelConfig
 from enginix.tables import load_table
 
@@ -46,8 +46,7 @@ def find_window_pattern(config: Mapping[str, Any]) -> list[int] | None:
     Args:
         config: of the language model: some models keep it one level down.
     """
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    name = read_architecture(config)
     row = load_table("architectures")["architectures"].get(name)
     layers = fill_absent_sizes(config).get("num_hidden_layers")
     context = read_model_context(config)

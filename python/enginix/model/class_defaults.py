@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from enginix.model.jsonfile import read_architecture
 from enginix.tables import load_table
 
 # The number of experts in config.json; the first that exists counts.
@@ -22,9 +23,7 @@ def fill_absent_sizes(config: Mapping[str, Any]) -> Mapping[str, Any]:
     Args:
         config: of the language model: some models keep it one level down.
     """
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-    row = load_table("architectures")["architectures"].get(name)
+    row = load_table("architectures")["architectures"].get(read_architecture(config))
     if row is None:
         return config
     keys = list(_SIZES)

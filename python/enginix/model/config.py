@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
 from enginix.model.config_rules import (
     MOST_LAYERS,
+    advise_other_converter,
     explain_contradictions,
     make_unimplemented_error,
+    note_unread_keys,
     read_config_dtype,
 )
 from enginix.model.family_config import parse_family_config
 from enginix.model.family_rows import list_family_rows
-from enginix.model.jsonfile import read_object
+from enginix.model.jsonfile import read_architecture, read_object
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.model_config import ModelConfig, ModelExperts
-from enginix.model.model_errors import make_value_error
+from enginix.model.model_errors import make_unconvertible_error, make_value_error
 from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import read_quantization
 from enginix.model.rope import read_rope
@@ -43,30 +46,54 @@ def read_model_config(directory: Path, *, variant: str | None = None) -> ModelCo
     return parse_config(read_object(directory / CONFIG_FILE), directory, variant=variant)
 
 
-def _read_integer(
-    raw: Mapping[str, Any], key: str, where: str, default: int | None = None, least: int = 1
-) -> int:
-    value = raw.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        text = repr(value) if value is not None else "null" if key in raw else "absent"
-        raise make_value_error(f"{key} is {text}, not a size", where)
-    return value
+@dataclass(frozen=True)
+class _ConfigReader:
+    """Values of one ``config.json``; an absent size has the default of the architecture's class."""
 
+    raw: Mapping[str, Any]
+    row: Mapping[str, Any]
+    where: str
 
-def _read_size(raw: Mapping[str, Any], key: str, where: str, defaults: Mapping[str, Any]) -> int:
-    """Return a size; an absent key has the default of the architecture's class, null has none."""
-    return _read_integer(raw, key, where, default=None if key in raw else defaults.get(key))
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self.raw.get(key)
+        if value is None:
+            value = default
+        if type(value) is not int or not least <= value < 2**31:
+            text = repr(value) if value is not None else "null" if key in self.raw else "absent"
+            raise make_value_error(f"{key} is {text}, not a size", self.where)
+        return value
 
+    def size(self, key: str) -> int:
+        return self.integer(key, None if key in self.raw else self.row["defaults"].get(key))
 
-def _read_boolean(raw: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
-    value = raw.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise make_value_error(f"{key} is {value!r}, not true or false", where)
-    return value
+    def boolean(self, key: str, default: bool = False) -> bool:
+        value = self.raw.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise make_value_error(f"{key} is {value!r}, not true or false", self.where)
+        return value
+
+    def bias(self, part: str) -> bool:
+        rule: bool | str = self.row["bias"][part]
+        if isinstance(rule, bool):
+            return rule
+        # Llama configs of early exporters say "bias" for attention_bias.
+        return self.boolean(rule, self.boolean("bias") if rule == "attention_bias" else False)
+
+    def experts(self) -> ModelExperts | None:
+        rule = self.row["experts"]
+        if rule is None:
+            return None
+        # transformers 5 saves some of these under another name than transformers 4 did.
+        key = next((k for k in rule["count"] if self.raw.get(k) is not None), rule["count"][0])
+        count, top_k = self.size(key), self.size(rule["topK"])
+        if top_k > count:
+            raise make_value_error(f"{rule['topK']} {top_k} exceeds {key} {count}", self.where)
+        width, renormalize = self.size(rule["width"]), rule["renormalize"]
+        renormalize = renormalize if isinstance(renormalize, bool) else self.boolean(renormalize)
+        shared = self.size(rule["shared"]["width"]) if rule["shared"] else 0
+        return ModelExperts(count, top_k, width, renormalize, shared)
 
 
 def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
@@ -80,45 +107,11 @@ def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
         row: Mapping[str, Any] = rows[name]
         return row
     name = name if isinstance(name, str) else repr(name)
-    other = [k for k, v in load_table("converters")["converters"].items() if name in v["architectures"]]
-    reason = load_table("converters")["refused"].get(name)
     raise ModelError(
         f"architecture {name!r} is unknown to converter 'enginix'; known: "
         f"{', '.join(sorted({*rows, *list_family_rows()}))}",
         where=where,
-        fix=f"--converter {' or '.join(other)} takes it"
-        if other
-        else "serve the model with the llmapi kind" + (f": {reason}" if reason else ""),
-    )
-
-
-def _read_experts(
-    raw: Mapping[str, Any], row: Mapping[str, Any] | None, defaults: Mapping[str, Any], where: str
-) -> ModelExperts | None:
-    if row is None:
-        return None
-    renormalize = row["renormalize"]
-    # transformers 5 saves some of these under another name than transformers 4 did.
-    key = next((k for k in row["count"] if raw.get(k) is not None), row["count"][0])
-    count = _read_size(raw, key, where, defaults)
-    top_k = _read_size(raw, row["topK"], where, defaults)
-    if top_k > count:
-        raise make_value_error(f"{row['topK']} {top_k} exceeds {key} {count}", where)
-    return ModelExperts(
-        count,
-        top_k,
-        _read_size(raw, row["width"], where, defaults),
-        renormalize if isinstance(renormalize, bool) else _read_boolean(raw, renormalize, where),
-        _read_size(raw, row["shared"]["width"], where, defaults) if row["shared"] else 0,
-    )
-
-
-def _read_bias(raw: Mapping[str, Any], rule: bool | str, where: str) -> bool:
-    if isinstance(rule, bool):
-        return rule
-    # Llama configs of early exporters say "bias" for attention_bias.
-    return _read_boolean(
-        raw, rule, where, default=_read_boolean(raw, "bias", where) if rule == "attention_bias" else False
+        fix=advise_other_converter(name, " takes it"),
     )
 
 
@@ -163,18 +156,12 @@ def _is_window_unused(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     )
 
 
-def _note_unread_keys(
-    raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str, Any] | None
-) -> list[str]:
-    """Return a note about the keys that enginix ignores."""
-    configuration = load_table("architectures")["configuration"]
-    read = {*_READ, *row["defaults"], *configuration["harmless"], *configuration["changes"]}
-    read |= {rule["key"] for rule in row["refuse"]}
-    if experts is not None:
+def _list_keys_read(row: Mapping[str, Any]) -> set[str]:
+    read = {*_READ, *row["defaults"], *(rule["key"] for rule in row["refuse"])}
+    if (experts := row["experts"]) is not None:
         read |= {*experts["count"], experts["topK"], experts["width"]}
         read |= {experts["shared"]["width"]} if experts["shared"] else set()
-    unread = sorted(key for key in raw if key not in read and key.isprintable())
-    return [f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []
+    return read
 
 
 def _note_head_size(row: Mapping[str, Any], head_dim: int, hidden_size: int, heads: int) -> list[str]:
@@ -195,19 +182,19 @@ _READ = (
 
 def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, where: str) -> list[int | None]:
     """Return each layer's sliding window, as transformers' configuration class and model code define it."""
-    defaults, rule = row["defaults"], row["window"]
+    defaults, rule, reader = row["defaults"], row["window"], _ConfigReader(raw, row, where)
     window = raw.get("sliding_window", defaults.get("sliding_window"))
     if rule == "none" or window is None:
         return [None] * layers
-    if "use_sliding_window" in defaults and not _read_boolean(raw, "use_sliding_window", where):
+    if "use_sliding_window" in defaults and not reader.boolean("use_sliding_window"):
         window = None
-    elif isinstance(window, bool) or not isinstance(window, int) or window < 1:
+    elif type(window) is not int or window < 1:
         raise make_value_error(f"sliding_window is {window!r}", where)
     if rule == "all":
         return [window] * layers
     kinds = raw.get("layer_types")
     if kinds is None:
-        edge = _read_integer(raw, "max_window_layers", where, default=defaults["max_window_layers"], least=0)
+        edge = reader.integer("max_window_layers", defaults["max_window_layers"], least=0)
         slides = [i >= edge if rule == "last" else i % 2 == 0 and i < edge for i in range(layers)]
     else:
         if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(_KINDS):
@@ -231,9 +218,7 @@ def parse_config(
         checkpoint: refuse what a TensorRT-LLM checkpoint cannot express. Without it the result is what the
             model means, whatever serves it, and has no ``quantization``.
     """
-    names = raw.get("architectures")
-    named = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-    with limited_llmapi_advice(named):
+    with limited_llmapi_advice(read_architecture(raw)):
         return _parse_config(raw, directory, checkpoint, variant)
 
 
@@ -258,41 +243,36 @@ def _parse_config(
     if variant is not None:
         raise UsageError(f"variant {variant!r}: {names[0]} has none", where=where, fix="leave it out")
     row = find_architecture_row(names[0], where)
-    defaults = row["defaults"]
+    defaults, reader = row["defaults"], _ConfigReader(raw, row, where)
     if checkpoint:
         _refuse_inexpressible(raw, row, where)
     _refuse_unimplemented(raw, row, names[0], where)
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])
     if hidden_act not in ("silu", "swish"):
-        raise ModelError(
-            f"hidden_act is {hidden_act!r}; {names[0]} checkpoints support silu only", where=where,
-            fix="serve the model with the llmapi kind",
-        )  # fmt: skip
-    hidden_size = _read_size(raw, "hidden_size", where, defaults)
-    num_heads = _read_size(raw, "num_attention_heads", where, defaults)
+        raise make_unconvertible_error(
+            f"hidden_act is {hidden_act!r}; {names[0]} checkpoints support silu only", where
+        )
+    hidden_size = reader.size("hidden_size")
+    num_heads = reader.size("num_attention_heads")
     # Absent is the class's default; null is as many as heads.
     kv_default = num_heads if "num_key_value_heads" in raw else defaults["num_key_value_heads"] or num_heads
-    num_kv_heads = _read_integer(raw, "num_key_value_heads", where, default=kv_default)
+    num_kv_heads = reader.integer("num_key_value_heads", kv_default)
     if num_heads % num_kv_heads:
+        is_default = "num_key_value_heads" not in raw
+        more = " (num_key_value_heads is absent: the class's default)" * is_default
         raise make_value_error(
-            f"{num_heads} attention heads cannot share {num_kv_heads} KV heads"
-            + (
-                ""
-                if "num_key_value_heads" in raw
-                else " (num_key_value_heads is absent: the class's default)"
-            ),
-            where,
+            f"{num_heads} attention heads cannot share {num_kv_heads} KV heads{more}", where
         )
     head_default = None if "head_dim" in raw else defaults["head_dim"]
     if raw.get("head_dim") is None and head_default is None and hidden_size % num_heads:
         raise make_value_error(
             f"hidden_size {hidden_size} is not a multiple of {num_heads} heads, and head_dim is absent", where
         )
-    head_dim = _read_integer(raw, "head_dim", where, default=head_default or hidden_size // num_heads)
+    head_dim = reader.integer("head_dim", head_default or hidden_size // num_heads)
     epsilon = raw.get("rms_norm_eps", defaults["rms_norm_eps"])
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
         raise make_value_error(f"rms_norm_eps is {epsilon!r}", where)
-    layers = _read_size(raw, "num_hidden_layers", where, defaults)
+    layers = reader.size("num_hidden_layers")
     if layers > MOST_LAYERS:
         raise make_value_error(f"num_hidden_layers is {layers}", where)
     rope = read_rope(raw, where, row=row, head_dim=head_dim, checkpoint=checkpoint)
@@ -301,27 +281,27 @@ def _parse_config(
         architecture=names[0],
         model_type=str(raw.get("model_type", "")),
         dtype=read_config_dtype(raw, where),
-        vocab_size=_read_size(raw, "vocab_size", where, defaults),
+        vocab_size=reader.size("vocab_size"),
         hidden_size=hidden_size,
         num_layers=layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=_read_size(raw, "intermediate_size", where, defaults),
-        max_position_embeddings=_read_size(raw, "max_position_embeddings", where, defaults),
+        intermediate_size=reader.size("intermediate_size"),
+        max_position_embeddings=reader.size("max_position_embeddings"),
         hidden_act="silu",
         norm_epsilon=float(epsilon),
         rope=rope,
-        tie_word_embeddings=_read_boolean(raw, "tie_word_embeddings", where),
-        qkv_bias=_read_bias(raw, row["bias"]["qkv"], where),
-        dense_bias=_read_bias(raw, row["bias"]["dense"], where),
-        mlp_bias=_read_bias(raw, row["bias"]["mlp"], where),
+        tie_word_embeddings=reader.boolean("tie_word_embeddings"),
+        qkv_bias=reader.bias("qkv"),
+        dense_bias=reader.bias("dense"),
+        mlp_bias=reader.bias("mlp"),
         windows=tuple(find_windows(raw, row, layers, where)),
-        experts=_read_experts(raw, row["experts"], defaults, where),
+        experts=reader.experts(),
         quantization=read_quantization(directory, raw) if checkpoint else None,
         notes=(
             *rope.notes,
-            *_note_unread_keys(raw, row, row["experts"]),
+            *note_unread_keys(raw, _list_keys_read(row)),
             *_note_head_size(row, head_dim, hidden_size, num_heads),
         ),
         raw=raw,

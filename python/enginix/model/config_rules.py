@@ -7,6 +7,8 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.family_rows import list_family_rows
+from enginix.model.jsonfile import read_architecture
+from enginix.model.model_errors import LLMAPI_FIX
 from enginix.model.safetensors import INDEX, SINGLE
 from enginix.tables import load_table
 
@@ -66,10 +68,26 @@ def explain_contradictions(raw: Mapping[str, Any], names: Collection[str]) -> li
     Args:
         names: of the model's files.
     """
-    architectures = raw.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
-    contradictions = (explain_other_weights(raw, names), explain_other_class(named, raw.get("model_type")))
+    other_class = explain_other_class(read_architecture(raw), raw.get("model_type"))
+    contradictions = (explain_other_weights(raw, names), other_class)
     return [contradiction for contradiction in contradictions if contradiction is not None]
+
+
+def advise_other_converter(architecture: str, then: str = "") -> str:
+    """Return what to do with a model whose architecture a converter does not take."""
+    converters = load_table("converters")
+    if others := [k for k, v in converters["converters"].items() if architecture in v["architectures"]]:
+        return f"--converter {' or '.join(others)}{then}"
+    reason = converters["refused"].get(architecture)
+    return LLMAPI_FIX + (f": {reason}" if reason else "")
+
+
+def note_unread_keys(raw: Mapping[str, Any], read: Collection[str]) -> list[str]:
+    """Return a note about the keys of a ``config.json`` that enginix ignores."""
+    configuration = load_table("architectures")["configuration"]
+    known = {*read, *configuration["harmless"], *configuration["changes"]}
+    unread = sorted(key for key in raw if key not in known and key.isprintable())
+    return [f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []
 
 
 def make_unimplemented_error(key: str, value: Any, name: str, where: str) -> ModelError:

@@ -14,6 +14,7 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.family_rows import evaluate_expression, list_family_rows, read_model_values
+from enginix.model.jsonfile import read_architecture
 from enginix.tables import load_table
 
 # A lock's key, where this context differs from the model's.
@@ -57,9 +58,7 @@ def scale_context(positions: int, scaling: Mapping[str, Any] | None, original: f
 
 
 def _read_positions(config: Mapping[str, Any]) -> int | None:
-    architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if isinstance(name, str) and (row := list_family_rows().get(name)) is not None:
+    if (row := list_family_rows().get(read_architecture(config) or "")) is not None:
         try:
             rule = row["sizes"][_POSITIONS]
             stated_positions = [evaluate_expression(rule, read_model_values(config, row), "")]

@@ -66,7 +66,7 @@ def _parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
     """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
+        if type(token) is not int or not 0 <= token < 2**31:
             raise ModelError(
                 f"eos_token_id: {token!r} is not a token id", where=where, fix="correct eos_token_id there"
             )

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
-from enginix.model.config_rules import MOST_LAYERS, make_unimplemented_error, read_config_dtype
+from enginix.model.config_rules import (
+    MOST_LAYERS,
+    make_unimplemented_error,
+    note_unread_keys,
+    read_config_dtype,
+)
 from enginix.model.family_rows import (
     describe_formats,
     evaluate_expression,
@@ -22,6 +27,7 @@ from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table
 
 _ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
+_KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 
 
 class _FamilyReader:
@@ -61,7 +67,7 @@ class _FamilyReader:
         value = self.evaluate(expression)
         if isinstance(value, float) and value == int(value):
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        if type(value) is not int or not 1 <= value < 2**31:
             source = ", ".join(sorted(list_keys_read(expression))) or name
             raise make_value_error(f"{source} is {value!r}, not a size", self.where)
         self.values[name] = value
@@ -131,11 +137,6 @@ class _FamilyReader:
             kind == ("sliding_attention" if slides[i % len(slides)] else "full_attention")
             for i, kind in enumerate(kinds)
         )
-
-    def unread_keys(self) -> list[str]:
-        configuration = load_table("architectures")["configuration"]
-        read = self.keys_read() | {*configuration["harmless"], *configuration["changes"], *_ROPE_KEYS}
-        return sorted(key for key in self.raw if key not in read and key.isprintable())
 
     def activation(self) -> str:
         """Return the activation in TensorRT-LLM's word."""
@@ -240,11 +241,26 @@ def name_family_sizes(raw: Mapping[str, Any], architecture: str | None) -> dict[
             common[usual] = sizes[name]
     if "experts.top_k" in sizes:
         common["num_experts_per_tok"] = sizes["experts.top_k"]
-    return (
-        {"tie_word_embeddings": row["defaults"].get("tie_word_embeddings")}
-        | common
-        | {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
-    )
+    tied = "tie_word_embeddings"
+    return {tied: row["defaults"].get(tied), **common, **({tied: raw[tied]} if tied in raw else {})}
+
+
+def find_kv_heads(config: Mapping[str, Any], architecture: str | None) -> int | None:
+    """Return the KV heads that ``config.json`` names; None where it names none, or names them by layer.
+
+    Multi-query classes say it by a flag: Falcon and GPT-BigCode (data/memory_plan/memory_constants.json).
+    """
+    row = load_table("memory_constants")["multiQuery"]["architectures"].get(architecture)
+    if row is not None and not (row["unless"] and config.get(row["unless"])):
+        if config.get(row["flag"], row["default"]):
+            return 1
+        heads = next(
+            (config[k] for k in ("num_attention_heads", "n_head") if type(config.get(k)) is int), None
+        )
+        return heads
+    if (family := list_family_rows().get(architecture or "")) is not None:
+        return read_family_sizes(config, family).get("num_key_value_heads")
+    return next((config[key] for key in _KV_HEAD_KEYS if type(config.get(key)) is int), None)
 
 
 def parse_family_config(
@@ -278,7 +294,6 @@ def parse_family_config(
     tied = reader.values["hf.tie_word_embeddings"]
     if not isinstance(tied, bool):
         raise make_value_error(f"tie_word_embeddings is {tied!r}, not true or false", where)
-    unread = reader.unread_keys()
     experts = _read_family_experts(reader, sizes["intermediate_size"])
     return ModelConfig(
         directory=directory,
@@ -306,7 +321,7 @@ def parse_family_config(
         notes=(
             *rope.notes,
             *reader.notes(),
-            *([f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []),
+            *note_unread_keys(raw, {*reader.keys_read(), *_ROPE_KEYS}),
         ),
         raw=raw,
         description=row,

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -16,10 +17,6 @@ from enginix.model.model_errors import make_damage_error
 from enginix.model.other_layouts import explain_other_artefact, explain_other_layout, require_model_config
 
 LIMIT = 100_000_000  # bytes; the safetensors format's own limit for a header
-
-
-class _InvalidJson(ValueError):
-    pass
 
 
 class _ConflictingKeys(ValueError):
@@ -57,30 +54,21 @@ def quote_text(start: bytes) -> str | None:
     return repr(text) if text and text.isprintable() and text.isascii() else None
 
 
-def _refuse_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        for key, value in pairs:
-            # Readers take the last one; equal ones say the same.
-            # NaN is not equal to itself.
-            if values[key] != value and json.dumps(values[key]) != json.dumps(value):
-                raise _ConflictingKeys(f"key {key!r} appears twice, with different values")
-    return values
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _InvalidJson(f"key {key!r} appears twice")
-            seen.add(key)
+def _join_pairs(pairs: list[tuple[str, Any]], strict: bool) -> dict[str, Any]:
+    """Return an object; refuse a key with two values, and where ``strict`` a key that appears twice."""
+    values, seen = dict(pairs), set[str]()
+    for key, value in pairs if len(values) != len(pairs) else ():
+        if strict and key in seen:
+            raise ValueError(f"key {key!r} appears twice")
+        # Readers take the last one; equal ones say the same. NaN is not equal to itself.
+        if not strict and values[key] != value and json.dumps(values[key]) != json.dumps(value):
+            raise _ConflictingKeys(f"key {key!r} appears twice, with different values")
+        seen.add(key)
     return values
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise _InvalidJson(f"{text} is not JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, Any]:
@@ -97,9 +85,7 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
     """
     if other := detect_other_content(data[:1024]):
         raise ModelError(other[0], where=where, fix=other[1])
-    hooks: dict[str, Any] = {
-        "object_pairs_hook": _refuse_repeated_keys if strict else _refuse_conflicting_keys
-    }
+    hooks: dict[str, Any] = {"object_pairs_hook": partial(_join_pairs, strict=strict)}
     if strict:
         hooks["parse_constant"] = _refuse_constant
     if data.startswith(_BYTE_ORDER_MARKS):
@@ -205,7 +191,7 @@ def read_architecture(config: Mapping[str, Any]) -> str | None:
 
 def positive_or_none(value: Any) -> int | None:
     """Return a whole number of at least 1; None for any other value."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if type(value) is int and value > 0 else None
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:

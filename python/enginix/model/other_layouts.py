@@ -12,23 +12,15 @@ from enginix.errors import ModelError
 TRANSFORMERS_FIX = "use a repository in the Transformers layout: config.json and model*.safetensors"
 
 
+_ENGINE_FIX = "pass the model that it was made from; enginix triton-repo takes an engine"
 _NOT_A_MODEL = {
     "checkpoint": (
         "a TensorRT-LLM checkpoint, not a model",
         "pass the model that it was converted from; enginix build takes a checkpoint",
     ),
-    "engine": (
-        "an engine of TensorRT-LLM, not a model",
-        "pass the model that it was made from; enginix triton-repo takes an engine",
-    ),
+    "engine": ("an engine of TensorRT-LLM, not a model", _ENGINE_FIX),
 }
-_MADE_BY_ENGINIX = {
-    "checkpoint": _NOT_A_MODEL["checkpoint"],
-    "engine": (
-        "an engine, not a model",
-        "pass the model that it was made from; enginix triton-repo takes an engine",
-    ),
-}
+_MADE_BY_ENGINIX = {**_NOT_A_MODEL, "engine": ("an engine, not a model", _ENGINE_FIX)}
 _NOT_A_CHECKPOINT = {
     "model": ("a Hugging Face model, not a TensorRT-LLM checkpoint", "make one with enginix convert"),
     "engine": ("an engine of TensorRT-LLM, not a checkpoint", "pass the checkpoint that it was built from"),

@@ -88,7 +88,7 @@ def _parse_strings(value: Any, what: str, where: str) -> tuple[str, ...]:
 
 
 def _parse_group_size(value: Any, where: str) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+    if value is None or (type(value) is int and value > 0):
         return value
     raise ModelError(f"group_size is {value!r}", where=where, fix="export the model again")
 
@@ -155,19 +155,14 @@ def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | N
             where=where,
             fix=row["instead"],
         )
-    kv_cache = read_inline_kv_cache(entry)
-    return _parse_sidecar(
-        {
-            "quantization": {
-                **entry,
-                "kv_cache_quant_algo": kv_cache,
-                "exclude_modules": entry.get("ignore")
-                if entry.get("exclude_modules") is None
-                else entry["exclude_modules"],
-            }
-        },
-        where,
-    )
+    stated = {"kv_cache_quant_algo": read_inline_kv_cache(entry), "exclude_modules": _find_excluded(entry)}
+    return _parse_sidecar({"quantization": {**entry, **stated}}, where)
+
+
+def _find_excluded(entry: Mapping[str, Any]) -> Any:
+    """Return the unquantized modules that config.json's ``quantization_config`` names."""
+    excluded = entry.get("exclude_modules")
+    return entry.get("ignore") if excluded is None else excluded
 
 
 def find_contradiction(sidecar: Mapping[str, Any], inline: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -204,7 +199,7 @@ def find_exclusion_contradiction(
     entry = sidecar.get("quantization")
     stated = [
         entry.get("exclude_modules") if isinstance(entry, dict) else None,
-        inline.get("ignore") if inline.get("exclude_modules") is None else inline["exclude_modules"],
+        _find_excluded(inline),
     ]
     if not all(isinstance(patterns, list) for patterns in stated):
         return None

@@ -79,7 +79,7 @@ class SafetensorsHeader:
 
 
 def _is_natural(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> TensorInfo:
@@ -168,11 +168,8 @@ def read_header(path: Path) -> SafetensorsHeader:
     expected_begin = base
     for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
         if tensor.begin != expected_begin:
-            what = (
-                "overlaps another tensor"
-                if tensor.begin < expected_begin
-                else f"leaves {tensor.begin - expected_begin} bytes unused"
-            )
+            gap = tensor.begin - expected_begin
+            what = "overlaps another tensor" if gap < 0 else f"leaves {gap} bytes unused"
             raise make_damage_error(what, f"{where}: tensor {tensor.name!r}")
         expected_begin = tensor.end
     if expected_begin != total:

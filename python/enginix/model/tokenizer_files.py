@@ -6,6 +6,7 @@ Locks include them; quantization and engines copy them.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from enginix.errors import ModelError
@@ -34,9 +35,9 @@ SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", 
 VOCABULARY_FILES = (FAST_TOKENIZER, "tokenizer.model", "vocab.json")
 
 
-def list_tokenizer_files(model: Path) -> list[Path]:
-    """Return the tokenizer files of a model directory, sorted; none of one without."""
-    return sorted({path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()})
+def list_tokenizer_files(model: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> list[Path]:
+    """Return the tokenizer files of a model directory, or those of other patterns, sorted."""
+    return sorted({path for pattern in patterns for path in model.glob(pattern) if path.is_file()})
 
 
 def is_tokenizer_file(name: str) -> bool:
@@ -86,7 +87,12 @@ def copy_tokenizer_files(model: Path, directory: Path) -> None:
         ModelError: there is no tokenizer.
     """
     directory.mkdir()
-    for path in find_tokenizer_files(model):
+    copy_files(find_tokenizer_files(model), model, directory)
+
+
+def copy_files(paths: Iterable[Path], model: Path, directory: Path) -> None:
+    """Copy files of a model directory to their places in another directory."""
+    for path in paths:
         destination = directory / path.relative_to(model)
         destination.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, destination)

@@ -24,6 +24,7 @@ from enginix.model.safetensors import read_header
 from enginix.output_path import require_absent
 from enginix.quantize import calibration_text
 from enginix.tables import load_table
+from enginix.wording import first_line
 from enginix.work_directory import new_directory
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception as e:  # a template is a program of the model and may raise anything
             raise UsageError(
-                f"the chat template refuses messages: {(str(e).splitlines() or [''])[0][:200]}",
+                f"the chat template refuses messages: {first_line(e)[:200]}",
                 where=model,
                 fix="correct the messages, or name a field of plain text",
             ) from e
@@ -275,10 +276,8 @@ def load_tokenizer(directory: Path) -> Any:
             directory, trust_remote_code=False, local_files_only=True, use_fast=True
         )
     except Exception as e:
-        first = (str(e).strip().splitlines() or [""])[0]
-        raise ModelError(
-            f"the tokenizer cannot be read: {first}", where=directory, fix="pass a complete model"
-        ) from e
+        what = f"the tokenizer cannot be read: {first_line(e)}"
+        raise ModelError(what, where=directory, fix="pass a complete model") from e
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -10,6 +10,7 @@ from typing import Any
 from enginix.console import fold_output
 from enginix.errors import EnginixError, MachineError, ModelError
 from enginix.optional_libraries import missing_library, pause_garbage_collector
+from enginix.wording import first_line
 
 
 def import_library(name: str) -> Any:
@@ -39,14 +40,11 @@ def translate_library_errors(what: str) -> Iterator[None]:
     except (EnginixError, OSError):
         raise
     except Exception as e:
-        first = (str(e).strip().splitlines() or [""])[0]
-        message = f"{type(e).__name__}: {first}"
+        message = f"{type(e).__name__}: {first_line(e)}"
         if "os error 28" in message or "No space left" in message:
             raise MachineError("the disk is full", fix="free disk space, or choose another -o") from e
         if type(e).__name__ == "OutOfMemoryError":
-            raise MachineError(
-                f"the GPU's memory is full: {first}", fix="lower --batch-size, or use a GPU with more memory"
-            ) from e
-        raise ModelError(
-            f"{what} failed: {message}", fix="run again with ENGINIX_TRACEBACK=1 to see where"
-        ) from e
+            fix = "lower --batch-size, or use a GPU with more memory"
+            raise MachineError(f"the GPU's memory is full: {first_line(e)}", fix=fix) from e
+        fix = "run again with ENGINIX_TRACEBACK=1 to see where"
+        raise ModelError(f"{what} failed: {message}", fix=fix) from e

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from enginix.digests import SourceWatch
 from enginix.errors import UsageError
 from enginix.integrity import require_unchanged
 from enginix.model.identity import identify_model
-from enginix.model.tokenizer_files import TOKENIZER_FILES
+from enginix.model.tokenizer_files import TOKENIZER_FILES, copy_files, list_tokenizer_files
 from enginix.output_path import require_absent
 from enginix.progress import BYTES, track_step
 from enginix.quantize import calibration, ptq, source, verify
@@ -95,7 +94,7 @@ def quantize_model(
             network = ptq.insert_quantizers(network, choice, batches)
         with track_step("exporting"):
             ptq.export_checkpoint(network, partial)
-        _copy_carried_files(directory, partial)
+        copy_files(list_tokenizer_files(directory, CARRIED_FILES), directory, partial)
         with track_step("checking the export"):
             matrices = verify.verify_export(partial, choice, model)
         results = _collect_results(partial, model, matrices, notes)
@@ -123,15 +122,6 @@ def quantize_model(
         for path in partial.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return results
-
-
-def _copy_carried_files(directory: Path, partial: Path) -> None:
-    for pattern in CARRIED_FILES:
-        for path in sorted(directory.glob(pattern)):
-            if path.is_file():
-                destination = partial / path.relative_to(directory)
-                destination.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, destination)
 
 
 def _collect_results(

@@ -6,20 +6,25 @@ converter's in ``enginix.checkpoint``, so that the judge of a conversion does no
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from enginix import manifest
 from enginix.errors import CheckpointError
+from enginix.files import read_json_object
 from enginix.model.engine_classes import explain_no_engine_class
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.other_layouts import explain_other_config
 from enginix.reference import quantization as number_formats
-from enginix.reference.config_reader import ExecutorConfigReader
 from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
-from enginix.reference.executor_config import ExecutorConfig, ExecutorMapping, ExpertsConfig, Family
+from enginix.reference.executor_config import (
+    ExecutorConfig,
+    ExecutorConfigReader,
+    ExecutorMapping,
+    ExpertsConfig,
+    Family,
+)
 from enginix.reference.quantization import REBUILD, ExecutorQuantization
 from enginix.reference.rotary_scaling import parse_rotary_scaling
 
@@ -230,17 +235,13 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     )
 
 
-def _read_checkpoint_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise CheckpointError(
-            f"no {path.name}" if path.parent.is_dir() else "no such directory",
-            where=str(path.parent),
-            fix="pass a checkpoint directory: the output of enginix convert",
-        ) from e
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"unreadable: {e}", where=str(path), fix=REBUILD) from e
+def _read_checkpoint_json(path: Path) -> dict[str, Any]:
+    missing = CheckpointError(
+        f"no {path.name}" if path.parent.is_dir() else "no such directory",
+        where=str(path.parent),
+        fix="pass a checkpoint directory: the output of enginix convert",
+    )
+    return read_json_object(path, CheckpointError, REBUILD, missing)
 
 
 def read_executor_config(checkpoint: Path) -> ExecutorConfig:
@@ -251,7 +252,7 @@ def read_executor_config(checkpoint: Path) -> ExecutorConfig:
     """
     path = checkpoint / "config.json"
     raw = _read_checkpoint_json(path)
-    if isinstance(raw, dict) and (other := explain_other_config(raw, "checkpoint")):
+    if other := explain_other_config(raw, "checkpoint"):
         raise CheckpointError(other[0], where=str(checkpoint), fix=other[1])
     config = parse_executor_config(raw, str(path))
     quantization = config.quantization
@@ -273,10 +274,7 @@ def _read_attention_window(checkpoint: Path) -> int | None:
     windows = manifest.read_manifest(checkpoint).model.get("attentionWindow")
     if windows is None:
         return None
-    if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
-        raise CheckpointError(
-            f"model.attentionWindow is {windows!r}",
-            where=str(checkpoint / manifest.MANIFEST_FILE),
-            fix=REBUILD,
-        )
-    return int(min(windows))
+    if isinstance(windows, list) and windows and all(type(w) is int and w > 0 for w in windows):
+        return int(min(windows))
+    where = str(checkpoint / manifest.MANIFEST_FILE)
+    raise CheckpointError(f"model.attentionWindow is {windows!r}", where=where, fix=REBUILD)

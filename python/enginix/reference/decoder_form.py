@@ -120,10 +120,8 @@ def compute_alibi_slopes(form: DecoderForm, heads: int, head_size: int) -> list[
 
 
 def _complete_gemma2(form: DecoderForm, raw: Mapping[str, Any], head_size: int) -> DecoderForm:
-    scalar, caps = (
-        raw.get("query_pre_attn_scalar"),
-        [raw.get(key) for key in ("attn_logit_softcapping", "final_logit_softcapping")],
-    )
+    scalar = raw.get("query_pre_attn_scalar")
+    caps = [raw.get(key) for key in ("attn_logit_softcapping", "final_logit_softcapping")]
     if not isinstance(scalar, (int, float)) or scalar <= 0:
         raise ValueError(f"query_pre_attn_scalar {scalar!r}")
     if any(cap is not None and (not isinstance(cap, (int, float)) or cap <= 0) for cap in caps):

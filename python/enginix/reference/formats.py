@@ -112,12 +112,9 @@ def _dequantize_nvfp4_weight(tensors: Tensors) -> torch.Tensor:
         blocks, scale = tensors["weights_scaling_factor"], tensors["weights_scaling_factor_2"]
     else:
         blocks = tensors["weights_block_scaling_factor"]
-        # Experts have no such tensor: alpha is the weight's scale times the activation's.
-        has_global_scale = "weights_global_scaling_factor" in tensors
-        scale = (
-            tensors["weights_global_scaling_factor"]
-            if has_global_scale
-            else tensors["alpha"] / tensors["activation_global_scaling_factor"]
-        )
+        if "weights_global_scaling_factor" in tensors:
+            scale = tensors["weights_global_scaling_factor"]
+        else:  # experts: alpha is the weight's scale times the activation's
+            scale = tensors["alpha"] / tensors["activation_global_scaling_factor"]
     block_scale = blocks.float() * _per_expert(scale, codes)
     return _fp4_values(codes) * block_scale.repeat_interleave(BLOCK, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -137,33 +137,27 @@ class Attention:
         return step.attend(self.layer, q, kv).reshape(x.shape[0], -1)
 
 
-class PlainMlp:
-    """proj(activation(fc x))."""
+class Mlp:
+    """proj(activation(fc x)), or proj(activation(fc x) · gate x).
 
-    def __init__(self, fc: LinearOperation, proj: LinearOperation, activation: str) -> None:
-        self.fc, self.proj, self.activation = fc, proj, ACTIVATIONS[activation]
+    TensorRT-LLM's fc is Hugging Face's gate_proj, its gate is up_proj.
 
-    def activate(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the input of ``proj``."""
-        return self.activation(self.fc(x))
+    Args:
+        parts: fc and proj, or fc, gate and proj.
+    """
 
-
-class GatedMlp:
-    """proj(silu(fc x) · gate x). TensorRT-LLM's fc is Hugging Face's gate_proj, its gate is up_proj."""
-
-    def __init__(
-        self, fc: LinearOperation, gate: LinearOperation, proj: LinearOperation, activation: str = "silu"
-    ) -> None:
-        self.fc, self.gate, self.proj = fc, gate, proj
-        self.activation = ACTIVATIONS[activation]
-        self.fc_and_gate = join_linears(fc, gate)
+    def __init__(self, parts: Sequence[LinearOperation], activation: str) -> None:
+        self.fc, self.proj, self.activation = parts[0], parts[-1], ACTIVATIONS[activation]
+        self.gate = parts[1] if len(parts) == 3 else None
+        self.fc_and_gate = None if self.gate is None else join_linears(self.fc, self.gate)
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """Return the input of ``proj``."""
-        if self.fc_and_gate is None:
-            return self.activation(self.fc(x)) * self.gate(x)
-        fc, gate = self.fc_and_gate(x).chunk(2, -1)
-        return self.activation(fc) * gate
+        if self.fc_and_gate is not None:
+            fc, gate = self.fc_and_gate(x).chunk(2, -1)
+            return self.activation(fc) * gate
+        inner = self.activation(self.fc(x))
+        return inner if self.gate is None else inner * self.gate(x)
 
 
 class FusedMlp:
@@ -230,33 +224,30 @@ class DecoderLayer:
         if self.form.output_norms:
             after = (layout.layer_name(layer, n) for n in ("post_layernorm", "post_feedforward_layernorm"))
             self.output_norms = (build.norm(next(after)), build.norm(next(after)))
-        self.mlp: PlainMlp | GatedMlp | FusedMlp | MixtureOfExperts
+        self.mlp: Mlp | FusedMlp | MixtureOfExperts
         if config.experts is not None:
             self.mlp = MixtureOfExperts(build, layer, config.experts)
         else:
             parts = [build.linear(spec) for spec in layout.mlp_linears(config, layer)]
-            if config.family == "phi3":
-                self.mlp = FusedMlp(*parts)
-            elif len(parts) == 2:
-                self.mlp = PlainMlp(parts[0], parts[1], self.form.activation)
-            else:
-                self.mlp = GatedMlp(parts[0], parts[1], parts[2], self.form.activation)
+            is_fused = config.family == "phi3"
+            self.mlp = FusedMlp(*parts) if is_fused else Mlp(parts, self.form.activation)
 
     def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         """Return the layer's output; on a GPU x becomes it."""
-        if not isinstance(self.mlp, MixtureOfExperts) and self.output_norms is not None:
+        attention, mlp = self.attention, self.mlp
+        if isinstance(mlp, MixtureOfExperts):
+            x = add_product(x, attention.dense, attention(self.input_norm(x), step))
+            return x + mlp(self.post_norm(x))
+        if self.output_norms is not None:
             after_attention, after_mlp = self.output_norms
-            x = x + after_attention(self.attention.dense(self.attention(self.input_norm(x), step)))
-            return x + after_mlp(self.mlp.proj(self.mlp.activate(self.post_norm(x))))
-        if not isinstance(self.mlp, MixtureOfExperts) and self.form.residual_factor != 1.0:
-            factor = self.form.residual_factor
-            x = x + factor * self.attention.dense(self.attention(self.input_norm(x), step))
-            return x + factor * self.mlp.proj(self.mlp.activate(self.post_norm(x)))
-        if self.form.parallel and not isinstance(self.mlp, MixtureOfExperts):
-            inner = self.mlp.activate(self.post_norm(x))
-            x = add_product(x, self.attention.dense, self.attention(self.input_norm(x), step))
-            return add_product(x, self.mlp.proj, inner)
-        x = add_product(x, self.attention.dense, self.attention(self.input_norm(x), step))
-        if isinstance(self.mlp, MixtureOfExperts):
-            return x + self.mlp(self.post_norm(x))
-        return add_product(x, self.mlp.proj, self.mlp.activate(self.post_norm(x)))
+            x = x + after_attention(attention.dense(attention(self.input_norm(x), step)))
+            return x + after_mlp(mlp.proj(mlp.activate(self.post_norm(x))))
+        if (factor := self.form.residual_factor) != 1.0:
+            x = x + factor * attention.dense(attention(self.input_norm(x), step))
+            return x + factor * mlp.proj(mlp.activate(self.post_norm(x)))
+        if self.form.parallel:
+            inner = mlp.activate(self.post_norm(x))
+            x = add_product(x, attention.dense, attention(self.input_norm(x), step))
+            return add_product(x, mlp.proj, inner)
+        x = add_product(x, attention.dense, attention(self.input_norm(x), step))
+        return add_product(x, mlp.proj, mlp.activate(self.post_norm(x)))

@@ -46,14 +46,6 @@ class RankCut(Enum):
     FIRST = "on rank 0, zeros on the others"
 
 
-class PipelineStage(Enum):
-    """The pipeline stages that hold a tensor."""
-
-    FIRST = "first"
-    LAST = "last"
-    LAYER = "the layer's"
-
-
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor of the whole model.
@@ -63,15 +55,14 @@ class TensorSpec:
         shape: whole shape, dim 0 of vocabulary tensors unpadded; with ``RankCut.RANK`` the shape on a rank.
         dtype: safetensors code.
         cut: its division over ranks.
-        place: the pipeline stage that has it.
-        layer: global layer number, for ``PipelineStage.LAYER``.
+        layer: global number of the layer whose pipeline stage has it: the first of embeddings, the last of
+            the head.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     cut: RankCut
-    place: PipelineStage
     layer: int = 0
 
 
@@ -104,11 +95,8 @@ def layer_name(layer: int, suffix: str = "") -> str:
 
 def qkv_rows(config: ExecutorConfig) -> tuple[int, int, int]:
     """Return the rows of q, k and v in the whole fused matrix."""
-    return (
-        config.heads * config.head_size,
-        config.kv_heads * config.head_size,
-        config.kv_heads * config.head_size,
-    )
+    kv = config.kv_heads * config.head_size
+    return config.heads * config.head_size, kv, kv
 
 
 def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, LinearSpec]:
@@ -124,34 +112,26 @@ def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, L
 
 def mlp_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, ...]:
     """Return the MLP's linears: (fc, gate, proj), or (fused fc, proj), or (router, fc, proj, shared …)."""
-    prefix, hidden, size = layer_name(layer, "mlp"), config.hidden_size, config.intermediate_size
-    experts = config.experts
+    hidden, size, experts = config.hidden_size, config.intermediate_size, config.experts
+
+    def linear(name: str, rows: int, columns: int, cut: RankCut, **more: Any) -> LinearSpec:
+        return LinearSpec(layer_name(layer, f"mlp.{name}"), rows, columns, cut, layer, **more)
+
     if experts is not None:
+        width, shared, count = experts.size, experts.shared_size, experts.count
         stack = (
-            LinearSpec(
-                f"{prefix}.fc", 2 * experts.size, hidden, RankCut.EXPERT_HALVES, layer, experts=experts.count
-            ),
-            LinearSpec(
-                f"{prefix}.proj", hidden, experts.size, RankCut.EXPERT_COLUMNS, layer, experts=experts.count
-            ),
+            linear("fc", 2 * width, hidden, RankCut.EXPERT_HALVES, experts=count),
+            linear("proj", hidden, width, RankCut.EXPERT_COLUMNS, experts=count),
         )
-        if not experts.shared_size:
+        if not shared:
             return stack
-        return (
-            *stack,
-            LinearSpec(f"{prefix}.shared_expert.fc", 2 * experts.shared_size, hidden, RankCut.HALVES, layer),
-            LinearSpec(f"{prefix}.shared_expert.proj", hidden, experts.shared_size, RankCut.COLUMNS, layer),
-        )
-    proj = LinearSpec(f"{prefix}.proj", hidden, size, RankCut.COLUMNS, layer, config.mlp_bias)
+        fc = linear("shared_expert.fc", 2 * shared, hidden, RankCut.HALVES)
+        return (*stack, fc, linear("shared_expert.proj", hidden, shared, RankCut.COLUMNS))
+    proj = linear("proj", hidden, size, RankCut.COLUMNS, bias=config.mlp_bias)
     if config.family == "phi3":
-        return LinearSpec(f"{prefix}.fc", 2 * size, hidden, RankCut.HALVES, layer), proj
-    if not config.form.gated:
-        return LinearSpec(f"{prefix}.fc", size, hidden, RankCut.ROWS, layer, config.mlp_bias), proj
-    return (
-        LinearSpec(f"{prefix}.fc", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
-        LinearSpec(f"{prefix}.gate", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
-        proj,
-    )
+        return linear("fc", 2 * size, hidden, RankCut.HALVES), proj
+    names = ("fc", "gate") if config.form.gated else ("fc",)
+    return (*(linear(n, size, hidden, RankCut.ROWS, bias=config.mlp_bias) for n in names), proj)
 
 
 def module_in_file(config: ExecutorConfig, name: str, layer: int) -> str:
@@ -171,7 +151,7 @@ def make_weight_spec(config: ExecutorConfig, linear: LinearSpec) -> TensorSpec:
     stack = (linear.experts,) if linear.experts else ()
     shape = (*stack, linear.rows, linear.columns)
     dtype = SAFETENSORS_DTYPE[config.dtype]
-    return TensorSpec(f"{linear.name}.weight", shape, dtype, linear.cut, PipelineStage.LAYER, linear.layer)
+    return TensorSpec(f"{linear.name}.weight", shape, dtype, linear.cut, linear.layer)
 
 
 def quantized_tensors(config: ExecutorConfig, linear: LinearSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -241,16 +221,14 @@ def linear_tensors(config: ExecutorConfig, linear: LinearSpec) -> Iterator[Tenso
         yield make_weight_spec(config, linear)
     else:
         for leaf, (dtype, shape) in quantized_tensors(config, linear).items():
-            yield TensorSpec(
-                f"{linear.name}.{leaf}", shape, dtype, RankCut.RANK, PipelineStage.LAYER, linear.layer
-            )
+            yield TensorSpec(f"{linear.name}.{leaf}", shape, dtype, RankCut.RANK, linear.layer)
     if linear.bias:
         # A row-parallel layer adds its bias once, after the ranks' sum: every rank has all of it.
         cut = RankCut.WHOLE if linear.cut is RankCut.COLUMNS else linear.cut
         if config.form.bias_of_first_rank and linear.name.endswith("mlp.proj"):
             cut = RankCut.FIRST
         dtype = SAFETENSORS_DTYPE[config.dtype]
-        yield TensorSpec(f"{linear.name}.bias", (linear.rows,), dtype, cut, PipelineStage.LAYER, linear.layer)
+        yield TensorSpec(f"{linear.name}.bias", (linear.rows,), dtype, cut, linear.layer)
 
 
 def list_norms(config: ExecutorConfig) -> tuple[str, ...]:
@@ -265,7 +243,7 @@ def _layer_tensors(config: ExecutorConfig, layer: int) -> Iterator[TensorSpec]:
     dtype, hidden = SAFETENSORS_DTYPE[config.dtype], config.hidden_size
 
     def whole(suffix: str, *shape: int, dtype: str = dtype) -> TensorSpec:
-        return TensorSpec(layer_name(layer, suffix), shape, dtype, RankCut.WHOLE, PipelineStage.LAYER, layer)
+        return TensorSpec(layer_name(layer, suffix), shape, dtype, RankCut.WHOLE, layer)
 
     for norm in list_norms(config):
         yield whole(f"{norm}.weight", hidden)
@@ -288,30 +266,27 @@ def iterate_tensor_specs(config: ExecutorConfig) -> Iterator[TensorSpec]:
     """Yield every tensor of the whole model."""
     dtype, vocab, hidden = SAFETENSORS_DTYPE[config.dtype], config.vocab_size, config.hidden_size
     embedding = {None: RankCut.WHOLE, 0: RankCut.VOCABULARY, 1: RankCut.COLUMNS}[config.embedding_shard_dim]
-    yield TensorSpec(
-        "transformer.vocab_embedding.weight", (vocab, hidden), dtype, embedding, PipelineStage.FIRST
-    )
+    yield TensorSpec("transformer.vocab_embedding.weight", (vocab, hidden), dtype, embedding)
     if config.form.positions == "learned":
         yield TensorSpec(
             "transformer.position_embedding.weight",
             (config.max_position_embeddings, hidden),
             dtype,
             embedding,
-            PipelineStage.FIRST,
         )
     if config.form.embedding_norm:
         for leaf in ("weight", "bias"):
             name = f"transformer.ln_embed.{leaf}"
-            yield TensorSpec(name, (hidden,), dtype, RankCut.WHOLE, PipelineStage.FIRST)
+            yield TensorSpec(name, (hidden,), dtype, RankCut.WHOLE)
     for layer in range(config.layers):
         yield from _layer_tensors(config, layer)
-    yield TensorSpec("transformer.ln_f.weight", (hidden,), dtype, RankCut.WHOLE, PipelineStage.LAST)
+    yield TensorSpec("transformer.ln_f.weight", (hidden,), dtype, RankCut.WHOLE, config.layers - 1)
     if config.form.norm_bias:
-        yield TensorSpec("transformer.ln_f.bias", (hidden,), dtype, RankCut.WHOLE, PipelineStage.LAST)
+        yield TensorSpec("transformer.ln_f.bias", (hidden,), dtype, RankCut.WHOLE, config.layers - 1)
     head = RankCut.VOCABULARY if config.mapping.tp > 1 else RankCut.WHOLE
-    yield TensorSpec("lm_head.weight", (vocab, hidden), dtype, head, PipelineStage.LAST)
+    yield TensorSpec("lm_head.weight", (vocab, hidden), dtype, head, config.layers - 1)
     if config.form.head_bias:
-        yield TensorSpec("lm_head.bias", (vocab,), dtype, head, PipelineStage.LAST)
+        yield TensorSpec("lm_head.bias", (vocab,), dtype, head, config.layers - 1)
 
 
 def local_shape(config: ExecutorConfig, spec: TensorSpec) -> tuple[int, ...]:
@@ -349,18 +324,12 @@ def local_shape(config: ExecutorConfig, spec: TensorSpec) -> tuple[int, ...]:
 
 def pipeline_rank(config: ExecutorConfig, spec: TensorSpec) -> int:
     """Return the pipeline stage that holds ``spec``."""
-    if spec.place is PipelineStage.FIRST:
-        return 0
-    if spec.place is PipelineStage.LAST:
-        return config.mapping.pp - 1
     stages = (config.mapping.layers(rank, config.layers) for rank in range(config.mapping.pp))
     return next(rank for rank, stage in enumerate(stages) if spec.layer in stage)
 
 
 def name_in_file(config: ExecutorConfig, spec: TensorSpec) -> str:
     """Return the tensor's name in its rank files, where layers count from 0 in each pipeline stage."""
-    if spec.place is not PipelineStage.LAYER:
-        return spec.name
     return module_in_file(config, spec.name, spec.layer)
 
 

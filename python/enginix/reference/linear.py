@@ -172,14 +172,6 @@ def _activation_scale(
     return torch.cat([s.reshape(1) for s in scales[:ep]]).repeat_interleave(linear.experts // ep)
 
 
-def _load_prequant_scale(
-    weights: MergedWeights, linear: LinearSpec, parts: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    if linear.cut is RankCut.COLUMNS:
-        return torch.cat(list(parts))
-    return weights.get(f"{linear.name}.prequant_scaling_factor")
-
-
 def load_linear(
     linear: LinearSpec,
     weights: MergedWeights,
@@ -226,8 +218,8 @@ def load_linear(
         def rounding(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             return formats.fake_quantize_fp8_per_token(x, cuts)
 
-    if "prequant_scaling_factor" in parts_by_leaf:
-        prequant = _load_prequant_scale(weights, linear, parts_by_leaf["prequant_scaling_factor"]).to(
-            device, dtype
-        )
+    if (scales_by_rank := parts_by_leaf.get("prequant_scaling_factor")) is not None:
+        is_cut = linear.cut is RankCut.COLUMNS
+        prequant = torch.cat(scales_by_rank) if is_cut else weights.get(f"{name}.prequant_scaling_factor")
+        prequant = prequant.to(device, dtype)
     return QuantizedLinear(matrix.to(device, dtype), bias, rounding, scale, prequant)

@@ -75,12 +75,7 @@ def parse_quantized_layers(raw: Any, where: str) -> dict[str, tuple[str, int]]:
     for module, row in rows.items() if isinstance(rows, dict) else [("quantized_layers", None)]:
         algorithm = row.get("quant_algo") if isinstance(row, dict) else None
         group = row.get("group_size", 128) if isinstance(row, dict) else 0
-        if (
-            not isinstance(algorithm, str)
-            or isinstance(group, bool)
-            or not isinstance(group, int)
-            or group < 1
-        ):
+        if not isinstance(algorithm, str) or type(group) is not int or group < 1:
             raise CheckpointError(f"{module} is {row!r}, not a number format", where=where, fix=REBUILD)
         algorithms[module] = (algorithm, group)
     return algorithms

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from enginix.reference.config_reader import ExecutorConfigReader
-from enginix.reference.executor_config import Family
+from enginix.reference.executor_config import ExecutorConfigReader, Family
 
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 # Defaults of create_attention_const_params in TensorRT-LLM's layers/attention.py for absent keys; a key

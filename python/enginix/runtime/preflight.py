@@ -11,14 +11,16 @@ from typing import Any
 from enginix.console import format_bytes
 from enginix.errors import MachineError, UsageError
 from enginix.files import find_existing_parent
+from enginix.machine.driver import Driver
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.kind_support import explain_unsupported_gpu
-from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
+from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least, probe_machine
 from enginix.model.engine_classes import explain_no_engine_class
 from enginix.model.family_rows import find_written_name
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
+from enginix.runtime.sandbox import check_namespaces
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
 from enginix.wording import list_known
@@ -42,6 +44,25 @@ class PreflightResult:
     machine: Machine
     gpu: MachineGpu
     notes: tuple[str, ...] = field(default=())
+
+
+def require_machine(runtime: Runtime, rootfs: Path | None, driver: Driver, *, accept_driver: bool) -> Machine:
+    """Return this machine, if a runtime's commands run on it.
+
+    Args:
+        rootfs: the runtime's root file system; None for the host's own.
+        accept_driver: accept a driver older than the runtime requires.
+
+    Raises:
+        MachineError: no user namespaces, another runtime in ``rootfs``, no GPU, or an older driver.
+    """
+    if rootfs is not None:
+        check_namespaces()
+    check_version(runtime, rootfs)
+    machine = probe_machine(driver)
+    if not accept_driver:
+        check_driver(runtime, machine)
+    return machine
 
 
 def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -> PreflightResult:
@@ -155,10 +176,6 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
     return plain
 
 
-def _say_quantization(algorithm: str) -> str:
-    return f"quantization {algorithm}"
-
-
 def require_kind_support(kind: str, target: Target, version: str | None = None) -> None:
     """Check that a kind's software has code for a target.
 
@@ -178,7 +195,7 @@ def check_support(
     kv_cache: str | None,
     architecture: str | None,
     target: Target,
-    say_format: Callable[[str], str] = _say_quantization,
+    say_format: Callable[[str], str] = "quantization {}".format,
 ) -> list[str]:
     """Check quantization, KV cache and architecture for a target, as nix/check/target.nix at evaluation.
 

@@ -303,19 +303,8 @@ def check_namespaces() -> None:
         MachineError: this user may not make user namespaces; says what to enable.
     """
     program = find_bubblewrap()
-    options = [
-        "--unshare-user",
-        "--unshare-pid",
-        "--ro-bind",
-        "/",
-        "/",
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--",
-    ]
-    line = [program, *options, program, "--version"]
+    options = "--unshare-user --unshare-pid --ro-bind / / --proc /proc --dev /dev --"
+    line = [program, *options.split(), program, "--version"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return

@@ -15,7 +15,7 @@ from enginix.errors import UsageError
 from enginix.kinds.tensorrt.build import options
 from enginix.kinds.tensorrt.build.build_subject import BuildSubject, RequestRefused, make_build_subject
 from enginix.kinds.tensorrt.build.effective_build import predict_build, predict_row
-from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
+from enginix.kinds.tensorrt.build.option_rules import resolve_options
 from enginix.tables import load_table
 from golden_requests import FILE, differences, golden_rows
 
@@ -170,12 +170,12 @@ def test_what_construction_changes_is_said_apart() -> None:
     assert rowwise.constructed["fp8_rowwise_gemm_plugin"] == "bfloat16"
 
 
-def test_changes_say_what_was_asked_for() -> None:
+def test_what_is_asked_for_is_changed() -> None:
     arguments = ["--max_seq_len", "2048", "--max_batch_size", "1", "--reduce_fusion", "enable"]
     arguments += ["--speculative_decoding_mode", "lookahead_decoding", "--max_draft_len", "11"]
-    changes = predict_build(LLAMA, arguments).changes
-    assert changes["max_seq_len"] == (2048, 2059) and changes["reduce_fusion"] == (True, False)
-    assert changes["max_num_tokens"] == (8192, 2048) and "max_batch_size" not in changes
+    made = predict_build(LLAMA, arguments)
+    assert made.build_config["max_seq_len"] == 2059 and made.plugin_config["reduce_fusion"] is False
+    assert made.build_config["max_num_tokens"] == 2048 and made.build_config["max_batch_size"] == 1
 
 
 THROUGHPUT = load_table("build_options")["profiles"]["throughput"]["options"]
@@ -191,15 +191,15 @@ FUSED = [
 
 @pytest.mark.parametrize(("architecture", "weights", "fused"), FUSED)
 def test_a_profile_leaves_out_what_would_be_turned_off_or_asserts(architecture, weights, fused) -> None:
-    facts = BuildFacts(weights, None, 90, architecture, 2)
-    settled = resolve_options(facts, THROUGHPUT, {})
+    subject = BuildSubject(architecture, 90, weights, None, 2)
+    settled = resolve_options(subject, THROUGHPUT, {})
     assert (settled["reduceFusion"], settled["userBuffer"]) == (fused, fused)
     for name in ("reduceFusion", "userBuffer"):
         if fused:
-            assert resolve_options(facts, THROUGHPUT, {name: True})[name] is True
+            assert resolve_options(subject, THROUGHPUT, {name: True})[name] is True
         else:
             with pytest.raises(UsageError, match=f"option {name}"):
-                resolve_options(facts, {}, {name: True})
+                resolve_options(subject, {}, {name: True})
 
 
 def value_of(row):
@@ -214,41 +214,33 @@ def value_of(row):
 
 
 OPTIONS = load_table("build_options")["options"]
-FACTS = st.builds(
-    BuildFacts,
+SUBJECTS = st.builds(
+    BuildSubject,
     quantization=st.sampled_from([None, "FP8", "NVFP4", "W4A16_AWQ", "W4A8_AWQ", "MIXED_PRECISION"]),
     kv_cache=st.sampled_from([None, "FP8", "INT8"]),
     sm=st.sampled_from([80, 89, 90, 100, 103, 120]),
     architecture=st.sampled_from([f"{name}ForCausalLM" for name in ("Llama", "Mixtral", "Gemma2", "OPT")]),
     tensor_parallel=st.sampled_from([1, 2]),
-    eagle_layers=st.sampled_from([None, 4]),
+    num_eagle_layers=st.sampled_from([None, 4]),
+    context=st.just(2048),
 )
 
 
 @settings(max_examples=400, deadline=None)
 @given(
-    facts=FACTS,
+    subject=SUBJECTS,
     profile=st.sampled_from([None, "latency", "throughput", "long-context"]),
     asked=st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.none(), max_size=4).flatmap(
         lambda names: st.fixed_dictionaries({name: value_of(OPTIONS[name]) for name in names})
     ),
 )
-def test_what_is_written_is_what_the_tool_makes_of_it(facts, profile, asked) -> None:
+def test_what_is_written_is_what_the_tool_makes_of_it(subject, profile, asked) -> None:
     """Whatever the rules let through reaches the engine unchanged; only limits are settled by the tool."""
     profiles = load_table("build_options")["profiles"]
     try:
-        settled = resolve_options(facts, profiles[profile]["options"] if profile else {}, asked)
+        settled = resolve_options(subject, profiles[profile]["options"] if profile else {}, asked)
     except UsageError:
         return
-    subject = BuildSubject(
-        facts.architecture,
-        facts.sm,
-        facts.quantization,
-        facts.kv_cache,
-        facts.tensor_parallel,
-        context=2048,
-        num_eagle_layers=facts.eagle_layers,
-    )
     try:
         made = predict_build(
             subject,

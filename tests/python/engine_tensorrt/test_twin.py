@@ -13,9 +13,10 @@ from enginix import letter_case
 from enginix.errors import UsageError
 from enginix.kinds.llmapi import llmapi_engine
 from enginix.kinds.tensorrt.build import options
+from enginix.kinds.tensorrt.build.build_subject import BuildSubject, make_build_subject
 from enginix.kinds.tensorrt.build.command_line import parse_arguments
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
-from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
+from enginix.kinds.tensorrt.build.option_rules import resolve_options
 from enginix.kinds.tensorrt.build.request import BuildRequest, predict_effective_build
 from enginix.machine.target import find_target
 from enginix.runtime import table as runtimes
@@ -48,15 +49,16 @@ def test_limits(tmp_path: Path) -> None:
 
 
 MODELS = [
-    BuildFacts("FP8", "FP8", 90, "MixtralForCausalLM", 2),
-    BuildFacts("FP8", None, 100, "LlamaForCausalLM", 1),
-    BuildFacts("NVFP4", "FP8", 120, "Qwen3ForCausalLM", 4),
-    BuildFacts(None, None, 80, "LlamaForCausalLM", 1),
-    BuildFacts(None, "FP8", 89, None, 2),
-    BuildFacts("W4A16_AWQ", "INT8", 90, "Qwen2ForCausalLM", 1),
-    BuildFacts("FP8", "FP8", 90, "LlamaForCausalLM", 2, 4),
-    BuildFacts("NVFP4", None, 100, "LlamaForCausalLM", 2, strategy="llm-api"),
+    BuildSubject("MixtralForCausalLM", 90, "FP8", "FP8", 2),
+    BuildSubject("LlamaForCausalLM", 100, "FP8"),
+    BuildSubject("Qwen3ForCausalLM", 120, "NVFP4", "FP8", 4),
+    BuildSubject("LlamaForCausalLM", 80),
+    BuildSubject(None, 89, None, "FP8", 2),
+    BuildSubject("Qwen2ForCausalLM", 90, "W4A16_AWQ", "INT8"),
+    BuildSubject("LlamaForCausalLM", 90, "FP8", "FP8", 2, num_eagle_layers=4),
+    BuildSubject("LlamaForCausalLM", 100, "NVFP4", None, 2),
 ]
+LLM_API = MODELS[-1]
 
 
 def test_options(tmp_path: Path) -> None:
@@ -86,7 +88,12 @@ def test_options(tmp_path: Path) -> None:
         *(p["options"] for p in load_table("build_options")["profiles"].values()),
     ]
     cases = [
-        {"facts": vars(f), "profile": profile, "asked": a}
+        {
+            "facts": vars(f),
+            "strategy": "llm-api" if f is LLM_API else "checkpoint",
+            "profile": profile,
+            "asked": a,
+        }
         for f in MODELS
         for profile in profiles
         for a in (asked if not profile else [{}, {"gemmPlugin": "auto"}, {"contextFmha": False}])
@@ -99,9 +106,10 @@ def test_options(tmp_path: Path) -> None:
         cases = [c for c in cases if c["facts"] == vars(MODELS[0]) or c["asked"] not in refused]
     nix = evaluate(
         """map (c: value (check.options.flags (check.options.resolve "e" "trtllm-1.2.1" {
-          inherit (c.facts) quantization sm architecture strategy;
+          inherit (c.facts) quantization sm architecture;
+          inherit (c) strategy;
           kvCache = c.facts.kv_cache;
-          eagleLayers = c.facts.eagle_layers;
+          eagleLayers = c.facts.num_eagle_layers;
           tensorParallel = c.facts.tensor_parallel;
         } c.profile c.asked))) data""",
         cases,
@@ -111,7 +119,7 @@ def test_options(tmp_path: Path) -> None:
     def ours(case: dict[str, Any]) -> list[str]:
         checked = options.check_build_options(case["asked"], "trtllm-1.2.1")
         return options.format_option_flags(
-            resolve_options(BuildFacts(**case["facts"]), case["profile"], checked)
+            resolve_options(BuildSubject(**case["facts"]), case["profile"], checked, case["strategy"])
         )
 
     for case, theirs in zip(cases, nix, strict=True):
@@ -135,14 +143,7 @@ def as_asked(arguments: list[str]) -> tuple[dict[str, int], dict[str, Any]]:
 def refusal(row: dict[str, Any], limits: dict[str, int], asked: dict[str, Any]) -> str | None:
     """Why the command line refuses a golden request; None where it builds it."""
     said = row["checkpoint"]
-    facts = BuildFacts(
-        said["quant_algo"],
-        said["kv_cache_quant_algo"],
-        row["sm"],
-        said["architecture"],
-        said["tp_size"],
-        said.get("num_eagle_layers"),
-    )
+    facts = make_build_subject(said, row["sm"])
     gpu = replace(find_target("h200"), sm=row["sm"])
     checkpoint = BuildCheckpoint(None, *(None,) * 4, None, said["tp_size"], said["pp_size"], 0, config=said)  # type: ignore[arg-type]
     try:

@@ -57,12 +57,12 @@ def _module(name: str) -> Any:
 @cache
 def executed() -> set[tuple[str, str, str]]:
     """(architecture, format as the tests call it, judge) of every parameter of the tests."""
-    golden, quantized = _module("test_golden"), _module("test_quantized")
+    golden, fake, quantized = map(_module, ("test_golden", "test_fake_quantized", "test_quantized"))
     found = {(r["architecture"], r["format"], "T") for r in golden.SOUND}
     found |= {
         (ARCHITECTURES[case.split("-")[0]], "bfloat16", "T") for case in _module("test_converted").CASES
     }
-    found |= {(ARCHITECTURES[f], name, "M") for f in quantized.FAMILIES for name in quantized.FORMATS}
+    found |= {(ARCHITECTURES[f], name, "M") for f in fake.FAMILIES for name in fake.FORMATS}
     found |= {(r["architecture"], r["format"], "W") for r in quantized.ROWS}
     found |= {(r["architecture"], r["format"], "R") for r in quantized.STATIC}
     kv = _module("test_kv_cache")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from enginix.checkpoint.byte_sources import BytePart
 from enginix.checkpoint.config import CheckpointConfig
@@ -12,9 +12,7 @@ from enginix.checkpoint.source_tensors import SourceTensors
 from enginix.errors import ModelError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array
 
 Spec = dict[str, tuple[str, tuple[int, ...]]]  # tensor's last name → safetensors dtype, shape on the rank
 Dequantized = tuple["Array", "Array"]  # float32 values, and the format's step (gap to a neighbour) at each

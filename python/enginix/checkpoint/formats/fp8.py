@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import BytePart, KnownBytes, RowTransform
 from enginix.checkpoint.config import CheckpointConfig
@@ -14,10 +14,7 @@ from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, 
 from enginix.model import TensorInfo
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array, Bytes8
 
 
 def pack_floats(values: Sequence[float]) -> KnownBytes:
@@ -25,12 +22,17 @@ def pack_floats(values: Sequence[float]) -> KnownBytes:
     return KnownBytes(struct.pack(f"<{len(values)}f", *values))
 
 
+def pack_largest(linear: LinearModule, source: SourceTensors, leaf: str) -> tuple[BytePart, ...]:
+    """Pack the largest scale of the matrices that become one."""
+    return (pack_floats([max(source.scale(module, leaf) for module in linear.modules())]),)
+
+
 def _make_rescaler(scale: float, target: float) -> RowTransform | None:
     """Return the transformation from ``scale`` to ``target``; None if they are equal."""
     if scale == target:
         return None
 
-    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
+    def apply(rows: Bytes8, into: Bytes8) -> None:
         from enginix.checkpoint.numbers import rescale_fp8
 
         rescale_fp8(rows, scale, target, into)
@@ -60,19 +62,14 @@ class Fp8:
             for piece in group:
                 info = source.tensor(piece.module, "weight", ("F8_E4M3",), (piece.out, piece.inp))
                 parts.append(cut_slice(info, piece, _make_rescaler(scale_by_module[piece.module], largest)))
-        activation = max(source.scale(m, "input_scale") for m in linear.modules())
         return {
             "weight": tuple(parts),
             "weights_scaling_factor": (pack_floats(scales),),
-            "activation_scaling_factor": (pack_floats([activation]),),
+            "activation_scaling_factor": pack_largest(linear, source, "input_scale"),
         }
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
-        from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
-
-        codes = tensors["weight"].view("uint8")
-        scale = per_expert(tensors["weights_scaling_factor"], linear)
-        return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
+        return _dequantize_codes(tensors["weight"], per_expert(tensors["weights_scaling_factor"], linear))
 
 
 class Fp8PerChannel:
@@ -107,15 +104,18 @@ class Fp8PerChannel:
         return {"weight": tuple(weight), "per_channel_scale": tuple(scale)}
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
-        from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
+        return _dequantize_codes(tensors["weight"], tensors["per_channel_scale"][:, None])
 
-        codes = tensors["weight"].view("uint8")
-        scale = tensors["per_channel_scale"][:, None]
-        return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
+
+def _dequantize_codes(weight: Array, scale: Array) -> Dequantized:
+    from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
+
+    codes = weight.view("uint8")
+    return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
 
 
 def _make_row_quantizer(info: TensorInfo, piece: MatrixSlice, what: str) -> RowTransform:
-    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
+    def apply(rows: Bytes8, into: Bytes8) -> None:
         import numpy as np
 
         from enginix.checkpoint.numbers import numpy_dtype, quantize_fp8_rows

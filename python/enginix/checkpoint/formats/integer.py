@@ -8,21 +8,19 @@ folded one into the norm before it, ones are written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import BytePart, KnownBytes
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec, refuse_experts
-from enginix.checkpoint.formats.fp8 import pack_floats
+from enginix.checkpoint.formats.fp8 import pack_largest
 from enginix.checkpoint.formats.plain import make_caster
 from enginix.checkpoint.rank_modules import LinearModule
-from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
+from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_pieces, cut_row_scales, cut_vector
 from enginix.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array
 
 _ONE = {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
 
@@ -87,26 +85,16 @@ class Int4Awq:
         self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
     ) -> dict[str, tuple[BytePart, ...]]:
         group = config.quantization.group_size
-        weight: list[BytePart] = []
-        scale: list[BytePart] = []
-        for piece in linear.groups[0]:
-            info = source.tensor(piece.module, "weight", ("U8", "I8"), (piece.out // 2, piece.inp))
-            weight.append(cut_slice(info, piece, rows_each=2))
-            scales = source.tensor(piece.module, "weight_scale", ("F32",), (piece.out, piece.inp // group))
-            scale.append(cut_slice(scales, piece, elements=group))
         parts: dict[str, tuple[BytePart, ...]] = {
-            "weight": tuple(weight),
-            "weights_scaling_factor": tuple(scale),
+            "weight": cut_pieces(linear, source, "weight", ("U8", "I8"), rows_each=2),
+            "weights_scaling_factor": cut_pieces(linear, source, "weight_scale", ("F32",), elements=group),
             "prequant_scaling_factor": (make_prequant_part(linear, config, source),),
         }
         if self.activations:
-            for leaf, name in (
-                ("weights_scaling_factor_2", "weight_scale_2"),
-                ("activation_scaling_factor", "input_scale"),
-            ):
-                # The loader divides the group scales by the second scale and multiplies the product back,
-                # so the largest of the merged matrices serves all of them.
-                parts[leaf] = (pack_floats([max(source.scale(m, name) for m in linear.modules())]),)
+            # The loader divides the group scales by the second scale and multiplies the product back,
+            # so the largest of the merged matrices serves all of them.
+            parts["weights_scaling_factor_2"] = pack_largest(linear, source, "weight_scale_2")
+            parts["activation_scaling_factor"] = pack_largest(linear, source, "input_scale")
         return parts
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
@@ -135,19 +123,10 @@ class Int8SmoothQuant:
     def parts(
         self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
     ) -> dict[str, tuple[BytePart, ...]]:
-        weight: list[BytePart] = []
-        scale: list[BytePart] = []
-        for piece in linear.groups[0]:
-            weight.append(
-                cut_slice(source.tensor(piece.module, "weight", ("I8",), (piece.out, piece.inp)), piece)
-            )
-            scales = source.tensor(piece.module, "weight_scale", ("F32",), (piece.out,))
-            scale.append(cut_vector(scales, piece.rows))
-        activation = max(source.scale(m, "input_scale") for m in linear.modules())
         return {
-            "weight": tuple(weight),
-            "weights_scaling_factor": tuple(scale),
-            "activation_scaling_factor": (pack_floats([activation]),),
+            "weight": cut_pieces(linear, source, "weight", ("I8",)),
+            "weights_scaling_factor": cut_row_scales(linear, source),
+            "activation_scaling_factor": pack_largest(linear, source, "input_scale"),
             "prequant_scaling_factor": (make_prequant_part(linear, config, source),),
         }
 

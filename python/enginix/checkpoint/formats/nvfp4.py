@@ -7,21 +7,19 @@ loader computes the other tensors, with padding if tiles do not fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import BytePart, GeneratedBytes, SourceFileReader
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec, per_expert, refuse_experts
-from enginix.checkpoint.formats.fp8 import pack_floats
+from enginix.checkpoint.formats.fp8 import pack_floats, pack_largest
 from enginix.checkpoint.rank_modules import LinearModule, MatrixSlice
-from enginix.checkpoint.source_tensors import SourceTensors, cut_slice
+from enginix.checkpoint.source_tensors import SourceTensors, cut_pieces
 from enginix.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array
 
 BLOCK = 16  # columns that share a scale
 TILE_ROWS, TILE_SCALES = 128, 4
@@ -30,6 +28,19 @@ TILE_ROWS, TILE_SCALES = 128, 4
 def fits_tiles(linear: LinearModule) -> bool:
     """Return whether the block scales are whole tiles, so that TensorRT-LLM's own form can hold them."""
     return linear.out % TILE_ROWS == 0 and linear.inp // BLOCK % TILE_SCALES == 0
+
+
+def find_unaligned(
+    linears: Iterable[LinearModule], algorithms: Mapping[str, str | None]
+) -> LinearModule | None:
+    """Return a matrix that needs ModelOpt's form; None where all can be in TensorRT-LLM's own.
+
+    Args:
+        algorithms: of each matrix, by its name.
+    """
+    own = [linear for linear in linears if algorithms.get(linear.name) == "NVFP4"]
+    is_any_stacked = any(linear.stacked for linear in own)  # ModelOpt's form has no experts
+    return None if is_any_stacked else next((linear for linear in own if not fits_tiles(linear)), None)
 
 
 def _check_columns(linear: LinearModule) -> None:
@@ -58,42 +69,25 @@ def _make_weight_parts(
     linear: LinearModule, source: SourceTensors
 ) -> tuple[tuple[BytePart, ...], tuple[BytePart, ...]]:
     """Return packed weights and block scales in ModelOpt's form."""
-    weight: list[BytePart] = []
-    blocks: list[BytePart] = []
-    for piece in (s for group in linear.groups for s in group):
-        packed = source.tensor(piece.module, "weight", ("U8",), (piece.out, piece.inp // 2))
-        weight.append(cut_slice(packed, piece, elements=2))
-        scales = source.tensor(piece.module, "weight_scale", ("F8_E4M3",), (piece.out, piece.inp // BLOCK))
-        blocks.append(cut_slice(scales, piece, elements=BLOCK))
-    return tuple(weight), tuple(blocks)
+    weight = cut_pieces(linear, source, "weight", ("U8",), elements=2)
+    return weight, cut_pieces(linear, source, "weight_scale", ("F8_E4M3",), elements=BLOCK)
 
 
 def _make_interleaved_part(linear: LinearModule, source: SourceTensors) -> BytePart:
     """Return block scales in tiles of 128 rows by 4: (row % 32) * 16 + row % 128 // 32 * 4 + column % 4."""
-    parts = []
-    for group in linear.groups:
-        cuts = [
-            cut_slice(
-                source.tensor(s.module, "weight_scale", ("F8_E4M3",), (s.out, s.inp // BLOCK)),
-                s,
-                elements=BLOCK,
-            )
-            for s in group
-        ]
-        parts.append(cuts)
+    cuts = cut_pieces(linear, source, "weight_scale", ("F8_E4M3",), elements=BLOCK)
     width = linear.inp // BLOCK
 
     def make(reader: SourceFileReader) -> Iterator[bytes]:
         from enginix.checkpoint.numbers import interleave_tiles
 
-        for cuts in parts:
-            pending = b""
-            for piece in cuts:
-                for block in piece.blocks(reader):
-                    pending += block
-                    whole = len(pending) // (TILE_ROWS * width) * TILE_ROWS * width
-                    yield interleave_tiles(pending[:whole], width)
-                    pending = pending[whole:]
+        pending = b""
+        for piece in cuts:
+            for block in piece.blocks(reader):
+                pending += block
+                whole = len(pending) // (TILE_ROWS * width) * TILE_ROWS * width
+                yield interleave_tiles(pending[:whole], width)
+                pending = pending[whole:]
 
     return GeneratedBytes(len(linear.groups) * linear.out * width, make)
 
@@ -172,12 +166,11 @@ class Nvfp4ModelOpt:
         self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
     ) -> dict[str, tuple[BytePart, ...]]:
         weight, blocks = _make_weight_parts(linear, source)
-        activation = max(source.scale(m, "input_scale") for m in linear.modules())
         return {
             "weight": weight,
             "weights_scaling_factor": blocks,
             "weights_scaling_factor_2": (pack_floats([_read_global_scale(linear.groups[0], source)]),),
-            "activation_scaling_factor": (pack_floats([activation]),),
+            "activation_scaling_factor": pack_largest(linear, source, "input_scale"),
         }
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from enginix.checkpoint.byte_sources import BytePart, RowTransform, TransposedRows, ZeroBytes
+from enginix.checkpoint.byte_sources import (
+    BytePart,
+    RowTransform,
+    TransposedRows,
+    ZeroBytes,
+    refuse_overflow,
+)
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec
 from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
-from enginix.errors import ModelError
 from enginix.model import TensorInfo
 from enginix.model.safetensors import SAFETENSORS_DTYPES as SIZES
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from enginix.checkpoint.numbers import Array, Bytes8, Floats
 
 
 def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
@@ -30,29 +32,23 @@ def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
     if info.dtype == target:
         return None
 
-    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
+    def apply(rows: Bytes8, into: Bytes8) -> None:
         import numpy as np
 
         from enginix.checkpoint.numbers import cast_floats, numpy_dtype
 
         values = np.ascontiguousarray(rows).reshape(-1).view(numpy_dtype(info.dtype))
-        try:
+        with refuse_overflow(f"tensor {info.name!r}", info.path):
             cast_floats(values, info.dtype, target, into.view(numpy_dtype(target)))
-        except OverflowError as e:
-            raise ModelError(
-                f"tensor {info.name!r}: {e}", where=str(info.path), fix="--dtype bfloat16 (or float32)"
-            ) from e
 
     return RowTransform(apply, lambda width: width // info.itemsize * SIZES[target])
 
 
-def compute_rows(
-    info: TensorInfo, target: str, function: Callable[[npt.NDArray[np.float32]], Array]
-) -> RowTransform:
+def compute_rows(info: TensorInfo, target: str, function: Callable[[Floats], Array]) -> RowTransform:
     """Return the cast to ``target``, followed by a function of float32 rows, rounded in ``target``."""
     cast, itemsize = make_caster(info, target), info.itemsize
 
-    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
+    def apply(rows: Bytes8, into: Bytes8) -> None:
         import numpy as np
 
         from enginix.checkpoint.numbers import cast_floats, numpy_dtype, to_float32
@@ -73,8 +69,8 @@ def add_offset(info: TensorInfo, target: str, offset: int) -> RowTransform:
     return compute_rows(info, target, lambda rows: rows + offset)
 
 
-def _divide_by_length(target: str) -> Callable[[npt.NDArray[np.float32]], Array]:
-    def divide(rows: npt.NDArray[np.float32]) -> Array:
+def _divide_by_length(target: str) -> Callable[[Floats], Array]:
+    def divide(rows: Floats) -> Array:
         import numpy as np
 
         from enginix.checkpoint.numbers import cast_floats, to_float32
@@ -87,7 +83,7 @@ def _divide_by_length(target: str) -> Callable[[npt.NDArray[np.float32]], Array]
     return divide
 
 
-def _multiply_by_root(rows: npt.NDArray[np.float32]) -> Array:
+def _multiply_by_root(rows: Floats) -> Array:
     import numpy as np
 
     return rows * np.float32(math.sqrt(rows.shape[1]))

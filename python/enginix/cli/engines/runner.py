@@ -93,7 +93,7 @@ def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
     target_name = build_request.get("target")
     build_request["target"] = find_target(name_target(gpu) if target_name is None else target_name).name
     request = make_build_request(build_request, args.checkpoint, args.model)
-    facts = BuildCheckpoint.read(args.checkpoint) if args.checkpoint else BuildCheckpoint.of_model(args.model)
+    facts = BuildCheckpoint.read_input(args.checkpoint, args.model)
     name = runner.hash_identity(
         {
             "inputs": facts.identity(args.model),

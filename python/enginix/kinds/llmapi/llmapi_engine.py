@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, console
+from enginix import console
 from enginix.digests import SourceWatch
 from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, write_text
@@ -228,7 +228,7 @@ def _find_value_fields(where: str, row: Mapping[str, Any], value: Mapping[str, A
 
 
 def _fits_argument_row(row: Mapping[str, Any], value: Any) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = type(value) is int
     number = whole or isinstance(value, float)
     least, most = row.get("least", value), row.get("most", value)
     kind = row["type"]
@@ -330,7 +330,6 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
             options={"limits": asdict(limits), "llmArgs": requested, "tensorParallel": ranks},
             target={"name": gpu.name, "sm": gpu.sm, "count": ranks} if gpu else {},
             runtime=request.runtime.describe(),
-            tools={"enginix": __version__},
             results={"gates": "not gated"},
         )
         watch.require_unchanged()

@@ -38,11 +38,8 @@ def prepare_content(request: ContentRequest) -> RepositoryContent:
         around = {contract.EXECUTOR: "Llmapi"} if models.chat else {}
         tensorrt_models.link_models(out, request.rootfs, {contract.EXECUTOR: "llmapi"}, around)
 
-    chat = (
-        {"enginix_path": str(request.code), "tokenizer_dir": str(directory / "tokenizer")}
-        if models.chat
-        else None
-    )
+    paths = {"enginix_path": str(request.code), "tokenizer_dir": str(directory / "tokenizer")}
+    chat = paths if models.chat else None
     return RepositoryContent(
         {contract.EXECUTOR: triton_model.build_llmapi_config(decoupled=models.decoupled, chat=chat)},
         contract.load_llmapi_contract(chat=models.chat),

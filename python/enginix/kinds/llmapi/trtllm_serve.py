@@ -112,6 +112,6 @@ def _place_arguments(engine: Path, arguments: dict[str, Any], serving: Serving, 
 
 
 def _format_size(engine: Path, name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise ManifestError(f"{name} is {value!r}", where=str(engine), fix="build this engine again")
     return str(value)

@@ -62,7 +62,7 @@ def read_reference_engine(directory: Path) -> ServedEngine:
 def read_engine_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int, ...]:
     """Return the end tokens that the engine was built with, by its manifest."""
     ends, where = engine_manifest.model.get(END_TOKENS_KEY), str(tokenizer.parent / "enginix.json")
-    if not isinstance(ends, list) or any(isinstance(e, bool) or not isinstance(e, int) for e in ends):
+    if not isinstance(ends, list) or any(type(e) is not int for e in ends):
         raise RepositoryError(
             f"model.{END_TOKENS_KEY} is {ends!r}", where=where, fix="build the engine again"
         )

@@ -16,9 +16,8 @@ from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
 from enginix.kinds.rtx.engine_shape import EngineShape
 from enginix.letter_case import to_kebab_case
-from enginix.model.head_sizes import explain_unfused_heads
 from enginix.model.llmapi_advice import limited_llmapi_advice
-from enginix.model.rotation_tables import explain_length_dependence
+from enginix.model.rtx_limits import explain_length_dependence, explain_unfused_heads
 from enginix.tables import load_table
 
 UNQUANTIZED = "NO_QUANT"

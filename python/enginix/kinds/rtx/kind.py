@@ -9,8 +9,7 @@ from enginix.kinds.registry.model_verdict import (
     list_conversion_obstacles,
     list_kind_targets,
 )
-from enginix.model.head_sizes import explain_unfused_heads
-from enginix.model.rotation_tables import explain_length_dependence
+from enginix.model.rtx_limits import explain_length_dependence, explain_unfused_heads
 from enginix.tables import load_table
 
 

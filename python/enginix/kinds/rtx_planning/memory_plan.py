@@ -40,7 +40,7 @@ from enginix.memory_plan.arithmetic import (
     RankWeights,
 )
 from enginix.model import open_weights
-from enginix.model.head_sizes import explain_unfused_heads
+from enginix.model.rtx_limits import explain_unfused_heads
 from enginix.tables import load_table
 
 HEAD = "lm_head.weight"

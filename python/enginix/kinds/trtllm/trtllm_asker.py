@@ -18,12 +18,13 @@ from typing import Any
 from enginix import console, manifest
 from enginix.errors import GateError, ManifestError
 from enginix.evaluation.engine_protocol import answers_origin, engine_questions
+from enginix.files import read_json_object
 from enginix.machine import driver as drivers
-from enginix.machine.target import find_target, probe_machine
+from enginix.machine.target import find_target
 from enginix.manifest import Manifest
 from enginix.runtime import preflight, table
 from enginix.runtime.failures import explain_build_failure
-from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
+from enginix.runtime.sandbox import Bind, Sandbox, make_read_binds
 from enginix.runtime.supervise import Watch, supervise_command
 from enginix.tables import load_table
 from enginix.work_directory import new_directory
@@ -83,13 +84,8 @@ def ask_trtllm_engine(engine: Path, questions_file: Path, out: Path, options: Tr
     runtime = table.find_runtime(engine_manifest.runtime, engine_manifest.kind, options.pin)
     engine_request = _build_request(engine, engine_manifest)
     ranks = math.prod(_read_ranks(engine, engine_manifest))
-    if options.rootfs is not None:
-        check_namespaces()
-    preflight.check_version(runtime, options.rootfs)
     driver = drivers.find_driver(options.driver)
-    machine = probe_machine(driver)
-    if not options.accept_driver:
-        preflight.check_driver(runtime, machine)
+    machine = preflight.require_machine(runtime, options.rootfs, driver, accept_driver=options.accept_driver)
     visible: dict[str, str] = {}
     if engine_manifest.target.get("name"):
         weights = sum(p.stat().st_size for p in (engine / "engine").glob("*.engine")) // ranks
@@ -156,8 +152,5 @@ def _build_request(engine: Path, engine_manifest: Manifest) -> dict[str, Any]:
         arguments = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
         absent = {} if gathers else {"contextLogits": NO_CONTEXT_LOGITS}
         return common | {"model": path, "arguments": arguments} | absent
-    try:
-        arguments = json.loads((engine / "llm_args.yaml").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ManifestError(f"unreadable: {e}", where=str(engine / "llm_args.yaml")) from e
+    arguments = read_json_object(engine / "llm_args.yaml", ManifestError)
     return common | {"model": os.path.realpath(engine / "model"), "arguments": arguments}

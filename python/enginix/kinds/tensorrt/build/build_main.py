@@ -16,9 +16,8 @@ from enginix.errors import MachineError
 from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
 from enginix.kinds.tensorrt.build.request import BuildPaths, make_build_request, read_request
 from enginix.machine import driver as drivers
-from enginix.machine.target import find_target, probe_machine
+from enginix.machine.target import find_target
 from enginix.runtime import preflight, table
-from enginix.runtime.sandbox import check_namespaces
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,11 +54,12 @@ def check_build_machine(args: argparse.Namespace) -> None:
     request_fields = read_request(args.request)
     runtime = table.find_runtime(request_fields["runtime"], "tensorrt")
     build_target = find_target(str(request_fields["target"]))
-    check_namespaces()
-    preflight.check_version(runtime, args.rootfs)
-    host_machine = probe_machine(drivers.find_driver(args.driver))
-    if not request_fields.get("acceptDriver"):
-        preflight.check_driver(runtime, host_machine)
+    host_machine = preflight.require_machine(
+        runtime,
+        args.rootfs,
+        drivers.find_driver(args.driver),
+        accept_driver=bool(request_fields.get("acceptDriver")),
+    )
     gpu = preflight.check_gpu(build_target, host_machine, workers=1, weights=0).gpu
     with tempfile.TemporaryDirectory(prefix="enginix-") as work:
         preflight.check_disk(Path(work), Path(work), 0, workspace=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.tables import load_table
 
 
 class RequestRefused(UsageError):
@@ -21,6 +22,18 @@ class RequestRefused(UsageError):
         self.exception = exception
         self.about = about
         super().__init__(f"trtllm-build ends with {exception}: {what}", fix=fix)
+
+
+def make_refusal(name: str, about: str | None = None, **values: Any) -> RequestRefused:
+    """Return a refusal of build_effects.json.
+
+    Args:
+        about: what the row leaves open.
+        values: what its texts name in braces.
+    """
+    row = load_table("build_effects")["refused"][name]
+    what, fix = (row[key].format(**values) for key in ("what", "fix"))
+    return RequestRefused(row["exception"], about or row["about"], what, fix=fix)
 
 
 @dataclass(frozen=True)

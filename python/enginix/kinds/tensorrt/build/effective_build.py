@@ -14,22 +14,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.kinds.tensorrt.build.build_subject import BuildSubject, RequestRefused, make_build_subject
-from enginix.kinds.tensorrt.build.command_line import parse_arguments
-from enginix.kinds.tensorrt.build.refused_requests import (
-    ROWWISE,
-    WEIGHT_ONLY,
-    check_blackwell,
-    check_engine_class,
-    check_fused_mlp,
-    check_lora,
-    check_options,
+from enginix.kinds.tensorrt.build.build_subject import (
+    BuildSubject,
+    RequestRefused,
+    make_build_subject,
+    make_refusal,
 )
+from enginix.kinds.tensorrt.build.command_line import parse_arguments
 from enginix.model.context_length import find_rotary_factor
+from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.tables import load_table
 
 # Settings whose names are spelled in another way in config.json.
 RESPELLED_SETTINGS = ("kv_cache_type", "speculative_decoding_mode")
+# Algorithms as QuantMode sees them (quantization/mode.py).
+WEIGHT_ONLY = frozenset({"W8A16", "W4A16", "W4A16_AWQ", "W4A8_AWQ", "W8A16_GPTQ", "W4A16_GPTQ"})
+ROWWISE = "FP8_PER_CHANNEL_PER_TOKEN"
+# PluginConfig.validate(), on exactly this SM and on no other.
+UNSUPPORTED_SM = 100
+UNSUPPORTED = {
+    "gemm_swiglu_plugin": "other",
+    "fp8_rowwise_gemm_plugin": "fp8-rowwise-on-sm100",
+    "low_latency_gemm_plugin": "other",
+    "low_latency_gemm_swiglu_plugin": "other",
+    "bert_context_fmha_fp32_acc": "bert-fp32-acc-on-sm100",
+}
 PER_GROUP = frozenset({"W4A16_AWQ", "W4A8_AWQ", "W8A16_GPTQ", "W4A16_GPTQ"})
 FP8_CONTEXT = frozenset({"FP8", "W4A8_AWQ", "NVFP4"})
 FUSED_REDUCTION = frozenset({"LlamaForCausalLM", "Gemma2ForCausalLM", "MedusaForCausalLM"})
@@ -43,13 +52,11 @@ class EffectiveBuild:
     Attributes:
         build_config, plugin_config: as config.json has them, without paths and without LoRA's own section.
         constructed: settings that construction of the network changes afterwards, with their values then.
-        changes: setting → requested value, effective value.
     """
 
     build_config: dict[str, Any]
     plugin_config: dict[str, Any]
     constructed: dict[str, Any] = field(default_factory=dict)
-    changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def limits(self) -> dict[str, int]:
         """Return the limits by enginix's names."""
@@ -82,9 +89,8 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
     """
     given = parse_arguments(arguments)
     config, plugins = _make_configs(given)
-    requested = {**config, **plugins}
-    check_options(given, plugins, subject)
-    check_engine_class(subject)
+    _check_options(given, plugins, subject)
+    _check_engine_class(subject)
     config["use_strip_plan"] = config["use_strip_plan"] or subject.is_pruned
     plugins["manage_weights"] = bool(given.get("fast_build", False))
     if plugins["lora_plugin"] is None:
@@ -96,30 +102,24 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
     _settle_fusions(plugins, subject)
     _add_draft(config, subject)
     _settle_context_attention(plugins, subject)
-    check_blackwell(subject)
-    check_fused_mlp(plugins)
+    _check_blackwell(subject)
+    _check_fused_mlp(plugins)
     _settle_eagle(config, plugins)
-    check_lora(given, plugins)
+    _check_lora(given, plugins)
     if subject.quantization == "NVFP4" and given.get("gemm_plugin") != "disable":
         plugins["gemm_plugin"] = "nvfp4"
-    effective = {**config, **plugins}
-    changes = {
-        k: (requested[k], v)
-        for k, v in effective.items()
-        if requested[k] != v and k not in ("dtype", "paged_kv_cache")
-    }
-    return EffectiveBuild(config, plugins, _predict_construction(plugins, subject), changes)
+    return EffectiveBuild(config, plugins, _predict_construction(plugins, subject))
 
 
 def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return BuildConfig and PluginConfig as the command line makes them."""
     effects = load_table("build_effects")
-    plugins = {
-        name: {"enable": True, "disable": _spell_disabled(name, value)}.get(str(given[name]), given[name])
-        if name in given
-        else value
-        for name, value in effects["pluginConfig"].items()
-    }
+    plugins = dict(effects["pluginConfig"])
+    for name in plugins.keys() & given.keys():
+        # A disabled switch is false, a disabled plug-in null.
+        is_switch = isinstance(plugins[name], bool) or name == "paged_kv_cache"
+        spelled = {"enable": True, "disable": False if is_switch else None}
+        plugins[name] = spelled.get(str(given[name]), given[name])
     config = {name: given.get(name, value) for name, value in effects["buildConfig"].items()}
     for name in ("gather_context_logits", "gather_generation_logits"):
         config[name] = bool(config[name] or given.get("gather_all_token_logits", False))
@@ -128,11 +128,6 @@ def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     config["speculative_decoding_mode"] = effects["speculativeDecodingModes"].get(mode, 1)
     config["kv_cache_type"] = str(config["kv_cache_type"]).upper()
     return config, plugins
-
-
-def _spell_disabled(name: str, default: Any) -> bool | None:
-    """Return the value of a disabled setting: false for a switch, null for a plug-in."""
-    return False if isinstance(default, bool) or name == "paged_kv_cache" else None
 
 
 def _settle_kv_cache(
@@ -144,12 +139,7 @@ def _settle_kv_cache(
     if paged is not None:
         # paged_state has a default; paged_kv_cache is deprecated, and has none.
         if explicit and paged != (config["kv_cache_type"] == "PAGED"):
-            raise RequestRefused(
-                "AssertionError",
-                "other",
-                f"{name} is {paged}, kv_cache_type {config['kv_cache_type']}",
-                fix="say what kvCacheType says, or leave one of them out",
-            )
+            raise make_refusal("kvCacheTypes", setting=name, value=paged, kind=config["kv_cache_type"])
         if not explicit:
             config["kv_cache_type"] = "PAGED" if paged else "CONTINUOUS"
     paged = config["kv_cache_type"] == "PAGED"
@@ -202,12 +192,7 @@ def _add_draft(config: dict[str, Any], subject: BuildSubject) -> None:
     config["max_seq_len"] += config["max_draft_len"]
     if config["speculative_decoding_mode"] == modes["eagle"]:
         if subject.num_eagle_layers is None:
-            raise RequestRefused(
-                "AssertionError",
-                "other",
-                "the checkpoint has no num_eagle_layers, which mode eagle reads",
-                fix="convert the EAGLE model, or use another mode",
-            )
+            raise make_refusal("noEagleLayers")
         config["max_seq_len"] += subject.num_eagle_layers
     config["max_num_tokens"] = max(
         config["max_num_tokens"], config["max_batch_size"] * (config["max_draft_len"] + 1)
@@ -235,12 +220,7 @@ def _settle_eagle(config: Mapping[str, Any], plugins: dict[str, Any]) -> None:
         return
     for name, most in (("max_batch_size", 512), ("max_draft_len", 256)):
         if config[name] > most:
-            raise RequestRefused(
-                "AssertionError",
-                "other",
-                f"{name} is {config[name]}; EAGLE takes at most {most}",
-                fix=f"use at most {most}",
-            )
+            raise make_refusal("eagleLimit", setting=name, value=config[name], most=most)
     plugins["use_paged_context_fmha"] = True
 
 
@@ -263,6 +243,53 @@ def _predict_construction(plugins: Mapping[str, Any], subject: BuildSubject) -> 
     if "smooth_quant_gemm_plugin" in settings or algorithm == ROWWISE:
         settings |= {"layernorm_quantization_plugin": dtype, "quantize_tensor_plugin": True}
     return {name: value for name, value in settings.items() if plugins[name] != value}
+
+
+def _check_options(given: Mapping[str, Any], plugins: Mapping[str, Any], subject: BuildSubject) -> None:
+    context = given.get("gather_context_logits") or given.get("gather_all_token_logits")
+    if context and given.get("max_draft_len", 0) > 0:
+        raise make_refusal("contextLogitsWithDraft")
+    for name, about in UNSUPPORTED.items():
+        if subject.sm == UNSUPPORTED_SM and plugins[name] not in (None, False):
+            raise make_refusal("unsupportedOnSm", about, setting=name, sm=subject.sm)
+    if plugins["multiple_profiles"] and given.get("opt_num_tokens") is not None:
+        raise make_refusal("multipleProfilesWithOptNumTokens")
+    if plugins["streamingllm"]:
+        raise make_refusal("streamingllm")
+    if plugins["pp_reduce_scatter"] and subject.architecture != "MixtralForCausalLM":
+        raise make_refusal("ppReduceScatter", architecture=subject.architecture)
+
+
+def _check_engine_class(subject: BuildSubject) -> None:
+    engine_classes = load_table("engine_classes")["engine"]
+    if subject.architecture not in engine_classes:
+        with limited_llmapi_advice(subject.architecture):
+            raise make_refusal("noEngineClass", architecture=subject.architecture)
+
+
+def _check_blackwell(subject: BuildSubject) -> None:
+    if not 100 <= subject.sm < 120:
+        return
+    algorithm = subject.quantization or ""
+    for applies, about, formats in (
+        (algorithm in WEIGHT_ONLY or subject.kv_cache == "INT8", "int8-int4-on-sm100", "INT8 and INT4"),
+        (algorithm.startswith("W8A8_SQ"), "smoothquant-on-sm100", "SmoothQuant"),
+        (algorithm == ROWWISE, "per-channel-or-token-on-sm100", "scales per channel or token"),
+    ):
+        if applies:
+            raise make_refusal("formatsOnBlackwell", about, formats=formats, sm=subject.sm)
+
+
+def _check_fused_mlp(plugins: Mapping[str, Any]) -> None:
+    fused = plugins["gemm_swiglu_plugin"] or plugins["low_latency_gemm_swiglu_plugin"]
+    if fused and not plugins["use_fused_mlp"]:
+        raise make_refusal("fusedMlp")
+
+
+def _check_lora(given: Mapping[str, Any], plugins: Mapping[str, Any]) -> None:
+    has_modules = given.get("lora_dir") or given.get("lora_target_modules")
+    if plugins["lora_plugin"] is not None and not has_modules:
+        raise make_refusal("loraWithoutModules")
 
 
 def predict_row(row: Any) -> dict[str, Any]:

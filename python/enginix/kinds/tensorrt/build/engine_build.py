@@ -30,13 +30,12 @@ from enginix.kinds.tensorrt.build.lora_adapters import check_adapters
 from enginix.kinds.tensorrt.build.request import STRATEGIES, BuildPaths, BuildRequest, predict_effective_build
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
-from enginix.machine.target import probe_machine
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import preflight
-from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
+from enginix.runtime.sandbox import Bind, Sandbox, make_read_binds
 from enginix.wording import list_known
 from enginix.work_directory import new_directory
 
@@ -57,11 +56,7 @@ def build_tensorrt_engine(
     # the relative path "model" would be in every config.json.
     model, paths = Path(os.path.abspath(model)), replace(paths, out=Path(os.path.abspath(paths.out)))
     checkpoint_dir = None if checkpoint_dir is None else Path(os.path.abspath(checkpoint_dir))
-    checkpoint = (
-        BuildCheckpoint.read(checkpoint_dir)
-        if checkpoint_dir is not None
-        else BuildCheckpoint.of_model(model)
-    )
+    checkpoint = BuildCheckpoint.read_input(checkpoint_dir, model)
     preflight.require_kind_support("tensorrt", request.target)
     for warning in preflight.check_support(
         checkpoint.quantization, checkpoint.kv_cache, checkpoint.architecture, request.target
@@ -147,12 +142,9 @@ def _run_preflight(
     work: Path,
     out: Path,
 ) -> tuple[Sandbox, preflight.PreflightResult]:
-    if paths.rootfs is not None:
-        check_namespaces()
-    preflight.check_version(request.runtime, paths.rootfs)
-    machine = probe_machine(driver)
-    if not request.accept_driver:
-        preflight.check_driver(request.runtime, machine)
+    machine = preflight.require_machine(
+        request.runtime, paths.rootfs, driver, accept_driver=request.accept_driver
+    )
     preflight_result = preflight.check_gpu(
         request.target, machine, workers=request.workers, weights=checkpoint.heaviest
     )

@@ -34,7 +34,7 @@ class BuildCheckpoint:
         total: bytes of all weights.
         context: tokens of the model's context.
         positions: ``max_position_embeddings``.
-        config: the checkpoint's config.json; None for a model.
+        config: the checkpoint's config.json; of a model the keys that its checkpoint would have.
     """
 
     path: Path | None
@@ -48,7 +48,7 @@ class BuildCheckpoint:
     total: int
     ranks: dict[int, int] = field(default_factory=dict)
     made_from: dict[str, Any] | None = None
-    config: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
     positions: int | None = None
 
     def subject(self, sm: int) -> BuildSubject:
@@ -57,18 +57,7 @@ class BuildCheckpoint:
         Raises:
             UsageError: a value in config.json has another type.
         """
-        if self.config is not None:
-            return make_build_subject(self.config, sm)
-        return BuildSubject(
-            architecture=self.architecture,
-            sm=sm,
-            quantization=self.quantization,
-            kv_cache=self.kv_cache,
-            tensor_parallel=self.tensor_parallel,
-            pipeline_parallel=self.pipeline_parallel,
-            context=self.context,
-            dtype=self.dtype or "bfloat16",
-        )
+        return make_build_subject(self.config, sm)
 
     def describe_model(self) -> dict[str, Any]:
         """The model's part of an engine's manifest."""
@@ -88,6 +77,11 @@ class BuildCheckpoint:
     def heaviest(self) -> int:
         """Return the bytes of the heaviest rank's weights."""
         return max(self.ranks.values(), default=self.total // self.world_size)
+
+    @staticmethod
+    def read_input(checkpoint: Path | None, model: Path) -> BuildCheckpoint:
+        """Read the checkpoint; without one, the model."""
+        return BuildCheckpoint.of_model(model) if checkpoint is None else BuildCheckpoint.read(checkpoint)
 
     @staticmethod
     def read(path: Path) -> BuildCheckpoint:
@@ -149,17 +143,22 @@ class BuildCheckpoint:
         require_model_config(config, str(path))
         text = fill_absent_sizes(select_language_model(config))
         quantization, kv_cache = _read_model_quantization(path, config)
+        context, architecture = read_model_context(text), read_architecture(config)
+        dtype = next((d for n in ("torch_dtype", "dtype") if isinstance(d := config.get(n), str)), None)
+        checkpoint_keys = {"architecture": architecture, "dtype": dtype, "tp_size": tensor_parallel}
+        checkpoint_keys |= {"quant_algo": quantization, "kv_cache_quant_algo": kv_cache}
         return BuildCheckpoint(
             path=None,
-            architecture=read_architecture(config),
-            dtype=next((d for n in ("torch_dtype", "dtype") if isinstance(d := config.get(n), str)), None),
+            architecture=architecture,
+            dtype=dtype,
             quantization=quantization,
             kv_cache=kv_cache,
-            context=read_model_context(text),
+            context=context,
             positions=positive_or_none(text.get("max_position_embeddings")),
             tensor_parallel=tensor_parallel,
             pipeline_parallel=1,
             total=sum(p.stat().st_size for p in path.glob("*.safetensors")),
+            config={**checkpoint_keys, "max_position_embeddings": context},
         )
 
     def identity(self, model: Path) -> dict[str, Any]:
@@ -216,7 +215,7 @@ def _require_name(value: Any) -> str | None:
 
 def _require_rank_count(value: Any) -> int:
     # A larger number is invalid, and would make the search for the ranks' files long.
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1024:
+    if type(value) is int and 1 <= value <= 1024:
         return value
     raise ValueError(f"{value!r} is not a number of ranks")
 

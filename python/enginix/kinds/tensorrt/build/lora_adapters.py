@@ -124,11 +124,8 @@ def _refuse_unsupported_peft(config: Mapping[str, Any], where: str) -> None:
             fix="merge it into the model (merge_and_unload), or train it with bias none",
         )
     saved = config.get("modules_to_save")
-    if (
-        others := sorted(map(str, set(saved) - {"lm_head", "embed_tokens"}))
-        if isinstance(saved, list)
-        else []
-    ):
+    saved = set(saved) if isinstance(saved, list) else set()
+    if others := sorted(map(str, saved - {"lm_head", "embed_tokens"})):
         raise UsageError(
             f"modules_to_save has {', '.join(others)}, and TensorRT-LLM takes lm_head and embed_tokens alone",
             where=where,

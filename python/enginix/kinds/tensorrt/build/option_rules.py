@@ -6,10 +6,10 @@ nix/check/options.nix applies the same rules.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.kinds.tensorrt.build.build_subject import BuildSubject
 from enginix.kinds.tensorrt.build.options import OptionValue
 from enginix.tables import load_table
 
@@ -21,25 +21,11 @@ ALWAYS_SET: dict[str, OptionValue] = {
 }
 
 
-@dataclass(frozen=True)
-class BuildFacts:
-    """Facts that the rules depend on; None if unknown.
-
-    Attributes:
-        eagle_layers: ``num_eagle_layers`` of the checkpoint.
-    """
-
-    quantization: str | None
-    kv_cache: str | None
-    sm: int
-    architecture: str | None
-    tensor_parallel: int
-    eagle_layers: int | None = None
-    strategy: str = "checkpoint"
-
-
 def resolve_options(
-    facts: BuildFacts, profile: Mapping[str, OptionValue], requested: Mapping[str, OptionValue]
+    subject: BuildSubject,
+    profile: Mapping[str, OptionValue],
+    requested: Mapping[str, OptionValue],
+    strategy: str = "checkpoint",
 ) -> dict[str, OptionValue]:
     """Return the options for the command line: the profile's as far as the rules allow, and the requested
     ones.
@@ -50,7 +36,7 @@ def resolve_options(
     settings = {**ALWAYS_SET, **profile, **requested}
     rows = load_table("build_options")["options"]
     for rule in load_table("build_options")["rules"]:
-        why = _find_unmet_need(facts, settings, rule)
+        why = _find_unmet_need(subject, strategy, settings, rule)
         if why is None:
             continue
         name = rule["option"]
@@ -67,7 +53,7 @@ def _spell_switch(value: Any) -> Any:
 
 
 def _find_unmet_need(
-    facts: BuildFacts, settings: Mapping[str, OptionValue], rule: Mapping[str, Any]
+    subject: BuildSubject, strategy: str, settings: Mapping[str, OptionValue], rule: Mapping[str, Any]
 ) -> str | None:
     """Describe the unmet need of a rule; None if the rule does not apply or is met."""
     rows = load_table("build_options")["options"]
@@ -75,7 +61,7 @@ def _find_unmet_need(
     def value(name: str) -> Any:
         return _spell_switch(settings.get(name, rows[name]["default"]))
 
-    name, weights = rule["option"], facts.quantization or "NO_QUANT"
+    name, weights = rule["option"], subject.quantization or "NO_QUANT"
     if "is" in rule:
         in_play = value(name) == _spell_switch(rule["is"])
     elif "isNot" in rule:
@@ -84,9 +70,9 @@ def _find_unmet_need(
         in_play = settings.get(name) is not None
     in_play = in_play and (name in settings or not rule.get("given", False))
     for key, fact in (
-        ("whenKvCaches", facts.kv_cache),
+        ("whenKvCaches", subject.kv_cache),
         ("whenQuantizations", weights),
-        ("whenStrategies", facts.strategy),
+        ("whenStrategies", strategy),
     ):
         in_play = in_play and (key not in rule or fact in rule[key])
     if not in_play or any(value(o) != v for o, v in rule.get("whenOption", {}).items()):
@@ -98,16 +84,16 @@ def _find_unmet_need(
     unmet_needs = {
         f"weights in {needs.get('quantizations')}": "quantizations" in needs
         and weights not in needs["quantizations"],
-        f"SM in {needs.get('sm')}": "sm" in needs and not needs["sm"][0] <= facts.sm < needs["sm"][1],
-        f"SM {needs.get('smFrom')} or later": facts.sm < needs.get("smFrom", 0),
-        f"another GPU than SM {facts.sm}": facts.sm in needs.get("notSm", ()),
+        f"SM in {needs.get('sm')}": "sm" in needs and not needs["sm"][0] <= subject.sm < needs["sm"][1],
+        f"SM {needs.get('smFrom')} or later": subject.sm < needs.get("smFrom", 0),
+        f"another GPU than SM {subject.sm}": subject.sm in needs.get("notSm", ()),
         f"a KV cache in {needs.get('kvCaches')}": "kvCaches" in needs
-        and facts.kv_cache not in needs["kvCaches"],
-        f"another KV cache than {facts.kv_cache}": facts.kv_cache in needs.get("notKvCaches", ()),
-        "a tensor parallel size of at least 2": facts.tensor_parallel < needs.get("tensorParallelFrom", 0),
-        f"an architecture of {needs.get('architectures')}": facts.architecture is not None
-        and facts.architecture not in needs.get("architectures", [facts.architecture]),
-        "num_eagle_layers in the checkpoint": "eagleLayers" in needs and facts.eagle_layers is None,
+        and subject.kv_cache not in needs["kvCaches"],
+        f"another KV cache than {subject.kv_cache}": subject.kv_cache in needs.get("notKvCaches", ()),
+        "a tensor parallel size of at least 2": subject.tensor_parallel < needs.get("tensorParallelFrom", 0),
+        f"an architecture of {needs.get('architectures')}": subject.architecture is not None
+        and subject.architecture not in needs.get("architectures", [subject.architecture]),
+        "num_eagle_layers in the checkpoint": "eagleLayers" in needs and subject.num_eagle_layers is None,
         f"one of {only}": only is not None and value(name) not in only,
         f"{' or '.join(sources)}": bool(sources) and all(settings.get(o) is None for o in sources),
         **{o: value(o) in (None, "disable") for o in rule.get("needsOn", ())},

@@ -88,7 +88,7 @@ def resolve_limits(
 
 
 def _check_limit(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
     # The same bound as nix/check/limits.nix, where larger numbers would overflow.
     if value > LARGEST_INTEGER:

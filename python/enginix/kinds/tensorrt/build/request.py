@@ -11,7 +11,7 @@ from enginix.files import read_json_object
 from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.effective_build import EffectiveBuild, predict_build
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
-from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
+from enginix.kinds.tensorrt.build.option_rules import resolve_options
 from enginix.kinds.tensorrt.build.options import EngineLimits, OptionValue
 from enginix.machine.target import Target, find_target
 from enginix.manifest import read_artefact_name
@@ -135,19 +135,11 @@ def make_build_request(
         fix = "pass the output of enginix convert, or --strategy llm-api"
         raise UsageError("CHECKPOINT is needed", fix=fix)
     build_target = find_target(str(request_fields["target"]))
-    pin, cache, gates = (_read_path(request_fields, name) for name in ("pin", "timingCache", "gates"))
+    names = (request_fields.get(key) for key in ("pin", "timingCache", "gates"))
+    pin, cache, gates = (Path(name) if name else None for name in names)
     runtime = runtimes.find_runtime(request_fields["runtime"], "tensorrt", pin)
     profile = find_profile(request_fields.get("profile"))
     options = build_options.check_build_options(request_fields.get("options") or {}, runtime.id)
-    build_facts = BuildFacts(
-        checkpoint.quantization,
-        checkpoint.kv_cache,
-        build_target.sm,
-        checkpoint.architecture,
-        checkpoint.tensor_parallel,
-        checkpoint.subject(build_target.sm).num_eagle_layers,
-        strategy,
-    )
     return BuildRequest(
         name=str(request_fields.get("name") or read_artefact_name(model)),
         target=build_target,
@@ -155,7 +147,7 @@ def make_build_request(
         limits=build_options.resolve_limits(
             checkpoint.context, request_fields.get("limits") or {}, profile["limits"]
         ),
-        options=resolve_options(build_facts, profile["options"], options),
+        options=resolve_options(checkpoint.subject(build_target.sm), profile["options"], options, strategy),
         named=frozenset(request_fields["named"] if request_fields.get("named") is not None else options),
         strategy=strategy,
         workers=require_count("workers", request_fields.get("workers")),
@@ -165,10 +157,6 @@ def make_build_request(
         plan=request_fields.get("plan"),
         gates=gates,
     )
-
-
-def _read_path(request_fields: dict[str, Any], name: str) -> Path | None:
-    return Path(request_fields[name]) if request_fields.get(name) else None
 
 
 def predict_effective_build(request: BuildRequest, checkpoint: BuildCheckpoint) -> EffectiveBuild:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, manifest
+from enginix import manifest
 from enginix.console import format_bytes
 from enginix.errors import ManifestError
 from enginix.files import sha256_file
@@ -198,7 +198,6 @@ def describe_engine(
             "count": checkpoint.world_size,
         },
         runtime={**request.runtime.describe(), **nccl, "driver": preflight_result.machine.driver},
-        tools={"enginix": __version__},
         results={
             "gates": read_gate_verdicts(request, checkpoint),
             "ranks": ranks,
