@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from enginix.errors import UsageError
+from enginix.files import refuse_damage
 from enginix.serve.options import ProgramOptions
 from enginix.tables import load_table
 
@@ -41,10 +42,8 @@ def read_admin_key(path: Path | None) -> str:
     """
     if path is None:
         return secrets.token_urlsafe(24)
-    try:
+    with refuse_damage(UsageError, f"--admin-key-file {path}"):
         key = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"unreadable: {e}", where=f"--admin-key-file {path}") from e
     if not _KEY.fullmatch(key):
         raise UsageError(
             "the key is not 16 to 128 letters, digits or ._~-",

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import MachineError, UsageError
+from enginix.files import refuse_damage
 from enginix.kinds.registry import get_kind, has_rank_processes
 from enginix.process_group import signal_group
 from enginix.tables import load_table
@@ -119,10 +120,8 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     Raises:
         UsageError: the file is unreadable or empty, or a line has another form.
     """
-    try:
+    with refuse_damage(UsageError, path, what="cannot be read"):
         lines = [line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"cannot be read: {e}", where=path) from e
     parts = []
     for line in filter(None, lines):
         if (match := _FILE.fullmatch(line)) is None:

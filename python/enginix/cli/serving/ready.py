@@ -22,6 +22,7 @@ from pathlib import Path
 from enginix import console
 from enginix.cli.option_shapes import add_number, add_path
 from enginix.errors import MachineError, UsageError
+from enginix.files import refuse_damage
 from enginix.kinds.registry import list_triton_kinds
 
 
@@ -78,10 +79,8 @@ def _become_server(command: list[str], wait: Callable[[], float]) -> int:
         console.print_message(f"answers after {seconds:.1f} s")
 
     run_beside(report_ready)
-    try:
+    with refuse_damage(MachineError, command[0], what="cannot start"):
         os.execvp(command[0], command)
-    except OSError as e:
-        raise MachineError(f"cannot start: {e.strerror}", where=command[0]) from e
 
 
 def _read_key(args: argparse.Namespace) -> str | None:
@@ -93,7 +92,5 @@ def _read_key(args: argparse.Namespace) -> str | None:
         file = Path(directory) / args.api_key_credential
     if file is None:
         return None
-    try:
+    with refuse_damage(UsageError, file):
         return file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"unreadable: {e}", where=file) from e

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from enginix.errors import GateError
 from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions
 from enginix.evaluation.reference_answers.answers import Passage
+from enginix.files import refuse_damage
 
 FORMAT = 1
 FILE, TENSORS = "said.json", "said.safetensors"
@@ -85,7 +86,8 @@ def read_engine_answers(directory: Path) -> EngineAnswers:
     Raises:
         GateError: missing, damaged, or of another format.
     """
-    try:
+    what = "the engine's answers cannot be read"
+    with refuse_damage(GateError, directory, "ask the engine again", what=what, also=(SafetensorError,)):
         raw = json.loads((directory / FILE).read_text("utf-8"))
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, not {FORMAT}")
@@ -116,22 +118,6 @@ def read_engine_answers(directory: Path) -> EngineAnswers:
             {str(k): str(v) for k, v in raw["absent"].items()},
             tuple(map(str, raw.get("misread", ()))),
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        SafetensorError,
-    ) as e:
-        raise GateError(
-            f"the engine's answers cannot be read: {type(e).__name__}: {e}",
-            where=str(directory),
-            fix="ask the engine again",
-        ) from e
 
 
 def _parse_recorded_answer(raw: Any) -> GreedyAnswer | None:

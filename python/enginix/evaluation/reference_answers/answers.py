@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from enginix.evaluation.reference_answers.subject import (
     require_finite_logits,
     require_logits_shape,
 )
-from enginix.files import dump_json, write_text
+from enginix.files import dump_json, refuse_damage, write_text
 from enginix.integrity import require_unchanged
 from enginix.model.identity import format_identity, is_same_model
 from enginix.progress import track_step
@@ -331,21 +331,17 @@ def read_logits(directory: Path, count: int) -> list[torch.Tensor]:
     Raises:
         GateError: missing, damaged, or of another number of prompts.
     """
-    try:
+    with _refuse_damaged_answers(directory):
         tensors = load_file(directory / LOGITS)
         if len(tensors) != count:
             raise ValueError(f"{len(tensors)} prompts, not {count}")
         return [tensors[str(n)] for n in range(count)]
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
-        raise _unreadable_error(directory, e) from e
 
 
-def _unreadable_error(directory: Path, e: Exception) -> GateError:
-    return GateError(
-        f"the reference's answers cannot be read: {type(e).__name__}: {e}",
-        where=str(directory),
-        fix="make them again: enginix reference MODEL -o DIR",
-    )
+def _refuse_damaged_answers(directory: Path) -> AbstractContextManager[None]:
+    fix = "make them again: enginix reference MODEL -o DIR"
+    what = "the reference's answers cannot be read"
+    return refuse_damage(GateError, directory, fix, what=what, also=(SafetensorError,))
 
 
 def is_answers(directory: Path) -> bool:
@@ -392,7 +388,7 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
         ManifestError: a file changed since the model was asked.
     """
     require_whole_answers(directory)
-    try:
+    with _refuse_damaged_answers(directory):
         raw = json.loads((directory / FILE).read_text("utf-8"))
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, not {FORMAT}")
@@ -414,8 +410,6 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
             if "long.ids" in tensors
             else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
-        raise _unreadable_error(directory, e) from e
     for stored_passage in (*answers.passages, *([] if answers.long is None else [answers.long])):
         if not bool(
             torch.isfinite(stored_passage.logs).all() and torch.isfinite(stored_passage.text_logs).all()
