@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import GateError, UsageError
+from enginix.files import refuse_damage
 from enginix.report.model_origin import ModelOrigin, make_printable, read_model_origin
 
 FILE = "gates.json"
@@ -112,12 +113,10 @@ def read_gate_figures(path: Path) -> GateFigures | None:
     """
     if not path.exists():
         return None
-    try:
+    with refuse_damage(GateError, path, "judge the engine again"):
         if not path.is_file():  # reading a pipe would block
             raise OSError("not a file")
         evidence = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise GateError(f"unreadable: {e}", where=path, fix="judge the engine again") from e
     gates = evidence.get("gates") if isinstance(evidence, dict) else None
     if not isinstance(gates, dict) or not all(isinstance(gate, dict) for gate in gates.values()):
         raise GateError("not a file of enginix gate", where=path, fix="judge the engine again")
@@ -185,10 +184,8 @@ def read_speeds(path: Path) -> MeasuredSpeeds:
         UsageError: another format, or a rate that is not a positive number.
     """
     fix = '{"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123.4}}'
-    try:
+    with refuse_damage(UsageError, path, fix, what="unreadable speeds"):
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"unreadable speeds: {e}", where=path, fix=fix) from e
     if not isinstance(content, dict) or set(content) != {"on", "tokensPerSecond"}:
         raise UsageError("not a file of speeds", where=path, fix=fix)
     on, rates = content["on"], content["tokensPerSecond"]
