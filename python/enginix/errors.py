@@ -68,6 +68,11 @@ class EnginixError(Exception):
         }
 
 
+def describe_failure(e: Exception) -> str:
+    """Return what happened in one line; of an exception that is no error of enginix, its class, too."""
+    return e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
+
+
 class LockError(EnginixError):
     """A lock that cannot be parsed, or that lists files which may not be fetched."""
 

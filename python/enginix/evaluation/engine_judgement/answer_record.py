@@ -94,7 +94,7 @@ def read_engine_answers(directory: Path) -> EngineAnswers:
         tensors = load_file(directory / TENSORS)
         passages = []
         for n, length in enumerate(raw["passages"]):
-            passage = Passage(tensors[f"{n}.ids"], tensors[f"{n}.logs"], tensors[f"{n}.text"])
+            passage = Passage.read(tensors, str(n))
             if passage.ids.shape != passage.logs.shape or {len(passage.ids), len(passage.text_logs)} != {
                 length - 1
             }:
@@ -172,13 +172,13 @@ class RecordedSubject:
         self.vocab_size, self.tie = question_set.vocab_size, tie
         self.max_length = min(engine_answers.limit, engine_answers.longest + question_set.answered)
         self._said = {
-            text.tokens: engine_answers.runs["batch"][n] for n, text in enumerate(question_set.prompts)
-        }
-        self._said |= {
-            text.tokens: engine_answers.runs["replies"][n] for n, text in enumerate(question_set.questions)
-        }
-        self._said |= {
-            text.tokens: engine_answers.runs["recalls"][n] for n, text in enumerate(question_set.recalls)
+            text.tokens: answer
+            for run, texts in (
+                ("batch", question_set.prompts),
+                ("replies", question_set.questions),
+                ("recalls", question_set.recalls),
+            )
+            for text, answer in zip(texts, engine_answers.runs[run], strict=True)
         }
 
     def generate(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
-from enginix.errors import EnginixError, GateError, UsageError
+from enginix.errors import GateError, UsageError
 from enginix.evaluation.engine_judgement import answer_metrics, answer_record
 from enginix.evaluation.engine_judgement.answer_record import EngineAnswers, RecordedSubject
 from enginix.evaluation.engine_protocol import answers_origin
@@ -175,7 +175,7 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
         )
         require_same_tokens(own_tokenizer, tokenizer, material)
     except Exception as e:
-        outcomes = [_failed_outcome(name, e) for name in names]
+        outcomes = [GateOutcome.not_run(name, e) for name in names]
     else:
         evidence |= {"runtime": engine_answers.by, "absent": engine_answers.absent}
         tie = gate_bounds.get("invariance", {}).get("tie", find_kind_row(engine_manifest.kind)["tie"])
@@ -201,7 +201,7 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
             try:
                 outcomes.append(gates[name](dict(gate_bounds[name])))
             except Exception as e:
-                outcomes.append(_failed_outcome(name, e))
+                outcomes.append(GateOutcome.not_run(name, e))
     evidence["passed"] = all(o.passed for o in outcomes)
     evidence["gates"] = {o.gate: {"passed": o.passed, "summary": o.summary, **o.detail} for o in outcomes}
     return tuple(outcomes), evidence
@@ -258,8 +258,3 @@ def _judge_perplexity(
 ) -> GateOutcome:
     engine_passages, _, reference_cut = answer_metrics.select_scored_passages(engine_answers, answers)
     return quality.judge_perplexity(engine_passages, reference_cut, bound)
-
-
-def _failed_outcome(gate: str, e: Exception) -> GateOutcome:
-    reason = e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
-    return GateOutcome(gate, False, f"could not be run: {reason}", {"error": reason})

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from enginix.errors import EnginixError, GateError, UsageError
+from enginix.errors import GateError, UsageError, describe_failure
 from enginix.evaluation.judgement import model_files, model_weights, positions, quality
 from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.outcome import GateOutcome
@@ -226,7 +226,7 @@ def _compare_part(name: str, compared: ComparedFiles, bounds: dict[str, Any]) ->
             )
         return model_weights.judge_weights(compared.checkpoint, compared.models, bounds)
     except Exception as e:
-        return _failed_gate(name, e)
+        return GateOutcome.not_run(name, e)
 
 
 def run_gates(
@@ -255,7 +255,7 @@ def run_gates(
         if engine.subject.vocab_size <= max(t for p in material.passages for t in p.tokens):
             raise GateError("the engine's vocabulary is smaller than the model's")
     except Exception as e:
-        return tuple(_failed_gate(name, e) for name in names), {}
+        return tuple(GateOutcome.not_run(name, e) for name in names), {}
     subject = EngineRuns(engine.subject, engine.ends)
     scored = ScoredPassages(subject, material, answers)
     runs: dict[str, Callable[[Any], GateOutcome]] = {
@@ -277,21 +277,12 @@ def run_gates(
             with track_step(f"gate {name}"):
                 outcomes.append(runs[name](dict(gate_bounds[name])))
         except Exception as e:
-            outcomes.append(_failed_gate(name, e))
+            outcomes.append(GateOutcome.not_run(name, e))
     try:
         extra_evidence: dict[str, Any] = {"layerErrors": measure_layer_errors(subject, material, answers)}
     except Exception as e:
-        extra_evidence = {"layerErrors": _error_text(e)}
+        extra_evidence = {"layerErrors": describe_failure(e)}
     return tuple(outcomes), extra_evidence
-
-
-def _error_text(e: Exception) -> str:
-    return e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
-
-
-def _failed_gate(gate: str, e: Exception) -> GateOutcome:
-    fix = {"fix": e.fix} if isinstance(e, EnginixError) and e.fix else {}
-    return GateOutcome(gate, False, f"could not be run: {_error_text(e)}", {"error": _error_text(e), **fix})
 
 
 def judge_rounding(engine: JudgedEngine, scored: ScoredPassages, bounds: dict[str, Any]) -> GateOutcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ RECALLS_TRIED = 8  # of the shortest texts with a planted fact, before longer on
 LAYERS_OF = 32  # positions of the first passage whose hidden states are stored
 FORMAT = 4
 FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetensors"
+PARTS = ("ids", "logs", "text")  # of a stored passage
 MODEL_FILES = "model"  # the model's tokenizer and configuration
 
 
@@ -64,6 +65,15 @@ class Passage:
     ids: torch.Tensor
     logs: torch.Tensor
     text_logs: torch.Tensor
+
+    @staticmethod
+    def read(tensors: Mapping[str, torch.Tensor], name: str) -> Passage:
+        """Return the passage of a name among stored tensors."""
+        return Passage(*(tensors[f"{name}.{part}"] for part in PARTS))
+
+    def store(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the tensors that :meth:`read` reads."""
+        return {f"{name}.{part}": tensor for part, tensor in zip(PARTS, vars(self).values(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -276,17 +286,9 @@ def write_reference_answers(answers: ReferenceAnswers, directory: Path) -> None:
     """Write ``answers.json`` and ``answers.safetensors``."""
     tensors: dict[str, torch.Tensor] = {}
     for number, stored_passage in enumerate(answers.passages):
-        tensors |= {
-            f"{number}.ids": stored_passage.ids,
-            f"{number}.logs": stored_passage.logs,
-            f"{number}.text": stored_passage.text_logs,
-        }
+        tensors |= stored_passage.store(str(number))
     if answers.long is not None:
-        tensors |= {
-            "long.ids": answers.long.ids,
-            "long.logs": answers.long.logs,
-            "long.text": answers.long.text_logs,
-        }
+        tensors |= answers.long.store("long")
     tensors |= {f"hidden.{n}": state.contiguous() for n, state in enumerate(answers.hidden)}
     save_file(tensors, directory / TENSORS)
     described = {
@@ -397,18 +399,13 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
             raw["model"],
             raw["material"],
             frozenset(raw["ends"]),
-            tuple(
-                Passage(tensors[f"{n}.ids"], tensors[f"{n}.logs"], tensors[f"{n}.text"])
-                for n in range(raw["passages"])
-            ),
+            tuple(Passage.read(tensors, str(n)) for n in range(raw["passages"])),
             tuple(map(tuple, raw["continuations"])),
             tuple(map(tuple, raw["replies"])),
             tuple(tensors[f"hidden.{n}"] for n in range(raw["layers"])),
             raw["dtype"],
             tuple(map(tuple, raw["recalls"])),
-            Passage(*(tensors[f"long.{name}"] for name in ("ids", "logs", "text")))
-            if "long.ids" in tensors
-            else None,
+            Passage.read(tensors, "long") if "long.ids" in tensors else None,
         )
     for stored_passage in (*answers.passages, *([] if answers.long is None else [answers.long])):
         if not bool(
