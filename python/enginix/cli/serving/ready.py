@@ -21,6 +21,7 @@ from pathlib import Path
 
 from enginix import console
 from enginix.cli.option_shapes import add_number, add_path
+from enginix.credentials import locate_key_file
 from enginix.errors import MachineError, UsageError
 from enginix.files import refuse_damage
 from enginix.kinds.registry import list_triton_kinds
@@ -84,12 +85,8 @@ def _become_server(command: list[str], wait: Callable[[], float]) -> int:
 
 
 def _read_key(args: argparse.Namespace) -> str | None:
-    file: Path | None = args.api_key_file
-    if args.api_key_credential is not None:
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        if directory is None:
-            raise UsageError("systemd has set no CREDENTIALS_DIRECTORY", where="--api-key-credential")
-        file = Path(directory) / args.api_key_credential
+    named = args.api_key_credential
+    file: Path | None = args.api_key_file if named is None else locate_key_file(named)
     if file is None:
         return None
     with refuse_damage(UsageError, file):
