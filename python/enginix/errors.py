@@ -58,7 +58,6 @@ class EnginixError(Exception):
         return f"{first}\n  fix: {self.fix}" if self.fix else first
 
     def as_json(self) -> dict[str, str | int | None]:
-        """Return the error as ``--json`` prints it."""
         return {
             "error": self.kind,
             "what": self.what,

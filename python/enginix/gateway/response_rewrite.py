@@ -130,7 +130,6 @@ class EventRewriter:
         return [event for data in events for event in self._cleaned(data)]
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Return a chunk with the usage."""
         return {**self._last, "choices": [], "usage": usage}
 
     def _cleaned(self, data: str) -> list[dict[str, Any] | str]:
@@ -188,7 +187,6 @@ class EventRewriter:
 
 
 def encode_event(event: dict[str, Any] | str) -> bytes:
-    """Return an event as bytes."""
     return b"data: " + (event.encode() if isinstance(event, str) else encode_json(event)) + b"\n\n"
 
 

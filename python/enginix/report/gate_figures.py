@@ -129,9 +129,10 @@ def parse_gate_figures(evidence: Mapping[str, Any]) -> GateFigures:
     reader = _GateFigureReader(gates)
     failed = tuple(sorted(make_printable(n) for n, gate in gates.items() if gate.get("passed") is not True))
     verdict = "not gated" if not gates else "failed" if failed else "passed"
-    claimed = {True: "passed", False: "failed", None: "not gated"}.get(
-        _normalise_passed(evidence.get("passed")), "?"
-    )
+    passed = evidence.get("passed")
+    # Not by a dict's key, for which 1 is True.
+    claims = ((True, "passed"), (False, "failed"), (None, "not gated"))
+    claimed = next((claim for value, claim in claims if passed is value), "?")
     if claimed != verdict:
         reader.doubts.append(f"{FILE}: its top says {claimed}, but its gates give {verdict}")
     ratio = reader.number("perplexity", "ratioFound", 0.0)
@@ -158,10 +159,6 @@ def parse_gate_figures(evidence: Mapping[str, Any]) -> GateFigures:
         reference=read_model_origin(model) if isinstance(model, dict) else None,
         doubts=tuple(reader.doubts),
     )
-
-
-def _normalise_passed(value: Any) -> Any:
-    return value if isinstance(value, bool) or value is None else "?"
 
 
 @dataclass(frozen=True)

@@ -225,11 +225,6 @@ def find_agent(name: str) -> Agent:
     return Agent(name, os.path.abspath(program))
 
 
-def first_rank(hosts: Sequence[Host], name: str) -> int:
-    """Return the first rank of a host."""
-    return sum(host.slots for host in hosts[: [h.name for h in hosts].index(name)])
-
-
 def describe_rank(hosts: Sequence[Host], rank: int) -> str:
     """Describe a rank for an error, with its host if there are several."""
     if len(hosts) < 2:
@@ -240,8 +235,9 @@ def describe_rank(hosts: Sequence[Host], rank: int) -> str:
 
 def describe_host(hosts: Sequence[Host], name: str) -> str:
     """Describe a host for an error, with its ranks."""
-    first = first_rank(hosts, name)
-    last = first + next(h.slots for h in hosts if h.name == name) - 1
+    index = [host.name for host in hosts].index(name)
+    first = sum(host.slots for host in hosts[:index])
+    last = first + hosts[index].slots - 1
     return f"host {name}, rank {first}" + (f" to {last}" if last > first else "")
 
 

@@ -289,7 +289,6 @@ def check_gpus(
 
 
 def _rank_weights(engine: Path) -> list[int]:
-    """Return the bytes of weights of each rank."""
     if plans := list((engine / "engine").glob("*.plan")):  # kind rtx
         return [path.stat().st_size for path in plans]
     plans = sorted(

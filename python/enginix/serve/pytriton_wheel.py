@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import process
+from enginix.credentials import redact_secrets
 from enginix.errors import MachineError, UsageError
 from enginix.files import find_user_cache, refuse_damage, sha256_file
 from enginix.optional_libraries import format_tritonserver_command, is_in_nix_store
@@ -108,7 +109,7 @@ def download_wheel(directory: Path) -> Path:
             "no reason given"
         ]
         raise MachineError(
-            f"pip does not get {pinned_release}: {_strip_credentials(error_lines[-1])}", fix=by_hand
+            f"pip does not get {pinned_release}: {redact_secrets(error_lines[-1])}", fix=by_hand
         )
     return wheel
 
@@ -246,7 +247,3 @@ def find_installed() -> Path | None:
 
 def _release_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-
-
-def _strip_credentials(line: str) -> str:
-    return re.sub(r"://[^/\s@]+@", "://", line)

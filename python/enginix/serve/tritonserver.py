@@ -58,7 +58,6 @@ class TritonServer:
 
     @property
     def backends(self) -> Path:
-        """Return the backend directory."""
         return self.directory / "backends"
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from enginix import manifest
 from enginix.errors import GateError, UsageError
 from enginix.evaluation.engine_judgement import answer_metrics, answer_record
-from enginix.evaluation.engine_judgement.answer_record import EngineAnswers, RecordedSubject
+from enginix.evaluation.engine_judgement.answer_record import RecordedSubject
 from enginix.evaluation.engine_protocol import answers_origin
 from enginix.evaluation.judgement import quality
 from enginix.evaluation.judgement.gate_names import list_gates
@@ -68,7 +69,6 @@ def find_kind_row(kind: str | None) -> Mapping[str, Any]:
 
 
 def default_engine_gates(engine_manifest: Manifest) -> tuple[str, ...]:
-    """Return the default gates of an engine."""
     row = find_kind_row(engine_manifest.kind)
     scores = engine_manifest.options.get("plugins", {}).get("gatherContextLogits") is True
     return (*row["default"], *(row["withContextLogits"] if scores else ()))
@@ -180,6 +180,7 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
         evidence |= {"runtime": engine_answers.by, "absent": engine_answers.absent}
         tie = gate_bounds.get("invariance", {}).get("tie", find_kind_row(engine_manifest.kind)["tie"])
         recorded: Any = RecordedSubject(engine_answers, question_set, tie)
+        scored = functools.partial(answer_metrics.select_scored_passages, engine_answers, answers)
         gates: dict[str, Callable[[dict[str, Any]], GateOutcome]] = {
             "files": lambda b: judge_files(
                 _tokenizer_directory(case.engine, case.model, engine_manifest),
@@ -189,8 +190,8 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
             ),
             "smoke": lambda b: quality.judge_smoke(recorded, material, answers, own_tokenizer, b),
             "greedy": lambda b: answer_metrics.judge_greedy(engine_answers, question_set, answers, b),
-            "agreement": lambda b: _judge_agreement(engine_answers, answers, b),
-            "perplexity": lambda b: _judge_perplexity(engine_answers, answers, b),
+            "agreement": lambda b: quality.judge_agreement(*scored(), b),
+            "perplexity": lambda b: quality.judge_perplexity(*scored()[::2], b),
             "task": lambda b: quality.judge_task(recorded, material, answers, own_tokenizer, b),
             "context": lambda b: quality.judge_context(recorded, material, answers, own_tokenizer, b),
             "invariance": lambda b: answer_metrics.judge_recorded_invariance(
@@ -244,17 +245,3 @@ def find_golden_answer(case: AnswerGateInputs) -> dict[str, Any] | None:
 def _tokenizer_directory(engine: Path, model: Path, engine_manifest: Manifest) -> Path:
     # Edge-LLM's engines have no tokenizer that transformers reads: their runtime reads the model's.
     return model if find_kind_row(engine_manifest.kind)["tokenizer"] == "model" else engine / "tokenizer"
-
-
-def _judge_agreement(
-    engine_answers: EngineAnswers, answers: kept_answers.ReferenceAnswers, bound: dict[str, Any]
-) -> GateOutcome:
-    engine_passages, kl, reference_cut = answer_metrics.select_scored_passages(engine_answers, answers)
-    return quality.judge_agreement(engine_passages, kl, reference_cut, bound)
-
-
-def _judge_perplexity(
-    engine_answers: EngineAnswers, answers: kept_answers.ReferenceAnswers, bound: dict[str, Any]
-) -> GateOutcome:
-    engine_passages, _, reference_cut = answer_metrics.select_scored_passages(engine_answers, answers)
-    return quality.judge_perplexity(engine_passages, reference_cut, bound)

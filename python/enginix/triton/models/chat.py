@@ -163,7 +163,6 @@ class ChatTemplate:
         self._special = dict(special)
 
     def special_texts(self) -> list[str]:
-        """Return the special tokens as texts."""
         return [text for text in self._special.values() if text]
 
     def render(self, chat: Chat) -> str:
