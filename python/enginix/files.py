@@ -143,3 +143,25 @@ def sha256_json(value: Any) -> str:
 def is_unfinished_name(name: str) -> bool:
     """Return whether a file or directory has a name of output that is not whole yet."""
     return name.startswith(".") and name.endswith(".partial")
+
+
+def measure_disk_size(path: Path) -> int:
+    """Return the bytes of all files below a directory, links followed, each file once; circles are cut."""
+    total, seen = 0, set[tuple[int, int]]()
+
+    def count_once(one: Path) -> os.stat_result | None:
+        try:
+            status = one.stat()
+        except OSError:  # a dangling link has no size
+            return None
+        key = (status.st_dev, status.st_ino)
+        if key in seen:
+            return None
+        seen.add(key)
+        return status
+
+    count_once(path)
+    for directory, subdirectories, files in os.walk(path, followlinks=True):
+        subdirectories[:] = [name for name in subdirectories if count_once(Path(directory, name)) is not None]
+        total += sum(s.st_size for name in files if (s := count_once(Path(directory, name))) is not None)
+    return total

@@ -15,7 +15,7 @@ from enginix.evaluation.engine_judgement import answer_metrics, answer_record
 from enginix.evaluation.engine_judgement.answer_record import RecordedSubject
 from enginix.evaluation.engine_protocol import answers_origin
 from enginix.evaluation.judgement import quality
-from enginix.evaluation.judgement.gate_names import list_gates
+from enginix.evaluation.judgement.gate_names import list_gates, resolve_bounds
 from enginix.evaluation.judgement.judge import FORMAT
 from enginix.evaluation.judgement.model_files import judge_files
 from enginix.evaluation.judgement.outcome import GateOutcome
@@ -26,7 +26,6 @@ from enginix.evaluation.reference_answers.question_builder import convert_materi
 from enginix.manifest import Manifest
 from enginix.model.end_tokens import read_manifest_end_tokens
 from enginix.tables import load_table
-from enginix.wording import list_known
 
 GATES = list_gates("engine")
 OF_CHECKPOINTS = tuple(gate for gate in list_gates("checkpoint") if gate not in GATES)
@@ -93,28 +92,16 @@ def resolve_engine_bounds(
         UsageError: no such gate or bound, or a bound that is not a positive number.
     """
     rows: Mapping[str, Any] = load_table("gates")["formats"][engine_format_row(engine_manifest)]["bounds"]
-    out = {}
-    for gate, overrides in requested_gates.items():
-        if gate in OF_CHECKPOINTS:
-            raise UsageError(
-                f"gate {gate} needs a checkpoint, which a compiled engine does not have",
-                fix="gate its checkpoint: enginix gate CHECKPOINT, or an engine of kind reference",
-            )
-        if gate not in GATES:
-            raise UsageError(f"no gate {gate!r} for this kind", fix=list_known(str(gate), GATES))
-        known = {"top1": rows["agreement"]["top1"]} if gate == "greedy" else dict(rows.get(gate, {}))
-        known |= {"tie": find_kind_row(engine_manifest.kind)["tie"]} if gate == "invariance" else {}
-        if not isinstance(overrides, Mapping):
-            raise UsageError(f"gate {gate} is {overrides!r}", fix=f'an object: {{"{gate}": {{}}}}')
-        for key, value in overrides.items():
-            if key not in known:
-                raise UsageError(
-                    f"gate {gate} has no bound {key!r}", fix=f"it has: {', '.join(known) or 'none'}"
-                )
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise UsageError(f"bound {key} of gate {gate} is {value!r}", fix="a positive number")
-        out[gate] = {**known, **overrides}
-    return out
+    if unfit := [gate for gate in requested_gates if gate in OF_CHECKPOINTS]:
+        raise UsageError(
+            f"gate {unfit[0]} needs a checkpoint, which a compiled engine does not have",
+            fix="gate its checkpoint: enginix gate CHECKPOINT, or an engine of kind reference",
+        )
+    own = {
+        "greedy": {"top1": rows["agreement"]["top1"]},
+        "invariance": {**rows.get("invariance", {}), "tie": find_kind_row(engine_manifest.kind)["tie"]},
+    }
+    return resolve_bounds(requested_gates, GATES, lambda gate: own.get(gate, rows.get(gate, {})))
 
 
 def resolve_requested_bounds(

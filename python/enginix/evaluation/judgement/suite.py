@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 
-from enginix.errors import GateError, UsageError, describe_failure
+from enginix.errors import GateError, describe_failure
 from enginix.evaluation.judgement import model_files, model_weights, positions, quality
-from enginix.evaluation.judgement.gate_names import list_gates
+from enginix.evaluation.judgement.gate_names import list_gates, resolve_bounds
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers.answers import (
     LAYERS_OF,
@@ -30,7 +29,6 @@ from enginix.reference import layout
 from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
-from enginix.wording import list_known
 
 LOGITS = "logits"
 CONTEXT, TASK = "context", "task"
@@ -137,30 +135,12 @@ def resolve_checkpoint_bounds(
 ) -> dict[str, dict[str, Any]]:
     """Return each requested gate's bounds: the table's for the number format, with the requested changes.
 
-    Args:
-        requested_gates: gate → bounds to change, for instance ``{"perplexity": {"ratio": 1.02}}``.
-
     Raises:
-        UsageError: no such gate or bound, or a bound that is not a number.
+        UsageError: as :func:`gate_names.resolve_bounds`.
     """
-    name = checkpoint_format_row(config)
-    rows: Mapping[str, Any] = load_table("gates")["formats"][name]["bounds"]
-    out = {}
-    for gate, overrides in requested_gates.items():
-        if gate not in GATES:
-            raise UsageError(f"no gate {gate!r}", fix=list_known(str(gate), GATES))
-        known = {LOGITS: {"tolerance": None}}.get(gate, rows.get(gate, {}))
-        for key, value in overrides.items() if isinstance(overrides, Mapping) else [(None, overrides)]:
-            if key not in known:
-                raise UsageError(
-                    f"gate {gate} has no bound {key!r}", fix=f"it has: {', '.join(known) or 'none'}"
-                )
-            listed = isinstance(known[key], list)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if listed != isinstance(value, list) or not (listed or (number and value > 0)):
-                raise UsageError(f"bound {key} of gate {gate} is {value!r}", fix="a positive number")
-        out[gate] = {**rows.get(gate, {}), **overrides}
-    return out
+    rows = load_table("gates")["formats"][checkpoint_format_row(config)]["bounds"]
+    rows = {LOGITS: {"tolerance": None}, **rows}
+    return resolve_bounds(requested_gates, GATES, lambda gate: rows.get(gate, {}))
 
 
 def explain_bounds(config: ExecutorConfig) -> dict[str, str]:
