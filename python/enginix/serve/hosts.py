@@ -24,7 +24,7 @@ from pathlib import Path
 from enginix.errors import MachineError, UsageError
 from enginix.files import refuse_damage
 from enginix.kinds.registry import get_kind, has_rank_processes
-from enginix.process import run_program
+from enginix.process_group import signal_group
 from enginix.tables import load_table
 
 # A name of DNS or Kubernetes, or an IPv4 address: an agent must not take it for an option.
@@ -304,11 +304,20 @@ def await_hosts(hosts: Sequence[Host], agent: Agent, needed: Sequence[str], seco
 
 def _try_host(agent: Agent, host: str, command: str, seconds: float) -> str:
     """Return the agent's output; for a try that hangs, a text that says so."""
-    words, environment = agent.words(host, command), agent.environment()
-    try:
-        done = run_program(words, env=environment, stdin=Path(os.devnull), check=False, timeout=seconds)
-    except MachineError as e:
-        if isinstance(e.__cause__, subprocess.TimeoutExpired):
-            return f"nothing for {seconds:.0f} s"
-        raise
-    return done.stdout + done.stderr
+    with subprocess.Popen(
+        agent.words(host, command),
+        env=agent.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, _ = process.communicate(timeout=seconds)
+        except BaseException as e:
+            # The whole group: an agent may be a script.
+            signal_group(process.pid)
+            if isinstance(e, subprocess.TimeoutExpired):
+                return f"nothing for {seconds:.0f} s"
+            raise
+    return out.decode("utf-8", "replace")
