@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ManifestError
-from enginix.files import is_unfinished_name
+from enginix.files import is_unfinished_name, refuse_damage
 from enginix.progress import track_step
 
 # Files that are read again only if their size, inode or times changed; all others are small.
@@ -194,7 +194,7 @@ def list_files(directory: Path, *, unfinished: bool = True) -> Iterator[tuple[st
 def _walk_files(
     directory: Path, prefix: str, above: tuple[str, ...], unfinished: bool
 ) -> Iterator[tuple[str, Path]]:
-    try:
+    with refuse_damage(ManifestError, directory, "make it readable", what="cannot be read"):
         entries = sorted(os.scandir(directory), key=lambda e: e.name)
         for entry in entries:
             if not unfinished and is_unfinished_name(entry.name):
@@ -211,8 +211,6 @@ def _walk_files(
                     f"directories nested deeper than {_DEEPEST}", where=str(path)[:200], fix="remove them"
                 )
             yield from _walk_files(path, f"{prefix}{entry.name}/", (*above, real), unfinished)
-    except OSError as e:
-        raise ManifestError(f"cannot be read: {e.strerror}", where=directory, fix="make it readable") from e
 
 
 def digest_directory(

@@ -58,7 +58,6 @@ class EnginixError(Exception):
         return f"{first}\n  fix: {self.fix}" if self.fix else first
 
     def as_json(self) -> dict[str, str | int | None]:
-        """Return the error as ``--json`` prints it."""
         return {
             "error": self.kind,
             "what": self.what,
@@ -66,6 +65,11 @@ class EnginixError(Exception):
             "fix": self.fix,
             "exitCode": self.exit_code,
         }
+
+
+def describe_failure(e: Exception) -> str:
+    """Return what happened in one line; of an exception that is no error of enginix, its class, too."""
+    return e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
 
 
 class LockError(EnginixError):

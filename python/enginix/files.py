@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,35 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+# What reading a file raises that is missing, damaged, or of another form.
+DAMAGE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError),
+)
+
+
+@contextmanager
+def refuse_damage(
+    error: type[EnginixError],
+    where: str | Path | None,
+    fix: str | None = None,
+    *,
+    what: str = "unreadable",
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Raise ``error`` where the block cannot use a file, with ``what`` and the reason.
+
+    Args:
+        also: further exceptions that mean so, as a library raises them.
+    """
+    try:
+        yield
+    except DAMAGE + also as e:
+        reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
+        if isinstance(e, LookupError | TypeError | AttributeError) or not reason:
+            reason = f"{type(e).__name__}: {e}"
+        raise error(f"{what}: {reason}", where=where, fix=fix) from e
+
+
 def read_json_object(
     path: Path, error: type[EnginixError], fix: str | None = None, missing: EnginixError | None = None
 ) -> dict[str, Any]:
@@ -37,12 +67,10 @@ def read_json_object(
         fix: of that error.
         missing: raised where there is no such file; None raises ``error``.
     """
-    try:
+    with refuse_damage(error, path, fix):
+        if missing is not None and not path.exists():
+            raise missing
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        if missing is not None and isinstance(e, FileNotFoundError):
-            raise missing from e
-        raise error(f"unreadable: {e}", where=str(path), fix=fix) from e
     if not isinstance(content, dict):
         raise error("not a JSON object", where=str(path), fix=fix)
     return content
@@ -115,3 +143,25 @@ def sha256_json(value: Any) -> str:
 def is_unfinished_name(name: str) -> bool:
     """Return whether a file or directory has a name of output that is not whole yet."""
     return name.startswith(".") and name.endswith(".partial")
+
+
+def measure_disk_size(path: Path) -> int:
+    """Return the bytes of all files below a directory, links followed, each file once; circles are cut."""
+    total, seen = 0, set[tuple[int, int]]()
+
+    def count_once(one: Path) -> os.stat_result | None:
+        try:
+            status = one.stat()
+        except OSError:  # a dangling link has no size
+            return None
+        key = (status.st_dev, status.st_ino)
+        if key in seen:
+            return None
+        seen.add(key)
+        return status
+
+    count_once(path)
+    for directory, subdirectories, files in os.walk(path, followlinks=True):
+        subdirectories[:] = [name for name in subdirectories if count_once(Path(directory, name)) is not None]
+        total += sum(s.st_size for name in files if (s := count_once(Path(directory, name))) is not None)
+    return total

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from enginix.console import format_bytes, print_message
 from enginix.digests import ContentDigest, digest_directory, is_in_store, list_files
 from enginix.errors import ManifestError
-from enginix.files import sha256_file
+from enginix.files import dump_json, sha256_file
 from enginix.manifest import MANIFEST_FILE, UNLISTED_FILES, Manifest, read_manifest, require_whole_manifest
 from enginix.wording import count_noun
 
@@ -188,15 +187,9 @@ def require_same_results(directory: Path, manifest: Manifest, engine: Manifest) 
         ManifestError: they differ.
     """
     for key in ("gates", "golden"):
-        if _canonical(manifest.results.get(key)) != _canonical(engine.results.get(key)):
+        if dump_json(manifest.results.get(key)) != dump_json(engine.results.get(key)):
             raise ManifestError(
                 f"results.{key} is not that of its engine",
                 where=directory,
                 fix="make the repository again: enginix triton-repo",
             )
-
-
-def _canonical(value: Any) -> Any:
-    from enginix.files import dump_json
-
-    return dump_json(value)

@@ -40,7 +40,7 @@ class Extra:
     package: str = "enginix"
 
 
-_EXECUTOR = ("torch", "transformers", "tokenizers", "jinja2")
+_EXECUTOR = ("torch", "transformers", "tokenizers")
 
 # The first extra that has a module is named where a command without an extra misses that module.
 EXTRAS = {
@@ -60,7 +60,7 @@ EXTRAS = {
     ),
 }
 # The dependencies of enginix itself.
-CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
+CORE = ("huggingface_hub", "jinja2", "ml_dtypes", "numpy", "safetensors", "shtab")
 
 
 def find_extra(module: str, command: str) -> str | None:

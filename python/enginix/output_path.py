@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from enginix.errors import MachineError, OutputTaken, UsageError
+from enginix.files import refuse_damage
 
 OTHER_OUTPUT_FIX = "choose another -o, or remove it"
 
@@ -59,11 +60,9 @@ def require_absent(out: Path) -> None:
     """
     out = Path(os.path.abspath(out))
     refuse_link(out)
-    try:
+    with refuse_damage(MachineError, out, OTHER_OUTPUT_FIX, what="cannot be read"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputTaken("output exists already", where=out, fix=OTHER_OUTPUT_FIX)
-    except OSError as e:
-        raise MachineError(f"cannot be read: {e.strerror}", where=out, fix=OTHER_OUTPUT_FIX) from e
     if _is_mount_point(out):
         raise UsageError(
             "output is a mount point, which a finished directory cannot replace",

@@ -53,7 +53,6 @@ def kill_children() -> None:
 
 
 def is_group_alive(group: int) -> bool:
-    """Return whether a group has processes."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

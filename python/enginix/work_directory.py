@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from enginix.console import print_message
 from enginix.errors import MachineError, OutputTaken, UsageError
-from enginix.files import is_unfinished_name
+from enginix.files import is_unfinished_name, refuse_damage
 from enginix.output_path import OTHER_OUTPUT_FIX, require_absent
 
 _LOCK = "lock"
@@ -235,18 +235,13 @@ def new_directory(out: Path) -> Iterator[Path]:
         try:
             # Once more with the lock held: another process may just have finished it.
             require_absent(out)
-            try:
+            fix = "choose another -o, or make it writable"
+            with refuse_damage(MachineError, out, fix, what="cannot write"):
                 if (leftover := work_directory.find_recorded_work()) is not None:
                     print_message(f"note: removing {leftover.name}, left by a run that was ended")
                     _remove_path(leftover)
                 partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
                 work_directory.record(partial)
-            except OSError as e:
-                raise MachineError(
-                    f"cannot write: {e.strerror or e}",
-                    where=out,
-                    fix="choose another -o, or make it writable",
-                ) from e
             identity = os.lstat(partial).st_ino
             try:
                 yield partial

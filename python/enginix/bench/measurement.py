@@ -14,6 +14,7 @@ import numpy.typing as npt
 from enginix.bench.load import RequestMix, RequestRecord
 from enginix.bench_record import VERSION
 from enginix.errors import GateError, MeasurementError, UsageError
+from enginix.files import refuse_damage
 
 Samples = npt.NDArray[np.float64]
 
@@ -185,16 +186,11 @@ def read_measurement(path: Path) -> dict[str, Any]:
     Raises:
         MeasurementError: the file is not one.
     """
-    try:
+    with refuse_damage(MeasurementError, path, "enginix bench writes one", what="not a measurement"):
         measured = json.loads(path.read_text("utf-8"))
         if absent := [name for name in ("version", "mix", "samples") if name not in measured]:
             raise ValueError(f"no {' and no '.join(map(repr, absent))}")
         if measured["version"] != VERSION or not isinstance(measured["mix"], dict):
             raise ValueError("another version")
         samples = {name: [float(v) for v in measured["samples"].get(name, ())] for name in COMPARED}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        reason = (e.strerror or str(e)) if isinstance(e, OSError) else str(e)
-        raise MeasurementError(
-            f"not a measurement: {reason}", where=path, fix="enginix bench writes one"
-        ) from e
     return {**measured, "samples": samples}

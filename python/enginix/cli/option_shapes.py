@@ -48,6 +48,12 @@ def add_image_options(group: OptionGroup, rootfs: str = "root file system of the
     add_path(group, "--driver", "DIR", "the GPU driver's root (default: found)")
 
 
+def add_timeouts(group: OptionGroup, start: str, exit: str) -> None:
+    """Add ``--start-timeout`` and ``--exit-timeout``: the seconds that a server has for either."""
+    add_number(group, "--start-timeout", f"{start} (default: 600)", default=600, type=float, metavar="S")
+    add_number(group, "--exit-timeout", f"{exit} (default: 30)", default=30, metavar="S")
+
+
 def add_inner_json(verb: OptionGroup) -> None:
     """Add ``--json`` behind a verb as well as before it."""
     verb.add_argument("--json", action="store_true", default=SUPPRESS, help=SUPPRESS)

@@ -6,9 +6,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from enginix.console import format_bytes
 from enginix.errors import EnginixError, MachineError
@@ -38,9 +38,6 @@ class CheckResult:
     detail: str
     needed_for: str
     fix: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def run_checks(*, ask_hub: bool) -> list[CheckResult]:

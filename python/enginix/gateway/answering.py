@@ -106,7 +106,6 @@ class CheckedRequest:
         return bool((self.body.get("stream_options") or {}).get("include_usage"))
 
     def call_of(self, part: Mapping[str, Any], meter: PartMeter) -> TritonCall | None:
-        """Return the call to a Triton server for one part."""
         if self.call is None:
             return None
         if "messages" in part:

@@ -25,13 +25,17 @@ from enginix.gateway.rate_limits import RateLimits
 from enginix.gateway.request import ROUTES, RequestRejected, check_openai_request
 from enginix.gateway.request_body import read_json_body
 from enginix.gateway.request_refusals import (
+    HEALTH,
+    METRICS,
+    MODELS,
+    READING,
+    list_methods,
     make_route_error,
     refuse_query,
     refuse_two_lengths,
     refuse_web_page,
     replace_unprintable,
 )
-from enginix.gateway.routes import HEALTH, METRICS, MODELS, READING, list_methods
 from enginix.gateway.spec import BackendServer, GatewaySpec
 
 # Texts of one request that are answered at the same time.

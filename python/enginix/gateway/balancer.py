@@ -73,7 +73,6 @@ class Balancer:
         self._seconds[server] = before + _WEIGHT * (seconds - before)
 
     def failed(self, server: BackendServer) -> None:
-        """Record that a server has failed."""
         self._rests[server] = self._clock() + REST_SECONDS
 
     def _is_available(self, server: BackendServer) -> bool:

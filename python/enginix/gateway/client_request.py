@@ -53,7 +53,6 @@ class ClientRequest:
         await send_json(self._send, status, body, [(b"x-request-id", self.id.encode()), *more])
 
     async def refuse(self, error: RequestRejected) -> None:
-        """Send an error."""
         more: list[tuple[bytes, bytes]] = []
         if error.retry_after is not None:
             more.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))

@@ -1,5 +1,5 @@
-"""LiteLLM's custom provider ``enginix``: a model of a Triton server that ``enginix triton-repo`` made a
-repository for.
+"""What LiteLLM calls: the custom provider ``enginix``, for Triton servers with a repository of ``enginix
+triton-repo``; the custom authentication; and the end of a stream.
 
 LiteLLM's own Triton provider supports max_tokens only, and not the model's chat template. This one sends the
 checked request (:class:`enginix.gateway.call.TritonCall`), not LiteLLM's version of it.
@@ -12,12 +12,17 @@ from contextlib import aclosing
 from typing import Any
 
 import httpx
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.llms.custom_llm import CustomLLM, CustomLLMError
+from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
 from litellm.types.utils import Choices, GenericStreamingChunk, Message, ModelResponse, Usage
 
 from enginix.gateway import triton
 from enginix.gateway.call import CALL
 from enginix.gateway.client_errors import rewrite_backend_error
+from enginix.gateway.exchange import DEPLOYMENT, SCOPE
+from enginix.gateway.keys import Caller
+from enginix.gateway.response_rewrite import UNFINISHED
 from enginix.gateway.triton import BackendError, Piece
 
 
@@ -93,3 +98,36 @@ def _build_usage(piece: Piece) -> dict[str, int]:
 
 # LiteLLM finds it by this name.
 handler = TritonHandler()
+
+
+async def authenticate(request: Any, api_key: str) -> UserAPIKeyAuth:
+    """Return the caller in LiteLLM's form; its key is checked already.
+
+    Raises:
+        ProxyException: the request did not come through the auth middleware.
+    """
+    caller = request.scope.get(SCOPE)
+    if not isinstance(caller, Caller):
+        raise ProxyException(message="not authenticated", type="auth_error", param=None, code=401)
+    return UserAPIKeyAuth(
+        api_key=f"client {caller.name}",
+        key_alias=caller.name,
+        user_role=LitellmUserRoles.INTERNAL_USER,
+        # The middleware has checked the client's models and limits; this request is for one server alone.
+        models=[request.scope[DEPLOYMENT]],
+    )
+
+
+def refuse_unfinished_streams() -> None:
+    """Let LiteLLM end streams with an error where no chunk of the server has a ``finish_reason``.
+
+    It would say ``stop`` by itself, as of a whole answer.
+    """
+    original = CustomStreamWrapper.finish_reason_handler
+
+    def finish_reason_handler(stream: Any) -> Any:
+        if not (stream.received_finish_reason or stream.intermittent_finish_reason):
+            raise CustomLLMError(502, UNFINISHED)
+        return original(stream)
+
+    CustomStreamWrapper.finish_reason_handler = finish_reason_handler

@@ -10,9 +10,7 @@ from enginix.gateway.spec import BackendServer, GatewaySpec
 PROVIDER = "enginix"
 # LiteLLM up to 1.92 loads the module of such a name from a file beside the configuration only.
 MODULE = "enginix_in_litellm"
-MODULE_SOURCE = """from enginix.gateway.callers import authenticate
-from enginix.gateway.handler import handler
-"""
+MODULE_SOURCE = "from enginix.gateway.handler import authenticate, handler\n"
 
 
 def render_litellm_config(spec: GatewaySpec, key: Callable[[str], str]) -> dict[str, Any]:

@@ -41,7 +41,6 @@ class RecordedAnswer:
         self.is_recorded, self._is_done = _is_chat(path) == self._is_chat, False
 
     def feed(self, raw: bytes) -> None:
-        """Take bytes of the answer."""
         if not self._is_stream:
             self._whole += raw
             return
@@ -51,7 +50,6 @@ class RecordedAnswer:
             self._is_too_large = True
 
     def end(self) -> None:
-        """Take the end of the answer."""
         self._events += self._parser.close()
 
     def take_chunks(self) -> list[dict[str, Any]] | None:

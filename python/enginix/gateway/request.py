@@ -9,7 +9,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from enginix.tables import load_table
@@ -313,13 +313,19 @@ def _check_numbers(name: str, value: Any) -> None:
     Raises:
         RequestRejected: a number that no 64 bits hold.
     """
-    level = [value]
-    while level:
+    for level in iterate_levels(value):
         for v in level:
             if isinstance(v, float) and not math.isfinite(v):
                 raise RequestRejected(f"{name}: a number is too large (above 1.8e308)", name)
             if isinstance(v, int) and v not in _WHOLE_NUMBERS:
                 raise RequestRejected(f"{name}: a whole number has more than 64 bits", name)
+
+
+def iterate_levels(value: Any) -> Iterator[list[Any]]:
+    """Yield the values of each depth of a JSON value, itself first; without recursion."""
+    level = [value]
+    while level:
+        yield level
         level = [
             inner
             for v in level

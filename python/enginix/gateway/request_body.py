@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import islice
 from typing import Any
 
 from enginix.gateway.client_request import ClientRequest
-from enginix.gateway.request import RequestRejected
+from enginix.gateway.request import RequestRejected, iterate_levels
 from enginix.gateway.spec import GatewayLimits
 
 # Deeper than any message; parsers of the servers behind crash at far deeper nesting
@@ -45,25 +46,11 @@ async def read_json_body(request: ClientRequest, limits: GatewayLimits) -> dict[
         raise RequestRejected(f"the request is not JSON{where}") from e
     if not isinstance(body, dict):
         raise RequestRejected("the request is not a JSON object")
-    if _is_nested_deeper(body, _MAX_DEPTH):
+    deepest = next(islice(iterate_levels(body), _MAX_DEPTH, None), [])
+    if any(isinstance(v, dict | list) for v in deepest):
         raise RequestRejected(f"the request is nested deeper than {_MAX_DEPTH}")
     return body
 
 
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _is_nested_deeper(value: Any, depth: int) -> bool:
-    """Tell whether containers are nested deeper than ``depth``; without recursion."""
-    level = [value]
-    for _ in range(depth):
-        level = [
-            inner
-            for v in level
-            if isinstance(v, dict | list)
-            for inner in (v.values() if isinstance(v, dict) else v)
-        ]
-        if not level:
-            return False
-    return any(isinstance(v, dict | list) for v in level)

@@ -1,13 +1,24 @@
-"""Refuse requests by their headers, address and route, before their body is read."""
+"""The gateway's routes, and refusals by headers, address and route, before a request's body is read."""
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
 from enginix.gateway.exchange import Scope
-from enginix.gateway.request import RequestRejected
-from enginix.gateway.routes import list_methods
+from enginix.gateway.request import ROUTES, RequestRejected
 from enginix.ports import is_loopback_host
+
+MODELS = "/v1/models"
+HEALTH = ("/health/live", "/health/ready")
+METRICS = "/metrics"
+READING = ("GET", "HEAD")
+
+
+def list_methods(path: str) -> tuple[str, ...]:
+    """Return the methods of a route; none where there is no such route."""
+    if path in ROUTES:
+        return ("POST",)
+    return READING if path in (MODELS, METRICS, *HEALTH) or path.startswith(f"{MODELS}/") else ()
 
 
 def refuse_web_page(scope: Scope) -> None:

@@ -130,7 +130,6 @@ class EventRewriter:
         return [event for data in events for event in self._cleaned(data)]
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Return a chunk with the usage."""
         return {**self._last, "choices": [], "usage": usage}
 
     def _cleaned(self, data: str) -> list[dict[str, Any] | str]:
@@ -138,7 +137,7 @@ class EventRewriter:
         chunks = [c for chunk in recorded or () for c in self._cleaned_chunk(chunk)]
         if data.strip() == DONE and recorded is not None and self._begun - self._finished:
             self.failed, self.status = UNFINISHED, 502
-            return [*chunks, {"error": RequestRejected(UNFINISHED, None, 502).as_json()["error"]}]
+            return [*chunks, RequestRejected(UNFINISHED, None, 502).as_json()]
         if data.strip() == DONE:
             if self._include_usage and self.usage is not None and not self.failed:
                 chunks.append(self.usage_chunk(self.usage))
@@ -188,7 +187,6 @@ class EventRewriter:
 
 
 def encode_event(event: dict[str, Any] | str) -> bytes:
-    """Return an event as bytes."""
     return b"data: " + (event.encode() if isinstance(event, str) else encode_json(event)) + b"\n\n"
 
 
@@ -221,14 +219,12 @@ def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
         row, message = {**row, "param": quoted.get("param")}, str(quoted["message"])
     named = _NAMED.match(message)
     param = row.get("param") or (named[1] if named and named[1] in PARAMETERS else None)
-    kind = (
-        "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-    )
     # LiteLLM's code repeats the status; OpenAI's codes are words.
     code = row.get("code")
     if code is None or str(code).isdigit():
         code = "rate_limit_exceeded" if status == 429 else None
-    return {"message": message, "type": kind, "param": param, "code": code}
+    error: dict[str, Any] = RequestRejected(message, param, status, code).as_json()["error"]
+    return error
 
 
 def _read_quoted_error(message: str) -> dict[str, Any] | None:

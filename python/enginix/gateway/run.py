@@ -123,9 +123,8 @@ def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
     from litellm.llms.openai.common_utils import BaseOpenAILLM
     from litellm.proxy.proxy_server import app
 
-    from enginix.gateway.handler import handler
+    from enginix.gateway.handler import handler, refuse_unfinished_streams
     from enginix.gateway.recorded_answer import record_answers
-    from enginix.gateway.unfinished import refuse_unfinished_streams
 
     refuse_unfinished_streams()
     # The session that LiteLLM would make for each server with OpenAI's interface.

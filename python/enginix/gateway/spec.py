@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from enginix.errors import EnginixError
+from enginix.files import refuse_damage
 from enginix.letter_case import to_camel_case
 from enginix.wording import list_known
 
@@ -120,11 +121,8 @@ def read_gateway_spec(path: Path) -> GatewaySpec:
     Raises:
         GatewaySpecError: the file is unreadable, or the description is invalid; names the key.
     """
-    try:
+    with refuse_damage(GatewaySpecError, path, "pass a description as enginix gateway --help shows it"):
         description = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        fix = "pass a description as enginix gateway --help shows it"
-        raise GatewaySpecError(f"unreadable: {e}", where=path, fix=fix) from e
     return parse_gateway_spec(description, str(path))
 
 

@@ -21,7 +21,7 @@ from enginix.digests import ContentDigest
 from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.hub import hub_errors, lock, model_metadata, session
 from enginix.hub.lock import COMMIT, Lock
-from enginix.hub.transfer import FileDigest, TransferStopped, abort_xet_transfers, download_file, free_bytes
+from enginix.hub.transfer import FileDigest, TransferStopped, abort_xet_transfers, download_file
 from enginix.manifest import UNLISTED_FILES, Manifest
 from enginix.manifest import read_manifest as read_manifest
 from enginix.output_path import refuse_link, require_absent
@@ -204,7 +204,7 @@ def require_free_space(directory: Path, need: int, out: Path) -> None:
     Raises:
         MachineError: fewer than ``need`` bytes are free.
     """
-    free = free_bytes(directory)
+    free = shutil.disk_usage(directory).free
     if need > max(free - SLACK, 0):
         raise MachineError(
             f"{format_bytes(need)} are needed, {format_bytes(free)} are free",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from enginix.errors import LockError, ModelError
+from enginix.files import refuse_damage
 from enginix.hub import paths
 from enginix.letter_case import camel_case_keys
 from enginix.model.jsonfile import parse_object
@@ -154,11 +155,8 @@ def read_lock(path: Path) -> Lock:
     Raises:
         LockError: unreadable, or not a lock.
     """
-    try:
-        with path.open("rb") as f:
-            data = f.read(LONGEST_LOCK + 1)
-    except OSError as e:
-        raise LockError(f"cannot be read: {e.strerror}", where=path, fix="pass a lock file") from e
+    with refuse_damage(LockError, path, "pass a lock file", what="cannot be read"), path.open("rb") as f:
+        data = f.read(LONGEST_LOCK + 1)
     return parse_lock(data, str(path))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
 import sys
 import threading
@@ -366,9 +365,3 @@ def _feed_digest(digest: Any, f: Any) -> str:
     while block := f.read(BLOCK):
         digest.update(block)
     return str(digest.hexdigest())
-
-
-def free_bytes(directory: Path) -> int:
-    """Return the number of bytes that an ordinary user may still write to a directory's file system."""
-    s = os.statvfs(directory)
-    return s.f_bavail * s.f_frsize

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from enginix import manifest
 from enginix.errors import HashMismatch, HubError, MachineError, ManifestError, ModelError, UsageError
+from enginix.files import refuse_damage
 from enginix.hub import api
 from enginix.hub import lock as locks
 from enginix.hub import paths as path_rules
@@ -110,14 +111,9 @@ def _open_local(directory: Path) -> InspectedModel:
         names[:] = sorted(n for n in names if n not in (".git", ".cache"))
         for name in sorted(file_names):
             path = Path(folder, name)
-            try:
+            fix = "repair a broken link, or fetch again"
+            with refuse_damage(ModelError, path, fix, what="cannot be read"):
                 files[path.relative_to(directory).as_posix()] = path.stat().st_size
-            except OSError as e:
-                raise ModelError(
-                    f"cannot be read: {e.strerror}",
-                    where=str(path),
-                    fix="repair a broken link, or fetch again",
-                ) from e
     repo = revision = license_ = None
     if manifest.MANIFEST_FILE in files:
         try:
@@ -215,12 +211,8 @@ def _fetch_header(scratch: Path, repo: str, revision: str, name: str, size: int)
                 where=f"{repo}: {name}",
                 fix="run again",
             )
-    try:
-        with (scratch / name).open("wb") as f:
-            f.write(data)
-            f.truncate(size)
-    except OSError as e:
-        raise MachineError(
-            f"cannot hold a sparse file of {size} bytes: {e.strerror}", where=str(scratch), fix="set TMPDIR"
-        ) from e
+    what = f"cannot hold a sparse file of {size} bytes"
+    with refuse_damage(MachineError, scratch, "set TMPDIR", what=what), (scratch / name).open("wb") as f:
+        f.write(data)
+        f.truncate(size)
     return len(data)

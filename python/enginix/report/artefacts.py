@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from enginix import manifest
 from enginix.bench_record import StoredSpeed, read_bench_record
 from enginix.errors import ManifestError, ModelError
-from enginix.files import sha256_file
+from enginix.files import measure_disk_size, sha256_file
 from enginix.hub.model_metadata import FILES, extract_model_metadata
 from enginix.kinds.registry import KIND_NAMES, get_kind
 from enginix.manifest import Manifest
@@ -192,28 +191,6 @@ def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin 
     while isinstance(inputs.get("model"), dict):
         inputs = inputs["model"]
     return read_model_origin(inputs)
-
-
-def measure_disk_size(path: Path) -> int:
-    """Return the bytes of all files below a directory, links followed, each file once; circles are cut."""
-    total, seen = 0, set[tuple[int, int]]()
-
-    def count_once(one: Path) -> os.stat_result | None:
-        try:
-            status = one.stat()
-        except OSError:  # a dangling link has no size
-            return None
-        key = (status.st_dev, status.st_ino)
-        if key in seen:
-            return None
-        seen.add(key)
-        return status
-
-    count_once(path)
-    for directory, subdirectories, files in os.walk(path, followlinks=True):
-        subdirectories[:] = [name for name in subdirectories if count_once(Path(directory, name)) is not None]
-        total += sum(s.st_size for name in files if (s := count_once(Path(directory, name))) is not None)
-    return total
 
 
 def _list_doubts(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import GateError, UsageError
+from enginix.files import refuse_damage
 from enginix.report.model_origin import ModelOrigin, make_printable, read_model_origin
 
 FILE = "gates.json"
@@ -112,12 +113,10 @@ def read_gate_figures(path: Path) -> GateFigures | None:
     """
     if not path.exists():
         return None
-    try:
+    with refuse_damage(GateError, path, "judge the engine again"):
         if not path.is_file():  # reading a pipe would block
             raise OSError("not a file")
         evidence = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise GateError(f"unreadable: {e}", where=path, fix="judge the engine again") from e
     gates = evidence.get("gates") if isinstance(evidence, dict) else None
     if not isinstance(gates, dict) or not all(isinstance(gate, dict) for gate in gates.values()):
         raise GateError("not a file of enginix gate", where=path, fix="judge the engine again")
@@ -130,9 +129,10 @@ def parse_gate_figures(evidence: Mapping[str, Any]) -> GateFigures:
     reader = _GateFigureReader(gates)
     failed = tuple(sorted(make_printable(n) for n, gate in gates.items() if gate.get("passed") is not True))
     verdict = "not gated" if not gates else "failed" if failed else "passed"
-    claimed = {True: "passed", False: "failed", None: "not gated"}.get(
-        _normalise_passed(evidence.get("passed")), "?"
-    )
+    passed = evidence.get("passed")
+    # Not by a dict's key, for which 1 is True.
+    claims = ((True, "passed"), (False, "failed"), (None, "not gated"))
+    claimed = next((claim for value, claim in claims if passed is value), "?")
     if claimed != verdict:
         reader.doubts.append(f"{FILE}: its top says {claimed}, but its gates give {verdict}")
     ratio = reader.number("perplexity", "ratioFound", 0.0)
@@ -161,10 +161,6 @@ def parse_gate_figures(evidence: Mapping[str, Any]) -> GateFigures:
     )
 
 
-def _normalise_passed(value: Any) -> Any:
-    return value if isinstance(value, bool) or value is None else "?"
-
-
 @dataclass(frozen=True)
 class MeasuredSpeeds:
     """Tokens a second, all measured in one setting.
@@ -185,10 +181,8 @@ def read_speeds(path: Path) -> MeasuredSpeeds:
         UsageError: another format, or a rate that is not a positive number.
     """
     fix = '{"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123.4}}'
-    try:
+    with refuse_damage(UsageError, path, fix, what="unreadable speeds"):
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"unreadable speeds: {e}", where=path, fix=fix) from e
     if not isinstance(content, dict) or set(content) != {"on", "tokensPerSecond"}:
         raise UsageError("not a file of speeds", where=path, fix=fix)
     on, rates = content["on"], content["tokensPerSecond"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from enginix.errors import EnginixError, ModelError
 from enginix.hub import lock
@@ -63,9 +62,6 @@ class KindRow:
     size: int
     targets: tuple[str, ...] | None
     described: Mapping[str, str]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read_compared_model(where: Path) -> ComparedModel:

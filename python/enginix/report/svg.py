@@ -14,18 +14,28 @@ def _scale_value(value: float, low: float, high: float, start: float, end: float
     return start + (end - start) * ((value - low) / (high - low) if high > low else 0.5)
 
 
+def _line(css: str, x: tuple[float, float], y: tuple[float, float]) -> str:
+    return f'<line class="{css}" x1="{x[0]:.1f}" x2="{x[1]:.1f}" y1="{y[0]:.1f}" y2="{y[1]:.1f}"/>'
+
+
+def _text(css: str, x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _render_svg(title: str, height: int, body: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH + 10} {height}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{body}</svg>"
+    )
+
+
 def _render_frame(title: str, x_label: str, ticks: Sequence[tuple[float, str]], body: str) -> str:
     lines = "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
+        _line("grid", (LEFT, WIDTH), (y, y)) + _text("tick", LEFT - 6, y + 4, label, "end")
         for y, label in ticks
     )
-    return (
-        f'<svg viewBox="0 0 {WIDTH + 10} {HEIGHT}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{lines}{body}"
-        f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
-        f"{escape(x_label)}</text></svg>"
-    )
+    label = _text("tick", (LEFT + WIDTH) / 2, HEIGHT - 4, x_label)
+    return _render_svg(title, HEIGHT, f"{lines}{body}{label}")
 
 
 def render_line_chart(
@@ -39,28 +49,24 @@ def render_line_chart(
     low = min([y for _, y in points] + ([bound] if bound is not None else []))
     low = max(0.0, low - (1.0 - low) * 0.25)
     first, last = points[0][0], points[-1][0]
-    xs = [_scale_value(x, first, last, LEFT + 8, WIDTH - 8) for x, _ in points]
-    ys = [_scale_value(y, low, 1.0, HEIGHT - BOTTOM, TOP) for _, y in points]
+
+    def y_of(value: float) -> float:
+        return _scale_value(value, low, 1.0, HEIGHT - BOTTOM, TOP)
+
+    drawn = [(_scale_value(x, first, last, LEFT + 8, WIDTH - 8), y_of(y)) for x, y in points]
     marks = [low + (1.0 - low) * i / 4 for i in range(5)]
-    ticks = [(_scale_value(m, low, 1.0, HEIGHT - BOTTOM, TOP), f"{100 * m:.3g}%") for m in marks]
-    body = '<polyline class="line" points="' + " ".join(
-        f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True)
-    )
-    body += '"/>' + "".join(
+    body = f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)}"/>'
+    body += "".join(
         f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{px:g}: {py:.1%}</title></circle>'
-        for x, y, (px, py) in zip(xs, ys, points, strict=True)
+        for (x, y), (px, py) in zip(drawn, points, strict=True)
     )
     if bound is not None:
-        y = _scale_value(bound, low, 1.0, HEIGHT - BOTTOM, TOP)
-        body += f'<line class="bound" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        body += f'<text class="label" x="{WIDTH}" y="{y + 15:.1f}" text-anchor="end">asked {bound:.1%}</text>'
-    labels = {0, len(points) - 1, len(points) // 2}
-    for i in labels:
-        body += (
-            f'<text class="tick" x="{xs[i]:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">'
-            f"{points[i][0]:g}</text>"
-        )
-    return _render_frame(title, x_label, ticks, body)
+        y = y_of(bound)
+        body += _line("bound", (LEFT, WIDTH), (y, y))
+        body += _text("label", WIDTH, y + 15, f"asked {bound:.1%}", "end")
+    for i in {0, len(points) - 1, len(points) // 2}:
+        body += _text("tick", drawn[i][0], HEIGHT - BOTTOM + 14, f"{points[i][0]:g}")
+    return _render_frame(title, x_label, [(y_of(m), f"{100 * m:.3g}%") for m in marks], body)
 
 
 def render_bar_chart(title: str, values: Sequence[float], x_label: str) -> str:
@@ -76,10 +82,7 @@ def render_bar_chart(title: str, values: Sequence[float], x_label: str) -> str:
             f'height="{HEIGHT - BOTTOM - y:.1f}"><title>layer {i}: {value:g}</title></rect>'
         )
         if len(values) <= 16 or i % (len(values) // 8) == 0:
-            body += (
-                f'<text class="tick" x="{x + width / 2:.1f}" y="{HEIGHT - BOTTOM + 14}" '
-                f'text-anchor="middle">{i}</text>'
-            )
+            body += _text("tick", x + width / 2, HEIGHT - BOTTOM + 14, str(i))
     marks = [high * i / 4 for i in range(5)]
     ticks = [(_scale_value(m, 0, high, HEIGHT - BOTTOM, TOP), f"{m:.2g}") for m in marks]
     return _render_frame(title, x_label, ticks, body)
@@ -94,21 +97,17 @@ def render_interval_chart(title: str, middle: float, ends: tuple[float, float], 
         return _scale_value(value, low, high, LEFT, WIDTH - 20)
 
     a, b = at(ends[0]), at(ends[1])
-    body = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - 20}" y1="60" y2="60"/>'
+    body = _line("axis", (LEFT, WIDTH - 20), (60, 60))
     body += f'<rect class="bar" x="{a:.1f}" y="48" width="{max(2.0, b - a):.1f}" height="24"/>'
-    body += f'<line class="middle" x1="{at(middle):.1f}" x2="{at(middle):.1f}" y1="42" y2="78"/>'
+    body += _line("middle", (at(middle), at(middle)), (42, 78))
     for value, css_class, label, y in (
         (1.0, "axis", "1: the reference", 116),
         (bound, "bound", f"{bound:g} allowed", 101),
         (middle, "none", f"{middle:.4g}", 34),
     ):
-        x = min(max(at(value), LEFT), WIDTH - LEFT)
-        body += f'<line class="{css_class}" x1="{at(value):.1f}" x2="{at(value):.1f}" y1="40" y2="86"/>'
-        body += f'<text class="label" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(label)}</text>'
-    return (
-        f'<svg viewBox="0 0 {WIDTH + 10} 126" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{body}</svg>"
-    )
+        body += _line(css_class, (at(value), at(value)), (40, 86))
+        body += _text("label", min(max(at(value), LEFT), WIDTH - LEFT), y, label)
+    return _render_svg(title, 126, body)
 
 
 @dataclass(frozen=True)
@@ -166,38 +165,25 @@ def render_scatter_chart(title: str, points: Sequence[ScatterPoint], x_label: st
     def y_of(value: float) -> float:
         return _scale_value(value, low, high, height - bottom, TOP + 14)
 
-    body = ""
+    edge, body = WIDTH - right, ""
     for tick in _choose_ticks(low, high):
         y = y_of(tick)
-        body += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        body += f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
+        body += _line("grid", (LEFT, edge), (y, y)) + _text("tick", LEFT - 6, y + 4, f"{tick:.4g}", "end")
     for tick in _choose_ticks(0.0, widest, 6):
-        body += (
-            f'<text class="tick" x="{x_of(tick):.1f}" y="{height - bottom + 16}" text-anchor="middle">'
-            f"{tick:.4g}</text>"
-        )
-    y = y_of(1.0)
-    body += f'<line class="axis" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        body += _text("tick", x_of(tick), height - bottom + 16, f"{tick:.4g}")
+    body += _line("axis", (LEFT, edge), (y_of(1.0), y_of(1.0)))
     heights = _spread_labels([y_of(p.y) + 4 for p in points], 16, TOP + 18, height - bottom)
     for point, label_y in zip(points, heights, strict=True):
         x, y, css_suffix = x_of(point.x), y_of(point.y), "" if point.good else " wrong"
         tooltip = f"{point.label}: {point.x:.3g}, {point.y:.4g} ({point.low:.4g} to {point.high:.4g})"
-        body += (
-            f'<g><title>{escape(tooltip)}</title><line class="whisker{css_suffix}" x1="{x:.1f}" x2="{x:.1f}" '
-            f'y1="{y_of(point.low):.1f}" y2="{y_of(point.high):.1f}"/>'
-            f'<circle class="dot{css_suffix}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-            f'<line class="lead" x1="{x + 6:.1f}" y1="{y:.1f}" x2="{WIDTH - right + 8}" '
-            f'y2="{label_y - 4:.1f}"/></g>'
-            f'<text class="label" x="{WIDTH - right + 12}" y="{label_y:.1f}">'
-            f"{escape(_shorten_label(point.label))}</text>"
-        )
-    middle = (LEFT + WIDTH - right) / 2
-    body += f'<text class="label" x="4" y="{TOP}">{escape(y_label)}</text>'
-    body += f'<text class="label" x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
-    return (
-        f'<svg viewBox="0 0 {WIDTH + 10} {height}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{body}</svg>"
-    )
+        whisker = _line(f"whisker{css_suffix}", (x, x), (y_of(point.low), y_of(point.high)))
+        dot = f'<circle class="dot{css_suffix}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+        lead = _line("lead", (x + 6, edge + 8), (y, label_y - 4))
+        body += f"<g><title>{escape(tooltip)}</title>{whisker}{dot}{lead}</g>"
+        body += _text("label", edge + 12, label_y, _shorten_label(point.label), "start")
+    body += _text("label", 4, TOP, y_label, "start")
+    body += _text("label", (LEFT + edge) / 2, height - 8, x_label)
+    return _render_svg(title, height, body)
 
 
 def _shorten_label(label: str) -> str:

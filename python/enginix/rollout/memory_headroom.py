@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import MachineError
+from enginix.files import measure_disk_size
 from enginix.machine import driver
 from enginix.machine.target import Machine, MachineGpu, probe_machine
 
@@ -66,9 +66,4 @@ def measure_host_headroom(needed: int, meminfo: Path = Path("/proc/meminfo")) ->
 
 def estimate_cpu_server(directory: Path) -> int:
     """Return the MiB that a CPU server needs for a directory's files, links followed, each file once."""
-    seen: dict[tuple[int, int], int] = {}
-    for folder, _, names in os.walk(directory, followlinks=True):
-        for name in names:
-            status = (Path(folder) / name).stat()
-            seen[status.st_dev, status.st_ino] = status.st_size
-    return (sum(seen.values()) + _PROCESSES) // _MIB
+    return (measure_disk_size(directory) + _PROCESSES) // _MIB

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from enginix import process
 from enginix.errors import EXIT_CHECK_FAILED, EnginixError
@@ -23,10 +21,6 @@ class TrialError(EnginixError):
 
     exit_code = EXIT_CHECK_FAILED
     kind = "rollout"
-
-
-class _SignalReceived(BaseException):
-    """SIGTERM or SIGHUP was received."""
 
 
 def is_active(unit: str) -> bool:
@@ -65,7 +59,6 @@ def start_trial(server: str, unit: Path, dropin: Path) -> None:
 @contextmanager
 def _install_units(name: str, unit: Path, dropin: Path) -> Iterator[None]:
     file, folder = RUNTIME_UNITS / name, RUNTIME_UNITS / f"{name}.d"
-    old_handlers = {n: signal.signal(n, _raise_ended) for n in (signal.SIGTERM, signal.SIGHUP)}
     try:
         # The leftovers of a killed trial.
         _remove_units(name, file, folder)
@@ -76,8 +69,6 @@ def _install_units(name: str, unit: Path, dropin: Path) -> Iterator[None]:
         yield
     finally:
         _remove_units(name, file, folder)
-        for number, handler in old_handlers.items():
-            signal.signal(number, handler)
 
 
 def _remove_units(name: str, file: Path, folder: Path) -> None:
@@ -87,10 +78,6 @@ def _remove_units(name: str, file: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         process.run_program(["systemctl", "reset-failed", name], check=False)
         process.run_program(["systemctl", "daemon-reload"], check=False)
-
-
-def _raise_ended(number: int, frame: FrameType | None) -> None:
-    raise _SignalReceived
 
 
 def _describe_failure(name: str) -> str:

@@ -10,27 +10,74 @@ import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from enginix.errors import UsageError
-from enginix.serve.options import ProgramOptions
+from enginix.files import refuse_damage
 from enginix.tables import load_table
+from enginix.wording import suggest_name
 
 # Name of the header (HTTP) that opens restricted APIs; over gRPC it is triton-grpc-protocol-<name>.
 ADMIN_HEADER = "enginix-key"
 _KEY = re.compile(r"[A-Za-z0-9_.~-]{16,128}")
-TRITONSERVER = ProgramOptions(
-    option="--triton-flag",
-    name="tritonserver",
-    of_version="tritonserver {}",
-    table="triton_flags",
-    rows="flags",
-)
+_SPELLED = {
+    "bool": ("true|false", "true or false"),
+    "int": (r"[0-9]{1,18}", "a whole number"),
+    "float": (r"[0-9]+(\.[0-9]+)?", "a number"),
+    "string": (r"[^\0\n]+", "text"),
+}
 
 
 def check_triton_flags(given: Iterable[str], version: str) -> tuple[str, ...]:
-    """Check a user's ``NAME=VALUE`` options for a tritonserver version (:meth:`ProgramOptions.checked`)."""
-    pairs = TRITONSERVER.checked(given, version)
-    return tuple(f"--{name}" if value is None else f"--{name}={value}" for name, value in pairs)
+    """Return a user's ``NAME=VALUE`` options as words of a command line; a switch has no value.
+
+    Args:
+        version: of tritonserver, for instance ``2.68.0``.
+
+    Raises:
+        UsageError: an option is unknown (with the nearest name), of a later version, set by enginix, not
+            allowed, of another type, or given twice although it is not repeatable.
+    """
+    rows = load_table("triton_flags")["flags"]
+    accepted: dict[str, list[str]] = {}
+    for text in given:
+        name, equals, value = text.removeprefix("--").partition("=")
+        where = f"--triton-flag {name}"
+        row = rows.get(name)
+        if row is None:
+            fix = suggest_name(name, rows, "see data/triton_flags.json")
+            raise UsageError("tritonserver has no such option", where=where, fix=fix)
+        for reason, says in (("own", "enginix writes it itself"), ("refused", "not to be set")):
+            if reason in row:
+                raise UsageError(f"{says}: {row[reason]}", where=where, fix="leave it out")
+        if not _has_flag(name, version):
+            raise UsageError(
+                f"tritonserver {version} has no such option; {row['since']} brought it",
+                where=where,
+                fix="leave it out, or take a later runtime",
+            )
+        if (why := _find_misspelling(row["type"], equals, value)) is not None:
+            raise UsageError(why, where=where)
+        if name in accepted and not row.get("repeatable"):
+            raise UsageError("given twice", where=where)
+        accepted.setdefault(name, []).append(f"--{name}={value}" if equals else f"--{name}")
+    return tuple(word for words in accepted.values() for word in words)
+
+
+def _has_flag(name: str, version: str) -> bool:
+    row: dict[str, Any] | None = load_table("triton_flags")["flags"].get(name)
+    return row is not None and _version_numbers(version) >= _version_numbers(row.get("since", "0"))
+
+
+def _find_misspelling(type_name: str, equals: str, value: str) -> str | None:
+    if type_name == "switch":
+        return "it has no value" if equals else None
+    pattern, expected = _SPELLED[type_name]
+    return None if re.fullmatch(pattern, value) else f"{value!r} is not {expected}"
+
+
+def _version_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
 
 
 def read_admin_key(path: Path | None) -> str:
@@ -41,10 +88,8 @@ def read_admin_key(path: Path | None) -> str:
     """
     if path is None:
         return secrets.token_urlsafe(24)
-    try:
+    with refuse_damage(UsageError, f"--admin-key-file {path}"):
         key = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"unreadable: {e}", where=f"--admin-key-file {path}") from e
     if not _KEY.fullmatch(key):
         raise UsageError(
             "the key is not 16 to 128 letters, digits or ._~-",
@@ -63,6 +108,6 @@ def closing_options(version: str, key: str) -> list[str]:
         "--allow-sagemaker=false",
         "--allow-vertex-ai=false",
     ]
-    if TRITONSERVER.has("allow-client-shm", version):
+    if _has_flag("allow-client-shm", version):
         words.append("--allow-client-shm=false")
     return words

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import MachineError, UsageError
+from enginix.files import refuse_damage
 from enginix.kinds.registry import get_kind, has_rank_processes
 from enginix.process_group import signal_group
 from enginix.tables import load_table
@@ -119,10 +120,8 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     Raises:
         UsageError: the file is unreadable or empty, or a line has another form.
     """
-    try:
+    with refuse_damage(UsageError, path, what="cannot be read"):
         lines = [line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"cannot be read: {e}", where=path) from e
     parts = []
     for line in filter(None, lines):
         if (match := _FILE.fullmatch(line)) is None:
@@ -226,11 +225,6 @@ def find_agent(name: str) -> Agent:
     return Agent(name, os.path.abspath(program))
 
 
-def first_rank(hosts: Sequence[Host], name: str) -> int:
-    """Return the first rank of a host."""
-    return sum(host.slots for host in hosts[: [h.name for h in hosts].index(name)])
-
-
 def describe_rank(hosts: Sequence[Host], rank: int) -> str:
     """Describe a rank for an error, with its host if there are several."""
     if len(hosts) < 2:
@@ -241,8 +235,9 @@ def describe_rank(hosts: Sequence[Host], rank: int) -> str:
 
 def describe_host(hosts: Sequence[Host], name: str) -> str:
     """Describe a host for an error, with its ranks."""
-    first = first_rank(hosts, name)
-    last = first + next(h.slots for h in hosts if h.name == name) - 1
+    index = [host.name for host in hosts].index(name)
+    first = sum(host.slots for host in hosts[:index])
+    last = first + hosts[index].slots - 1
     return f"host {name}, rank {first}" + (f" to {last}" if last > first else "")
 
 

@@ -124,7 +124,7 @@ class LaunchSpec:
             ranks.shm_option(shm_prefix, rank),
             *self.flags,
         ]
-        return [*words, *(ranks.further_rank_options(rank) if rank else self._endpoint_options())]
+        return [*words, *(ranks.FURTHER_RANK_OPTIONS if rank else self._endpoint_options())]
 
     def _endpoint_options(self) -> list[str]:
         e = self.endpoints

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,7 +289,6 @@ def check_gpus(
 
 
 def _rank_weights(engine: Path) -> list[int]:
-    """Return the bytes of weights of each rank."""
     if plans := list((engine / "engine").glob("*.plan")):  # kind rtx
         return [path.stat().st_size for path in plans]
     plans = sorted(
@@ -324,8 +324,7 @@ def check_shared_memory(instances: int, directory: Path = SHM) -> None:
     """
     if not os.access(directory, os.W_OK):
         raise MachineError("not writable", where=directory, fix="mount a tmpfs there, mode 1777")
-    status = os.statvfs(directory)
-    free, needed = status.f_bavail * status.f_frsize, instances * SHM_PER_INSTANCE
+    free, needed = shutil.disk_usage(directory).free, instances * SHM_PER_INSTANCE
     if free < needed:
         raise MachineError(
             f"{format_bytes(free)} free, {format_bytes(needed)} needed for {instances} Python model "

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from enginix import process
+from enginix.credentials import redact_secrets
 from enginix.errors import MachineError, UsageError
-from enginix.files import find_user_cache, sha256_file
+from enginix.files import find_user_cache, refuse_damage, sha256_file
 from enginix.optional_libraries import format_tritonserver_command, is_in_nix_store
 from enginix.tables import load_table
 from enginix.work_directory import new_directory
@@ -108,7 +109,7 @@ def download_wheel(directory: Path) -> Path:
             "no reason given"
         ]
         raise MachineError(
-            f"pip does not get {pinned_release}: {_strip_credentials(error_lines[-1])}", fix=by_hand
+            f"pip does not get {pinned_release}: {redact_secrets(error_lines[-1])}", fix=by_hand
         )
     return wheel
 
@@ -184,16 +185,13 @@ def _check_libraries(directory: Path) -> None:
 def record_tritonserver(directory: Path) -> Path:
     """Record ``directory`` as this user's tritonserver for this Python; returns the link that records it."""
     link = recorded_link()
-    try:
+    fix = f"export ENGINIX_TRITONSERVER={directory}"
+    with refuse_damage(MachineError, link, fix, what="cannot write"):
         link.parent.mkdir(parents=True, exist_ok=True)
         temporary_link = Path(tempfile.mkdtemp(prefix=".link-", dir=link.parent)) / "link"
         temporary_link.symlink_to(os.path.abspath(directory))
         os.replace(temporary_link, link)
         temporary_link.parent.rmdir()
-    except OSError as e:
-        raise MachineError(
-            f"cannot write: {e.strerror}", where=link, fix=f"export ENGINIX_TRITONSERVER={directory}"
-        ) from e
     return link
 
 
@@ -249,7 +247,3 @@ def find_installed() -> Path | None:
 
 def _release_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-
-
-def _strip_credentials(line: str) -> str:
-    return re.sub(r"://[^/\s@]+@", "://", line)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from enginix.process_group import list_descendants
@@ -31,15 +31,12 @@ def shm_option(prefix: str, rank: int) -> str:
     return f"{_SHM}{prefix}r{rank}-"
 
 
-def further_rank_options(rank: int) -> list[str]:
-    """Return the options that a rank above 0 has instead of endpoints."""
-    return [
-        "--model-control-mode=explicit",
-        f"--load-model={EXECUTOR}",
-        "--allow-http=false",
-        "--allow-grpc=false",
-        "--allow-metrics=false",
-    ]
+# The options that a rank above 0 has instead of endpoints.
+FURTHER_RANK_OPTIONS = (
+    "--model-control-mode=explicit",
+    f"--load-model={EXECUTOR}",
+    *(f"--allow-{endpoint}=false" for endpoint in ("http", "grpc", "metrics")),
+)
 
 
 def build_mpirun_command(
@@ -106,8 +103,3 @@ def find_running_ranks(root: int, prefix: str) -> dict[int, int]:
             if len(ranks) == 1:
                 processes.setdefault(ranks[0], pid)
     return processes
-
-
-def find_silent_rank(heard: Mapping[int, float], count: int) -> int:
-    """Return the rank that has been silent for the longest; a rank that never printed a line comes first."""
-    return min(range(count), key=lambda rank: heard.get(rank, 0.0))

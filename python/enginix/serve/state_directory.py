@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from enginix.errors import MachineError
+from enginix.files import refuse_damage
 
 PREFIX = "enginix-serve-"
 # Exists once the supervisor holds the directory's lock, which it does as long as it lives.
@@ -27,18 +28,13 @@ class StateDirectory:
     """
 
     def __init__(self) -> None:
-        try:
+        where, fix = os.environ.get("TMPDIR", "/tmp"), "set TMPDIR to a writable directory"
+        with refuse_damage(MachineError, where, fix, what="no place for temporary files"):
             _remove_leftovers(Path(tempfile.gettempdir()))
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
             self._lock = _open_directory(self.path)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             (self.path / HELD).touch(0o600)
-        except OSError as e:
-            raise MachineError(
-                f"no place for temporary files: {e.strerror}",
-                where=os.environ.get("TMPDIR", "/tmp"),
-                fix="set TMPDIR to a writable directory",
-            ) from e
 
     def remove(self) -> None:
         """Remove the directory with all that is in it; may be called twice."""

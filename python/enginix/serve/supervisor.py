@@ -173,7 +173,8 @@ class SupervisedServer:
                 fix=f"its last lines:\n    {chr(10).join(self.last_lines()) or 'nothing'}",
             )
         if self.plan.ranks > 1:
-            rank = ranks.find_silent_rank(self._heard, self.plan.ranks)
+            # A rank that never printed a line comes first.
+            rank = min(range(self.plan.ranks), key=lambda rank: self._heard.get(rank, 0.0))
             since = time.monotonic() - self._heard[rank] if rank in self._heard else seconds
             return self._silent(rank, f"{what}; silent for {since:.0f} s")
         lines = "\n    ".join(self.last_lines())
@@ -248,7 +249,6 @@ class SupervisedServer:
         self._lines.clear()
 
     def last_lines(self, count: int = 12) -> list[str]:
-        """Return the server's last lines."""
         return list(self._lines)[-count:]
 
     def stop(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import MachineError, UsageError
+from enginix.files import refuse_damage
 from enginix.kinds.registry import DEFAULT_KIND, find_triton_support, get_kind
 from enginix.manifest import Manifest
 from enginix.optional_libraries import format_install_command, format_tritonserver_command
@@ -57,7 +58,6 @@ class TritonServer:
 
     @property
     def backends(self) -> Path:
-        """Return the backend directory."""
         return self.directory / "backends"
 
     @property
@@ -146,12 +146,10 @@ def _read_runtime_file(directory: Path) -> dict[str, str]:
     path = directory / RUNTIME_FILE
     if not path.is_file():
         return {}
-    try:
+    with refuse_damage(MachineError, path, '{"name": "<runtime>"}'):
         described = json.loads(path.read_text("utf-8"))
         if described["name"] not in load_table("runtimes")["runtimes"]:
             raise ValueError(f"unknown runtime {described['name']!r}")
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise MachineError(f"unreadable: {e}", where=path, fix='{"name": "<runtime>"}') from e
     return {key: str(value) for key, value in described.items()}
 
 

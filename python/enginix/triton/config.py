@@ -11,6 +11,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped,unused-ig
 from tritonclient.grpc import model_config_pb2 as schema
 
 from enginix.errors import RepositoryError
+from enginix.files import refuse_damage
 from enginix.triton.contract import ModelContract, TensorContract
 from enginix.wording import suggest_name
 
@@ -145,10 +146,8 @@ def read_pbtxt(path: Path) -> Any:
     Raises:
         RepositoryError: see :func:`parse_pbtxt`; or the file cannot be read.
     """
-    try:
+    with refuse_damage(RepositoryError, path):
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise RepositoryError(f"unreadable: {e}", where=path) from e
     return parse_pbtxt(text, str(path))
 
 

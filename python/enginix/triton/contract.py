@@ -154,17 +154,7 @@ def load_reference_contract() -> dict[str, ModelContract]:
 
 
 def _parse_tensors(rows: list[dict[str, Any]]) -> tuple[TensorContract, ...]:
-    return tuple(
-        TensorContract(
-            r["name"],
-            r["type"],
-            tuple(r["dims"]),
-            r.get("optional", False),
-            r.get("ragged", False),
-            r.get("scalar", False),
-        )
-        for r in rows
-    )
+    return tuple(TensorContract(**{**row, "dims": tuple(row["dims"])}) for row in rows)
 
 
 def _select_tensors(tensors: tuple[TensorContract, ...], names: list[str]) -> tuple[TensorContract, ...]:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from enginix.errors import ManifestError, UsageError
-from enginix.files import write_text
+from enginix.files import refuse_damage, write_text
 from enginix.manifest import MANIFEST_FILE, SIGNATURE_FILE, STATEMENT_FILE
 from enginix.process import run_program
 
@@ -106,7 +106,7 @@ def require_signature(
             "names no allowed signer", where=signers, fix="a line for each: NAME KEYTYPE KEY (ssh-keygen(1))"
         )
     path = signature or directory / SIGNATURE_FILE
-    try:
+    with refuse_damage(ManifestError, path, "make it readable", what="cannot be read"):
         if not path.is_file() or path.stat().st_size > _LARGEST_SIGNATURE:
             raise ManifestError(
                 "not signed, and a signature of an allowed signer is demanded",
@@ -115,8 +115,6 @@ def require_signature(
             )
         content = (directory / MANIFEST_FILE).read_bytes()
         signed = path.read_bytes()
-    except OSError as e:
-        raise ManifestError(f"cannot be read: {e.strerror}", where=path, fix="make it readable") from e
     with tempfile.TemporaryDirectory(prefix="enginix-verify-") as work:
         # Copies: what is verified is what was read.
         manifest_copy, signature_copy = Path(work) / MANIFEST_FILE, Path(work) / SIGNATURE_FILE

@@ -66,7 +66,6 @@ def _list_dependencies(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def dump_statement(directory: Path) -> str:
-    """Return the text of the statement."""
     return dump_json(make_statement(directory))
 
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from enginix import cli, console
 from enginix.cli import command_table
-from enginix.cli.shell.completion_scripts import render_completion
+from enginix.cli.shell.completion import render_completion
 
 ROOT = Path(__file__).parents[3]
 # What is typed → what is offered, among others.
@@ -35,7 +36,7 @@ def _ask_bash(script: Path, typed: str) -> list[str]:
     words = shlex.join(typed.split(" "))
     code = (
         f"source {script}; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
-        '_enginix; printf "%s\\n" "${COMPREPLY[@]}"'
+        '_shtab_enginix; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split("\n")
@@ -65,11 +66,13 @@ def test_zsh_parses_the_script(tmp_path: Path) -> None:
 
 
 def test_every_option_of_every_command_is_offered() -> None:
-    scripts = [render_completion(shell) for shell in ("bash", "zsh", "fish")]
+    bash, zsh, fish = (render_completion(shell) for shell in ("bash", "zsh", "fish"))
     for name, (module, _) in command_table.COMMANDS.items():
+        offered = re.search(rf"^_shtab_enginix_{name.replace('-', '_')}_option_strings=\((.*)\)$", bash, re.M)
         if name in command_table.INTERNAL_COMMANDS:
-            assert f" {name})" not in scripts[0]
+            assert offered is None
             continue
+        assert offered is not None, name
         parser = argparse.ArgumentParser()
         importlib.import_module(f"enginix.cli.{module}").add_arguments(parser)
         for action in parser._actions:
@@ -77,7 +80,8 @@ def test_every_option_of_every_command_is_offered() -> None:
                 continue
             for option in action.option_strings:
                 flag = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
-                assert option in scripts[0] and f"'{option}[" in scripts[1] and flag in scripts[2], name
+                assert option in offered[1].split() and re.search(rf"[{{\",*)]{option}[,}}[]", zsh), name
+                assert re.search(rf"'_shtab_enginix_using {name}.* {flag} ", fish), name
 
 
 def test_colour_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,4 +113,4 @@ def test_tables_fit_eighty_columns(
 
 def test_completion_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "bash", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["script"].startswith("# bash completion")
+    assert json.loads(capsys.readouterr().out)["script"].rstrip().endswith("-F _shtab_enginix enginix")

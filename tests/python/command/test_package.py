@@ -29,7 +29,6 @@ DISTRIBUTIONS = {
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     # Brought by those that an extra names.
     "tokenizers": "transformers",
-    "jinja2": "transformers",
     "google": "tritonclient[grpc]",
     "grpc": "tritonclient[grpc]",
     "tritonclient": "tritonclient[grpc]",

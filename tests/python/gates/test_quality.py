@@ -457,7 +457,7 @@ def test_a_reference_that_answers_nothing_is_no_reference(little_judge: Judge, c
         ({"perplexity": {"ratio": "1.1"}}, "is '1.1'"),
         ({"perplexity": {"ratio": float("nan")}}, "nan"),
         ({"perplexity": {"ratio": -1}}, "-1"),
-        ({"perplexity": 3}, "no bound"),
+        ({"perplexity": 3}, "an object"),
         ({"coverage": {"unquantized": "all"}}, "unquantized"),
     ],
 )

@@ -259,7 +259,7 @@ def test_a_disk_that_fills_up_on_the_way(
 ) -> None:
     _, lock, _ = written(start, model, tmp_path)
     # Room enough when it was asked for; another process takes it afterwards.
-    monkeypatch.setattr("enginix.hub.fetch.free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr("enginix.hub.fetch.require_free_space", lambda *_: None)
     with pytest.raises(MachineError, match="the disk is full"):
         fetch_locked_files(lock, small_disk / "out")
     assert not (small_disk / "out").exists()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def _compare_kinds(args: argparse.Namespace) -> int:
     rows = compare_kinds(model, args.target)
     head = f"{model.name}: {model.architecture}, {model.quantization or 'not quantized'}"
     console.print_result(
-        {"model": model.name, "target": args.target, "kinds": [row.as_json() for row in rows]},
+        {"model": model.name, "target": args.target, "kinds": [asdict(row) for row in rows]},
         "\n".join([head, *(_format_kind(row, args.target) for row in rows)]),
     )
     return EXIT_OK if any(row.takes for row in rows) else EXIT_CHECK_FAILED

@@ -14,7 +14,7 @@ import argparse
 import json
 from typing import Any
 
-from enginix import console
+from enginix.cli.built_engine import print_built_engine
 from enginix.cli.option_shapes import add_output, add_path, fill_options
 from enginix.kinds.edgellm import options
 
@@ -54,16 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     build_options = fill_options(EdgellmBuildOptions, args, limits=limits)
     engine_manifest = build_edgellm_engine(args.export, args.model, args.output, build_options)
-    console.print_result(
-        {
-            "engine": str(args.output),
-            "kind": engine_manifest.kind,
-            "name": engine_manifest.name,
-            "target": engine_manifest.target,
-            "graph": engine_manifest.results["graph"],
-            "exportGate": engine_manifest.results["exportGate"],
-        },
-        f"{args.output}: {engine_manifest.name}, kind edgellm, SM {engine_manifest.target['sm']}; graph: "
-        f"{engine_manifest.results['graph']}",
-    )
+    target, results = engine_manifest.target, engine_manifest.results
+    more = {"target": target, "graph": results["graph"], "exportGate": results["exportGate"]}
+    text = f"SM {target['sm']}; graph: {results['graph']}"
+    print_built_engine(args.output, engine_manifest, text, **more)
     return 0

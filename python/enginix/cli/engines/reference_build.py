@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
+from enginix.cli.built_engine import print_built_engine
 from enginix.cli.engines import trtllm_build
 from enginix.cli.option_shapes import fill_options
 from enginix.errors import UsageError
@@ -38,13 +39,6 @@ def run(args: argparse.Namespace) -> int:
         console.print_message(f"gate {outcome.gate}: passed, {outcome.summary}")
     if not outcomes:
         console.print_message("note: not gated")
-    console.print_result(
-        {
-            "engine": str(args.output),
-            "kind": engine_manifest.kind,
-            "name": engine_manifest.name,
-            "gates": engine_manifest.results["gates"],
-        },
-        f"{args.output}: {engine_manifest.name}, kind reference, {'gated' if outcomes else 'not gated'}",
-    )
+    text, gates = "gated" if outcomes else "not gated", engine_manifest.results["gates"]
+    print_built_engine(args.output, engine_manifest, text, gates=gates)
     return 0

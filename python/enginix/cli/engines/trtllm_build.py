@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from enginix import console
+from enginix.cli.built_engine import print_built_engine
 from enginix.cli.option_shapes import add_flag, add_image_options, add_number, add_path, add_repeated
 from enginix.errors import UsageError
 from enginix.kinds.registry import find_kind
@@ -102,18 +102,10 @@ def run(args: argparse.Namespace) -> int:
         request = make_build_request(request_fields, args.checkpoint, args.model)
         paths = BuildPaths(args.output, args.rootfs, args.driver, args.in_place, args.timing_cache_out)
         engine_manifest = build_tensorrt_engine(request, args.checkpoint, args.model, paths)
-    console.print_result(
-        {
-            "engine": str(args.output),
-            "kind": engine_manifest.kind,
-            "name": engine_manifest.name,
-            "target": engine_manifest.target,
-            "results": engine_manifest.results,
-        },
-        f"{args.output}: {engine_manifest.name}, kind {engine_manifest.kind}, "
-        f"{engine_manifest.target.get('gpu') or engine_manifest.target.get('name') or 'no target'}, "
-        + ("gated" if isinstance(engine_manifest.results.get("gates"), dict) else "not gated"),
-    )
+    target, results = engine_manifest.target, engine_manifest.results
+    gated = "gated" if isinstance(results.get("gates"), dict) else "not gated"
+    text = f"{target.get('gpu') or target.get('name') or 'no target'}, {gated}"
+    print_built_engine(args.output, engine_manifest, text, target=target, results=results)
     return 0
 
 

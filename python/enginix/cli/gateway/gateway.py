@@ -25,7 +25,7 @@ import os
 import sys
 
 from enginix import console
-from enginix.cli.option_shapes import add_flag, add_number, add_path, fill_options
+from enginix.cli.option_shapes import add_flag, add_number, add_path, add_timeouts, fill_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,21 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", metavar="IP", help="listen address (default: loopback)"
     )
     add_number(parser, "--port", "listen port (default: 4000; 0 takes a free one)", default=4000)
-    add_number(
-        parser,
-        "--start-timeout",
-        "seconds within which every server behind must answer (default: 600)",
-        default=600,
-        type=float,
-        metavar="S",
-    )
-    add_number(
-        parser,
-        "--exit-timeout",
-        "seconds for running answers to end at a stop (default: 30)",
-        default=30,
-        metavar="S",
-    )
+    start = "seconds within which every server behind must answer"
+    add_timeouts(parser, start, "seconds for running answers to end at a stop")
     add_flag(parser, "--check", "check everything, start nothing")
     add_flag(parser, "--dry-run", "print configuration, command and environment, start nothing")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
+from enginix.cli.built_engine import print_built_engine
 from enginix.cli.option_shapes import add_number, add_output, add_path
 from enginix.tables import load_table
 
@@ -58,14 +59,6 @@ def run(args: argparse.Namespace) -> int:
         console.print_message(f"gate {outcome.gate}: passed, {outcome.summary}")
     sms = ", ".join(map(str, engine_manifest.target["sms"]))
     console.print_message("note: built and not executed: no build has a GPU")
-    console.print_result(
-        {
-            "engine": str(args.output),
-            "kind": engine_manifest.kind,
-            "name": engine_manifest.name,
-            "target": engine_manifest.target,
-            "gates": engine_manifest.results["gates"],
-        },
-        f"{args.output}: {engine_manifest.name}, kind rtx, SM {sms}",
-    )
+    more = {"target": engine_manifest.target, "gates": engine_manifest.results["gates"]}
+    print_built_engine(args.output, engine_manifest, f"SM {sms}", **more)
     return 0

@@ -10,6 +10,7 @@ that the stages run before they begin; nothing is changed. Exit status 1 where o
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from enginix import console
 from enginix.cli.option_shapes import add_flag
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
                 lines += _fit_line(f"{INDENT}{'     ' if number else 'fix: '}", line.strip())
     failed = sum(result.status == "failed" for result in results)
     console.print_result(
-        {"ok": not failed, "checks": [result.as_json() for result in results]}, "\n".join(lines)
+        {"ok": not failed, "checks": [asdict(result) for result in results]}, "\n".join(lines)
     )
     return EXIT_CHECK_FAILED if failed else EXIT_OK
 

@@ -21,7 +21,9 @@ from pathlib import Path
 
 from enginix import console
 from enginix.cli.option_shapes import add_number, add_path
+from enginix.credentials import locate_key_file
 from enginix.errors import MachineError, UsageError
+from enginix.files import refuse_damage
 from enginix.kinds.registry import list_triton_kinds
 
 
@@ -78,22 +80,14 @@ def _become_server(command: list[str], wait: Callable[[], float]) -> int:
         console.print_message(f"answers after {seconds:.1f} s")
 
     run_beside(report_ready)
-    try:
+    with refuse_damage(MachineError, command[0], what="cannot start"):
         os.execvp(command[0], command)
-    except OSError as e:
-        raise MachineError(f"cannot start: {e.strerror}", where=command[0]) from e
 
 
 def _read_key(args: argparse.Namespace) -> str | None:
-    file: Path | None = args.api_key_file
-    if args.api_key_credential is not None:
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        if directory is None:
-            raise UsageError("systemd has set no CREDENTIALS_DIRECTORY", where="--api-key-credential")
-        file = Path(directory) / args.api_key_credential
+    named = args.api_key_credential
+    file: Path | None = args.api_key_file if named is None else locate_key_file(named)
     if file is None:
         return None
-    try:
+    with refuse_damage(UsageError, file):
         return file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"unreadable: {e}", where=file) from e

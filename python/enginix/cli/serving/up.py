@@ -33,6 +33,7 @@ from enginix import console
 from enginix.cli.option_shapes import add_flag, add_number, add_path, refuse_options
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
+from enginix.files import refuse_damage
 from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES, find_kind
 from enginix.ports import LOOPBACK, reserve_ports
 from enginix.runtime.table import DEFAULT_RUNTIME
@@ -249,16 +250,10 @@ def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -
     import tempfile
 
     if any(not stage.output.exists() for stage in planned):
-        try:
+        fix = "set XDG_CACHE_HOME to a directory that this user may write"
+        with refuse_damage(MachineError, cache, fix, what="cannot be written"):
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache):
-                pass
-        except OSError as e:
-            raise MachineError(
-                f"cannot be written: {e.strerror}",
-                where=cache,
-                fix="set XDG_CACHE_HOME to a directory that this user may write",
-            ) from e
+            tempfile.TemporaryFile(dir=cache).close()
     missing = [s for s in planned if not s.output.exists() and s.name in ("fetch", "quantize", "convert")]
     size = sum(s.input_bytes for s in missing)
     free = shutil.disk_usage(cache).free

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from enginix.digests import is_in_store
     from enginix.errors import MachineError, UsageError
-    from enginix.files import write_text
+    from enginix.files import refuse_damage, write_text
     from enginix.manifest import STATEMENT_FILE
     from enginix.trust.chain import verify_chain
     from enginix.trust.signatures import sign_manifest
@@ -39,10 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if is_in_store(out):
         raise UsageError("is in a store of Nix, which does not change", where=out, fix="pass -o DIR")
     verify_chain(args.artefact, full=True)
-    try:
+    with refuse_damage(MachineError, out, "choose another -o", what="cannot make"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise MachineError(f"cannot make: {e.strerror}", where=out, fix="choose another -o") from e
     signature = sign_manifest(args.artefact, args.key, out, force=args.force)
     write_text(out / STATEMENT_FILE, dump_statement(args.artefact))
     console.print_result(

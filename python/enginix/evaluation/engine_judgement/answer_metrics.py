@@ -75,16 +75,6 @@ def judge_greedy(
             fix=LONGER,
         )
     share = equal / total
-    by_position = []
-    for start in range(0, max(map(len, same)), BLOCK):
-        block_marks = [mark for marks in same for mark in marks[start : start + BLOCK]]
-        by_position.append(
-            {
-                "from": start,
-                "top1": quality.round_figure(sum(block_marks) / len(block_marks)),
-                "tokens": len(block_marks),
-            }
-        )
     whole = sum(all(marks) for marks in same)
     summary = (
         f"{share:.1%} of {total} greedy tokens equal the reference's ({bounds['top1']:.1%} required); "
@@ -96,7 +86,7 @@ def judge_greedy(
         "top1Found": quality.round_figure(share),
         "same": whole,
         "answers": len(same),
-        "byPosition": by_position,
+        "byPosition": quality.average_blocks(same, BLOCK),
     }
     return GateOutcome("greedy", share >= bounds["top1"], summary, detail)
 

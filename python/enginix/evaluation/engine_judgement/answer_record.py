@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from enginix.errors import GateError
 from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions
 from enginix.evaluation.reference_answers.answers import Passage
+from enginix.files import refuse_damage
 
 FORMAT = 1
 FILE, TENSORS = "said.json", "said.safetensors"
@@ -85,14 +86,15 @@ def read_engine_answers(directory: Path) -> EngineAnswers:
     Raises:
         GateError: missing, damaged, or of another format.
     """
-    try:
+    what = "the engine's answers cannot be read"
+    with refuse_damage(GateError, directory, "ask the engine again", what=what, also=(SafetensorError,)):
         raw = json.loads((directory / FILE).read_text("utf-8"))
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, not {FORMAT}")
         tensors = load_file(directory / TENSORS)
         passages = []
         for n, length in enumerate(raw["passages"]):
-            passage = Passage(tensors[f"{n}.ids"], tensors[f"{n}.logs"], tensors[f"{n}.text"])
+            passage = Passage.read(tensors, str(n))
             if passage.ids.shape != passage.logs.shape or {len(passage.ids), len(passage.text_logs)} != {
                 length - 1
             }:
@@ -116,22 +118,6 @@ def read_engine_answers(directory: Path) -> EngineAnswers:
             {str(k): str(v) for k, v in raw["absent"].items()},
             tuple(map(str, raw.get("misread", ()))),
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        SafetensorError,
-    ) as e:
-        raise GateError(
-            f"the engine's answers cannot be read: {type(e).__name__}: {e}",
-            where=str(directory),
-            fix="ask the engine again",
-        ) from e
 
 
 def _parse_recorded_answer(raw: Any) -> GreedyAnswer | None:
@@ -186,13 +172,13 @@ class RecordedSubject:
         self.vocab_size, self.tie = question_set.vocab_size, tie
         self.max_length = min(engine_answers.limit, engine_answers.longest + question_set.answered)
         self._said = {
-            text.tokens: engine_answers.runs["batch"][n] for n, text in enumerate(question_set.prompts)
-        }
-        self._said |= {
-            text.tokens: engine_answers.runs["replies"][n] for n, text in enumerate(question_set.questions)
-        }
-        self._said |= {
-            text.tokens: engine_answers.runs["recalls"][n] for n, text in enumerate(question_set.recalls)
+            text.tokens: answer
+            for run, texts in (
+                ("batch", question_set.prompts),
+                ("replies", question_set.questions),
+                ("recalls", question_set.recalls),
+            )
+            for text, answer in zip(texts, engine_answers.runs[run], strict=True)
         }
 
     def generate(

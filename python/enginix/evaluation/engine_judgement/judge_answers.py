@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
-from enginix.errors import EnginixError, GateError, UsageError
+from enginix.errors import GateError, UsageError
 from enginix.evaluation.engine_judgement import answer_metrics, answer_record
-from enginix.evaluation.engine_judgement.answer_record import EngineAnswers, RecordedSubject
+from enginix.evaluation.engine_judgement.answer_record import RecordedSubject
 from enginix.evaluation.engine_protocol import answers_origin
 from enginix.evaluation.judgement import quality
-from enginix.evaluation.judgement.gate_names import list_gates
+from enginix.evaluation.judgement.gate_names import list_gates, resolve_bounds
 from enginix.evaluation.judgement.judge import FORMAT
 from enginix.evaluation.judgement.model_files import judge_files
 from enginix.evaluation.judgement.outcome import GateOutcome
@@ -25,7 +26,6 @@ from enginix.evaluation.reference_answers.question_builder import convert_materi
 from enginix.manifest import Manifest
 from enginix.model.end_tokens import read_manifest_end_tokens
 from enginix.tables import load_table
-from enginix.wording import list_known
 
 GATES = list_gates("engine")
 OF_CHECKPOINTS = tuple(gate for gate in list_gates("checkpoint") if gate not in GATES)
@@ -68,7 +68,6 @@ def find_kind_row(kind: str | None) -> Mapping[str, Any]:
 
 
 def default_engine_gates(engine_manifest: Manifest) -> tuple[str, ...]:
-    """Return the default gates of an engine."""
     row = find_kind_row(engine_manifest.kind)
     scores = engine_manifest.options.get("plugins", {}).get("gatherContextLogits") is True
     return (*row["default"], *(row["withContextLogits"] if scores else ()))
@@ -93,28 +92,16 @@ def resolve_engine_bounds(
         UsageError: no such gate or bound, or a bound that is not a positive number.
     """
     rows: Mapping[str, Any] = load_table("gates")["formats"][engine_format_row(engine_manifest)]["bounds"]
-    out = {}
-    for gate, overrides in requested_gates.items():
-        if gate in OF_CHECKPOINTS:
-            raise UsageError(
-                f"gate {gate} needs a checkpoint, which a compiled engine does not have",
-                fix="gate its checkpoint: enginix gate CHECKPOINT, or an engine of kind reference",
-            )
-        if gate not in GATES:
-            raise UsageError(f"no gate {gate!r} for this kind", fix=list_known(str(gate), GATES))
-        known = {"top1": rows["agreement"]["top1"]} if gate == "greedy" else dict(rows.get(gate, {}))
-        known |= {"tie": find_kind_row(engine_manifest.kind)["tie"]} if gate == "invariance" else {}
-        if not isinstance(overrides, Mapping):
-            raise UsageError(f"gate {gate} is {overrides!r}", fix=f'an object: {{"{gate}": {{}}}}')
-        for key, value in overrides.items():
-            if key not in known:
-                raise UsageError(
-                    f"gate {gate} has no bound {key!r}", fix=f"it has: {', '.join(known) or 'none'}"
-                )
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise UsageError(f"bound {key} of gate {gate} is {value!r}", fix="a positive number")
-        out[gate] = {**known, **overrides}
-    return out
+    if unfit := [gate for gate in requested_gates if gate in OF_CHECKPOINTS]:
+        raise UsageError(
+            f"gate {unfit[0]} needs a checkpoint, which a compiled engine does not have",
+            fix="gate its checkpoint: enginix gate CHECKPOINT, or an engine of kind reference",
+        )
+    own = {
+        "greedy": {"top1": rows["agreement"]["top1"]},
+        "invariance": {**rows.get("invariance", {}), "tie": find_kind_row(engine_manifest.kind)["tie"]},
+    }
+    return resolve_bounds(requested_gates, GATES, lambda gate: own.get(gate, rows.get(gate, {})))
 
 
 def resolve_requested_bounds(
@@ -175,11 +162,12 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
         )
         require_same_tokens(own_tokenizer, tokenizer, material)
     except Exception as e:
-        outcomes = [_failed_outcome(name, e) for name in names]
+        outcomes = [GateOutcome.not_run(name, e) for name in names]
     else:
         evidence |= {"runtime": engine_answers.by, "absent": engine_answers.absent}
         tie = gate_bounds.get("invariance", {}).get("tie", find_kind_row(engine_manifest.kind)["tie"])
         recorded: Any = RecordedSubject(engine_answers, question_set, tie)
+        scored = functools.partial(answer_metrics.select_scored_passages, engine_answers, answers)
         gates: dict[str, Callable[[dict[str, Any]], GateOutcome]] = {
             "files": lambda b: judge_files(
                 _tokenizer_directory(case.engine, case.model, engine_manifest),
@@ -189,8 +177,8 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
             ),
             "smoke": lambda b: quality.judge_smoke(recorded, material, answers, own_tokenizer, b),
             "greedy": lambda b: answer_metrics.judge_greedy(engine_answers, question_set, answers, b),
-            "agreement": lambda b: _judge_agreement(engine_answers, answers, b),
-            "perplexity": lambda b: _judge_perplexity(engine_answers, answers, b),
+            "agreement": lambda b: quality.judge_agreement(*scored(), b),
+            "perplexity": lambda b: quality.judge_perplexity(*scored()[::2], b),
             "task": lambda b: quality.judge_task(recorded, material, answers, own_tokenizer, b),
             "context": lambda b: quality.judge_context(recorded, material, answers, own_tokenizer, b),
             "invariance": lambda b: answer_metrics.judge_recorded_invariance(
@@ -201,7 +189,7 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
             try:
                 outcomes.append(gates[name](dict(gate_bounds[name])))
             except Exception as e:
-                outcomes.append(_failed_outcome(name, e))
+                outcomes.append(GateOutcome.not_run(name, e))
     evidence["passed"] = all(o.passed for o in outcomes)
     evidence["gates"] = {o.gate: {"passed": o.passed, "summary": o.summary, **o.detail} for o in outcomes}
     return tuple(outcomes), evidence
@@ -244,22 +232,3 @@ def find_golden_answer(case: AnswerGateInputs) -> dict[str, Any] | None:
 def _tokenizer_directory(engine: Path, model: Path, engine_manifest: Manifest) -> Path:
     # Edge-LLM's engines have no tokenizer that transformers reads: their runtime reads the model's.
     return model if find_kind_row(engine_manifest.kind)["tokenizer"] == "model" else engine / "tokenizer"
-
-
-def _judge_agreement(
-    engine_answers: EngineAnswers, answers: kept_answers.ReferenceAnswers, bound: dict[str, Any]
-) -> GateOutcome:
-    engine_passages, kl, reference_cut = answer_metrics.select_scored_passages(engine_answers, answers)
-    return quality.judge_agreement(engine_passages, kl, reference_cut, bound)
-
-
-def _judge_perplexity(
-    engine_answers: EngineAnswers, answers: kept_answers.ReferenceAnswers, bound: dict[str, Any]
-) -> GateOutcome:
-    engine_passages, _, reference_cut = answer_metrics.select_scored_passages(engine_answers, answers)
-    return quality.judge_perplexity(engine_passages, reference_cut, bound)
-
-
-def _failed_outcome(gate: str, e: Exception) -> GateOutcome:
-    reason = e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
-    return GateOutcome(gate, False, f"could not be run: {reason}", {"error": reason})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enginix import manifest
 from enginix.errors import GateError
-from enginix.files import dump_json, sha256_file, write_text
+from enginix.files import dump_json, refuse_damage, sha256_file, write_text
 
 FILE = "engine.json"
 
@@ -27,14 +27,9 @@ def require_answers_origin(engine: Path, answers_directory: Path) -> None:
     Raises:
         GateError: the answers are of another engine, or without an origin.
     """
-    try:
+    what = "the origin of these answers is not known"
+    with refuse_damage(GateError, answers_directory, "ask the engine again", what=what):
         origin_digest = json.loads((answers_directory / FILE).read_text("utf-8"))["manifestSha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise GateError(
-            f"the origin of these answers is not known: {e}",
-            where=str(answers_directory),
-            fix="ask the engine again",
-        ) from e
     made_of = manifest.read_manifest(engine, "engine").inputs.get("engine")
     engine_digests = {sha256_file(engine / manifest.MANIFEST_FILE)}
     if isinstance(made_of, dict):

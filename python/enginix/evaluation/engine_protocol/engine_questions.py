@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from enginix.errors import GateError
-from enginix.files import dump_json, write_text
+from enginix.files import dump_json, refuse_damage, write_text
 
 FORMAT = 1
 FILE = "asked.json"
@@ -70,7 +70,7 @@ def read_engine_questions(path: Path) -> EngineQuestions:
         GateError: missing, damaged, or of another format.
     """
     path = path / FILE if path.is_dir() else path
-    try:
+    with refuse_damage(GateError, path, "make it again from the model", what="the questions cannot be read"):
         raw = json.loads(path.read_text("utf-8"))
         if raw.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
@@ -85,10 +85,4 @@ def read_engine_questions(path: Path) -> EngineQuestions:
             and 0 <= question_set.golden < len(question_set.prompts)
         ):
             raise ValueError("it has no questions")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise GateError(
-            f"the questions cannot be read: {type(e).__name__}: {e}",
-            where=str(path),
-            fix="make it again from the model",
-        ) from e
     return question_set

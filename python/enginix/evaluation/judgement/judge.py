@@ -253,7 +253,7 @@ def _judge_logits(
     except CheckpointError:
         raise
     except EnginixError as e:
-        return (GateOutcome(suite.LOGITS, False, f"could not be run: {e.what}", {"error": e.what}),), {}
+        return (GateOutcome.not_run(suite.LOGITS, e),), {}
 
 
 def _find_logits(

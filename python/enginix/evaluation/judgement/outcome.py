@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from enginix.errors import EnginixError, describe_failure
+
 
 @dataclass(frozen=True)
 class GateOutcome:
@@ -22,6 +24,13 @@ class GateOutcome:
     passed: bool
     summary: str
     detail: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def not_run(gate: str, e: Exception) -> GateOutcome:
+        """Return the outcome of a gate that could not be decided, which has failed."""
+        fix = {"fix": e.fix} if isinstance(e, EnginixError) and e.fix else {}
+        reason = describe_failure(e)
+        return GateOutcome(gate, False, f"could not be run: {reason}", {"error": reason, **fix})
 
 
 def round_up_bound(value: float) -> float:

@@ -34,6 +34,15 @@ def round_figure(value: float) -> float:
     return float(f"{value:.3g}") if abs(value) >= 1e-9 else 0.0
 
 
+def average_blocks(marks: Sequence[Sequence[float]], block: int) -> list[dict[str, Any]]:
+    """Return the average of marks on each block of consecutive positions, over several texts, as evidence."""
+    rows = []
+    for start in range(0, max(map(len, marks)), block):
+        values = [value for row in marks for value in row[start : start + block]]
+        rows.append({"from": start, "top1": round_figure(sum(values) / len(values)), "tokens": len(values)})
+    return rows
+
+
 def judge_agreement(
     engine_passages: Sequence[Passage],
     kl: Sequence[torch.Tensor],
@@ -56,12 +65,6 @@ def judge_agreement(
     every = torch.cat(list(kl))
     mean, worst = float(every.mean()), float(every.quantile(0.99))
     passed = top1 >= bounds["top1"] and mean <= bounds["kl"]
-    by_position = []
-    for start in range(0, max(map(len, same)), BLOCK):
-        block_matches = torch.cat([t[start : start + BLOCK].float() for t in same])
-        by_position.append(
-            {"from": start, "top1": round_figure(float(block_matches.mean())), "tokens": len(block_matches)}
-        )
     summary = (
         f"most likely token equal at {top1:.1%} of {len(every)} positions ({bounds['top1']:.1%} required), "
         f"top {TOP_K} {topk:.1%}, mean KL {mean:.2g} ({bounds['kl']:g} allowed)"
@@ -73,7 +76,7 @@ def judge_agreement(
         "top5Found": round_figure(topk),
         "klFound": round_figure(mean),
         "kl99Found": round_figure(worst),
-        "byPosition": by_position,
+        "byPosition": average_blocks([t.tolist() for t in same], BLOCK),
     }
     return GateOutcome("agreement", passed, summary, detail)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 
-from enginix.errors import EnginixError, GateError, UsageError
+from enginix.errors import GateError, describe_failure
 from enginix.evaluation.judgement import model_files, model_weights, positions, quality
-from enginix.evaluation.judgement.gate_names import list_gates
+from enginix.evaluation.judgement.gate_names import list_gates, resolve_bounds
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers.answers import (
     LAYERS_OF,
@@ -30,7 +29,6 @@ from enginix.reference import layout
 from enginix.reference.executor_config import ExecutorConfig
 from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
-from enginix.wording import list_known
 
 LOGITS = "logits"
 CONTEXT, TASK = "context", "task"
@@ -137,30 +135,12 @@ def resolve_checkpoint_bounds(
 ) -> dict[str, dict[str, Any]]:
     """Return each requested gate's bounds: the table's for the number format, with the requested changes.
 
-    Args:
-        requested_gates: gate → bounds to change, for instance ``{"perplexity": {"ratio": 1.02}}``.
-
     Raises:
-        UsageError: no such gate or bound, or a bound that is not a number.
+        UsageError: as :func:`gate_names.resolve_bounds`.
     """
-    name = checkpoint_format_row(config)
-    rows: Mapping[str, Any] = load_table("gates")["formats"][name]["bounds"]
-    out = {}
-    for gate, overrides in requested_gates.items():
-        if gate not in GATES:
-            raise UsageError(f"no gate {gate!r}", fix=list_known(str(gate), GATES))
-        known = {LOGITS: {"tolerance": None}}.get(gate, rows.get(gate, {}))
-        for key, value in overrides.items() if isinstance(overrides, Mapping) else [(None, overrides)]:
-            if key not in known:
-                raise UsageError(
-                    f"gate {gate} has no bound {key!r}", fix=f"it has: {', '.join(known) or 'none'}"
-                )
-            listed = isinstance(known[key], list)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if listed != isinstance(value, list) or not (listed or (number and value > 0)):
-                raise UsageError(f"bound {key} of gate {gate} is {value!r}", fix="a positive number")
-        out[gate] = {**rows.get(gate, {}), **overrides}
-    return out
+    rows = load_table("gates")["formats"][checkpoint_format_row(config)]["bounds"]
+    rows = {LOGITS: {"tolerance": None}, **rows}
+    return resolve_bounds(requested_gates, GATES, lambda gate: rows.get(gate, {}))
 
 
 def explain_bounds(config: ExecutorConfig) -> dict[str, str]:
@@ -226,7 +206,7 @@ def _compare_part(name: str, compared: ComparedFiles, bounds: dict[str, Any]) ->
             )
         return model_weights.judge_weights(compared.checkpoint, compared.models, bounds)
     except Exception as e:
-        return _failed_gate(name, e)
+        return GateOutcome.not_run(name, e)
 
 
 def run_gates(
@@ -255,7 +235,7 @@ def run_gates(
         if engine.subject.vocab_size <= max(t for p in material.passages for t in p.tokens):
             raise GateError("the engine's vocabulary is smaller than the model's")
     except Exception as e:
-        return tuple(_failed_gate(name, e) for name in names), {}
+        return tuple(GateOutcome.not_run(name, e) for name in names), {}
     subject = EngineRuns(engine.subject, engine.ends)
     scored = ScoredPassages(subject, material, answers)
     runs: dict[str, Callable[[Any], GateOutcome]] = {
@@ -277,21 +257,12 @@ def run_gates(
             with track_step(f"gate {name}"):
                 outcomes.append(runs[name](dict(gate_bounds[name])))
         except Exception as e:
-            outcomes.append(_failed_gate(name, e))
+            outcomes.append(GateOutcome.not_run(name, e))
     try:
         extra_evidence: dict[str, Any] = {"layerErrors": measure_layer_errors(subject, material, answers)}
     except Exception as e:
-        extra_evidence = {"layerErrors": _error_text(e)}
+        extra_evidence = {"layerErrors": describe_failure(e)}
     return tuple(outcomes), extra_evidence
-
-
-def _error_text(e: Exception) -> str:
-    return e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
-
-
-def _failed_gate(gate: str, e: Exception) -> GateOutcome:
-    fix = {"fix": e.fix} if isinstance(e, EnginixError) and e.fix else {}
-    return GateOutcome(gate, False, f"could not be run: {_error_text(e)}", {"error": _error_text(e), **fix})
 
 
 def judge_rounding(engine: JudgedEngine, scored: ScoredPassages, bounds: dict[str, Any]) -> GateOutcome:

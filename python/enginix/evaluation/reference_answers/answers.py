@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from enginix.evaluation.reference_answers.subject import (
     require_finite_logits,
     require_logits_shape,
 )
-from enginix.files import dump_json, write_text
+from enginix.files import dump_json, refuse_damage, write_text
 from enginix.integrity import require_unchanged
 from enginix.model.identity import format_identity, is_same_model
 from enginix.progress import track_step
@@ -48,6 +48,7 @@ RECALLS_TRIED = 8  # of the shortest texts with a planted fact, before longer on
 LAYERS_OF = 32  # positions of the first passage whose hidden states are stored
 FORMAT = 4
 FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetensors"
+PARTS = ("ids", "logs", "text")  # of a stored passage
 MODEL_FILES = "model"  # the model's tokenizer and configuration
 
 
@@ -64,6 +65,15 @@ class Passage:
     ids: torch.Tensor
     logs: torch.Tensor
     text_logs: torch.Tensor
+
+    @staticmethod
+    def read(tensors: Mapping[str, torch.Tensor], name: str) -> Passage:
+        """Return the passage of a name among stored tensors."""
+        return Passage(*(tensors[f"{name}.{part}"] for part in PARTS))
+
+    def store(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the tensors that :meth:`read` reads."""
+        return {f"{name}.{part}": tensor for part, tensor in zip(PARTS, vars(self).values(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -276,17 +286,9 @@ def write_reference_answers(answers: ReferenceAnswers, directory: Path) -> None:
     """Write ``answers.json`` and ``answers.safetensors``."""
     tensors: dict[str, torch.Tensor] = {}
     for number, stored_passage in enumerate(answers.passages):
-        tensors |= {
-            f"{number}.ids": stored_passage.ids,
-            f"{number}.logs": stored_passage.logs,
-            f"{number}.text": stored_passage.text_logs,
-        }
+        tensors |= stored_passage.store(str(number))
     if answers.long is not None:
-        tensors |= {
-            "long.ids": answers.long.ids,
-            "long.logs": answers.long.logs,
-            "long.text": answers.long.text_logs,
-        }
+        tensors |= answers.long.store("long")
     tensors |= {f"hidden.{n}": state.contiguous() for n, state in enumerate(answers.hidden)}
     save_file(tensors, directory / TENSORS)
     described = {
@@ -331,21 +333,17 @@ def read_logits(directory: Path, count: int) -> list[torch.Tensor]:
     Raises:
         GateError: missing, damaged, or of another number of prompts.
     """
-    try:
+    with _refuse_damaged_answers(directory):
         tensors = load_file(directory / LOGITS)
         if len(tensors) != count:
             raise ValueError(f"{len(tensors)} prompts, not {count}")
         return [tensors[str(n)] for n in range(count)]
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
-        raise _unreadable_error(directory, e) from e
 
 
-def _unreadable_error(directory: Path, e: Exception) -> GateError:
-    return GateError(
-        f"the reference's answers cannot be read: {type(e).__name__}: {e}",
-        where=str(directory),
-        fix="make them again: enginix reference MODEL -o DIR",
-    )
+def _refuse_damaged_answers(directory: Path) -> AbstractContextManager[None]:
+    fix = "make them again: enginix reference MODEL -o DIR"
+    what = "the reference's answers cannot be read"
+    return refuse_damage(GateError, directory, fix, what=what, also=(SafetensorError,))
 
 
 def is_answers(directory: Path) -> bool:
@@ -392,7 +390,7 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
         ManifestError: a file changed since the model was asked.
     """
     require_whole_answers(directory)
-    try:
+    with _refuse_damaged_answers(directory):
         raw = json.loads((directory / FILE).read_text("utf-8"))
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, not {FORMAT}")
@@ -401,21 +399,14 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
             raw["model"],
             raw["material"],
             frozenset(raw["ends"]),
-            tuple(
-                Passage(tensors[f"{n}.ids"], tensors[f"{n}.logs"], tensors[f"{n}.text"])
-                for n in range(raw["passages"])
-            ),
+            tuple(Passage.read(tensors, str(n)) for n in range(raw["passages"])),
             tuple(map(tuple, raw["continuations"])),
             tuple(map(tuple, raw["replies"])),
             tuple(tensors[f"hidden.{n}"] for n in range(raw["layers"])),
             raw["dtype"],
             tuple(map(tuple, raw["recalls"])),
-            Passage(*(tensors[f"long.{name}"] for name in ("ids", "logs", "text")))
-            if "long.ids" in tensors
-            else None,
+            Passage.read(tensors, "long") if "long.ids" in tensors else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
-        raise _unreadable_error(directory, e) from e
     for stored_passage in (*answers.passages, *([] if answers.long is None else [answers.long])):
         if not bool(
             torch.isfinite(stored_passage.logs).all() and torch.isfinite(stored_passage.text_logs).all()

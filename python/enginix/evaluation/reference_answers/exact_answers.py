@@ -10,6 +10,7 @@ from pathlib import Path
 
 from enginix.errors import QuestionsError
 from enginix.evaluation.reference_answers.material import GateQuestion, GateTokenizer
+from enginix.files import refuse_damage
 
 FORM = '{"question": "…", "answer": "…"}, one object a line'
 
@@ -24,12 +25,10 @@ def read_questions(path: Path | None) -> list[dict[str, str]] | None:
         return None
     if not path.exists():
         raise QuestionsError("no such file", where=str(path), fix="check the path")
-    try:
+    with refuse_damage(QuestionsError, path, FORM, what="unreadable questions"):
         # JSON may contain characters that splitlines takes for the end of a line, for instance U+2028.
         rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
         json.dumps(rows, ensure_ascii=False).encode()  # raises for half a surrogate pair
-    except (OSError, ValueError, RecursionError) as e:
-        raise QuestionsError(f"unreadable questions: {e}", where=str(path), fix=FORM) from e
     if not rows:
         raise QuestionsError("no questions", where=str(path), fix=FORM)
     for number, row in enumerate(rows, 1):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from enginix.errors import EnginixError, GateError, ModelError
+from enginix.errors import EnginixError, GateError, ModelError, describe_failure
 from enginix.model.attention_code import choose_attention_code
 from enginix.model.jsonfile import refuse_other_artefact
 from enginix.optional_libraries import pause_garbage_collector
@@ -170,9 +170,8 @@ def _load_whole_model(transformers: Any, model: Path, torch_device: torch.device
 
 
 def _reference_error(model: Path, e: Exception) -> GateError:
-    what = e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
     return GateError(
-        f"the reference model cannot be run: {what}",
+        f"the reference model cannot be run: {describe_failure(e)}",
         where=str(model),
         fix="pass the complete Hugging Face model that the checkpoint was converted from",
     )

@@ -17,6 +17,7 @@ from enginix.evaluation.reference_answers import material as materials
 from enginix.evaluation.reference_answers.answers import ANSWERED, CONTINUED, KEPT
 from enginix.evaluation.reference_answers.exact_answers import read_questions
 from enginix.evaluation.reference_answers.material import Material
+from enginix.files import refuse_damage
 from enginix.model.attention_window import read_context
 from enginix.model.class_defaults import fill_absent_sizes
 from enginix.model.context_length import read_model_context
@@ -33,16 +34,11 @@ def read_sizes(model: Path) -> tuple[int, int]:
         GateError: its config.json does not have them.
     """
     config_file = model / "config.json"
-    try:
+    fix = "pass the Hugging Face model that the engine was made of"
+    with refuse_damage(GateError, config_file, fix, what="vocabulary and context are not known"):
         config = json.loads(config_file.read_text("utf-8"))
         config = fill_absent_sizes({**config, **(config.get("text_config") or {})})
         model_sizes = int(config["vocab_size"]), read_model_context(config) or int(config["n_positions"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        raise GateError(
-            f"vocabulary and context are not known: {type(e).__name__}: {e}",
-            where=str(config_file),
-            fix="pass the Hugging Face model that the engine was made of",
-        ) from e
     if min(model_sizes) < 1:
         raise GateError(f"vocabulary {model_sizes[0]}, context {model_sizes[1]}", where=str(config_file))
     return model_sizes[0], read_context(model, model_sizes[1])

@@ -11,6 +11,7 @@ from enginix.run_log import ArtefactRun
 
 UNKNOWN = "not known"
 UNMEASURED = "not measured"
+UNGATED = "not gated"
 REFERENCE = "the reference"  # in place of a verdict
 # A cell's text, and the smaller text below it.
 CellText = tuple[str, str]
@@ -87,7 +88,7 @@ def _show_artefact(a: Artefact) -> str:
 
 COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
     ("artefact", lambda a: (a.name, _show_artefact(a)), False),
-    ("gates", _show_measured(lambda m: (m.verdict, ", ".join(m.failed)), ("not gated", "")), False),
+    ("gates", _show_measured(lambda m: (m.verdict, ", ".join(m.failed)), (UNGATED, "")), False),
     ("format", _show_format, False),
     ("size", lambda a: (format_bytes(a.size), ""), True),
     ("bits a weight", _show_bits, True),

@@ -81,7 +81,6 @@ class ChannelServer:
         self._accepting = _start_thread(self._accept)
 
     def close(self) -> None:
-        """Close all channels."""
         self._closing.set()
         with contextlib.suppress(OSError):
             # Wakes accept.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import RepositoryError
+from enginix.files import refuse_damage
 from enginix.tables import load_table
 from enginix.triton.models.request import Inputs, RequestError
 from enginix.wording import suggest_name, with_article
@@ -162,7 +163,6 @@ class ChatTemplate:
         self._special = dict(special)
 
     def special_texts(self) -> list[str]:
-        """Return the special tokens as texts."""
         return [text for text in self._special.values() if text]
 
     def render(self, chat: Chat) -> str:
@@ -316,17 +316,13 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_template_text(path: Path) -> str:
-    try:
+    with refuse_damage(RepositoryError, path, "build the engine again"):
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise RepositoryError(f"unreadable: {e}", where=path, fix="build the engine again") from e
 
 
 def _read_optional_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        settings = json.loads(_read_template_text(path))
-    except (ValueError, RecursionError) as e:
-        raise RepositoryError(f"unreadable: {e}", where=path, fix="build the engine again") from e
+    with refuse_damage(RepositoryError, path, "build the engine again"):
+        settings = json.loads(path.read_text("utf-8"))
     return settings if isinstance(settings, dict) else {}

@@ -21,7 +21,7 @@ REACHED = 10.0
 
 
 class RemoteChannel:
-    """A channel to the executor of another process; it connects when that process is ready.
+    """A :class:`Channel` to the executor of another process; it connects when that process is ready.
 
     Args:
         path: path of its socket.
@@ -40,7 +40,6 @@ class RemoteChannel:
         self._lost: queue.SimpleQueue[ChannelEvent] = queue.SimpleQueue()
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
-        """See :class:`Channel`."""
         message = json.dumps({"add": number, "order": dict(order), "client": client}).encode()
         if len(message) > LARGEST:
             reason = f"{len(message)} bytes of tokens; at most {LARGEST} are taken"
@@ -58,13 +57,11 @@ class RemoteChannel:
             self._send(self._connection, message)
 
     def cancel(self, number: str) -> None:
-        """See :class:`Channel`."""
         with self._lock:
             if self._connection is not None and number in self._numbers:
                 self._send(self._connection, json.dumps({"cancel": number}).encode())
 
     def receive(self, timeout: float) -> list[ChannelEvent] | None:
-        """See :class:`Channel`."""
         received: list[ChannelEvent] = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -91,7 +88,6 @@ class RemoteChannel:
         return received + self._broken(connection) if broken else received
 
     def close(self) -> None:
-        """See :class:`Channel`."""
         self._closed.set()
         with self._lock:
             if self._connection is not None:

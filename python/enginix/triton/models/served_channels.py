@@ -99,7 +99,7 @@ class Generations:
 
 
 class ServedChannel(ABC):
-    """One channel's end in the executor's process.
+    """One :class:`Channel`'s end in the executor's process.
 
     Attributes:
         step: events of the scheduler's current step.
@@ -111,12 +111,10 @@ class ServedChannel(ABC):
         self.step: list[ChannelEvent] = []
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
-        """See :class:`Channel`."""
         self._numbers.add(number)
         self._generations.add(number, order, client, self)
 
     def cancel(self, number: str) -> None:
-        """See :class:`Channel`."""
         if number in self._numbers:
             self._generations.cancel(number)
 
@@ -147,7 +145,6 @@ class LocalChannel(ServedChannel):
         self._events.put(events)
 
     def receive(self, timeout: float) -> list[ChannelEvent] | None:
-        """See :class:`Channel`."""
         received: list[ChannelEvent] = []
         with contextlib.suppress(queue.Empty):
             events = None if self._closed else self._events.get(timeout=timeout)
@@ -159,6 +156,5 @@ class LocalChannel(ServedChannel):
         return None if self._closed and not received else received
 
     def close(self) -> None:
-        """See :class:`Channel`."""
         self.cancel_all()
         self._events.put(None)

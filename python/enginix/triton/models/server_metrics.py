@@ -45,7 +45,6 @@ class AnswerTimes:
     tokens: int = 0
 
     def see_token(self) -> None:
-        """Take a token."""
         self.last = time.monotonic()
         self.first = self.first or self.last
         self.tokens += 1

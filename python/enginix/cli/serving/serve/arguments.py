@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from enginix.cli.option_shapes import add_flag, add_image_options, add_number, add_path, add_repeated
+from enginix.cli.option_shapes import (
+    add_flag,
+    add_image_options,
+    add_number,
+    add_path,
+    add_repeated,
+    add_timeouts,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,21 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file that exists while --worker waits (default: /tmp/enginix-worker)",
         default=Path("/tmp/enginix-worker"),
     )
-    add_number(
-        parser,
-        "--start-timeout",
-        "seconds within which the server must answer (default: 600)",
-        default=600,
-        type=float,
-        metavar="S",
-    )
-    add_number(
-        parser,
-        "--exit-timeout",
-        "seconds for running requests to end at a stop (default: 30)",
-        default=30,
-        metavar="S",
-    )
+    start = "seconds within which the server must answer"
+    add_timeouts(parser, start, "seconds for running requests to end at a stop")
     add_flag(parser, "--check", "run the preflight only")
     add_flag(parser, "--dry-run", "print command and environment only")
     parser.add_argument(
