@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from enginix.checkpoint.layout import CheckpointLayout
-from enginix.checkpoint.mapped_tensors import map_tensor
 from enginix.checkpoint.numbers import are_any_non_finite, interleave_tiles, list_fp8_values, to_float32
 from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.verification_report import Finding, VerificationReport
 from enginix.checkpoint.write import rank_file_name
 from enginix.model import TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 
 Array = npt.NDArray[Any]
 BLOCK = 1 << 21  # elements checked at a time

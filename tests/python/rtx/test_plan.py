@@ -24,7 +24,7 @@ from enginix.integrity import require_unchanged
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import plan_memory
 from enginix.kinds.rtx import checkpoint_support, engine_build, plan_builder
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.errors import PlanError
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.writer import NetworkWriter

@@ -33,7 +33,8 @@ def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
     def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
         import numpy as np
 
-        from enginix.checkpoint.numbers import cast_floats, numpy_dtype
+        from enginix.checkpoint.numbers import cast_floats
+        from enginix.model.mapped_tensors import numpy_dtype
 
         values = np.ascontiguousarray(rows).reshape(-1).view(numpy_dtype(info.dtype))
         try:
@@ -55,7 +56,8 @@ def compute_rows(
     def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
         import numpy as np
 
-        from enginix.checkpoint.numbers import cast_floats, numpy_dtype, to_float32
+        from enginix.checkpoint.numbers import cast_floats, to_float32
+        from enginix.model.mapped_tensors import numpy_dtype
 
         if cast is None:
             np.copyto(into, np.ascontiguousarray(rows).reshape(-1))

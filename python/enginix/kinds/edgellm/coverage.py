@@ -20,6 +20,7 @@ from enginix.kinds.edgellm.expected_tensors import IGNORED_SUFFIXES, SCALE_ERROR
 from enginix.kinds.edgellm.graph import Constant, Graph
 from enginix.kinds.edgellm.values import Bits, Expected, list_onnx_forms, to_float16, view_bits
 from enginix.model import TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 
 PREFIX = "_model."
 KEY_ELEMENTS = 64  # elements of a row that find its candidates
@@ -155,8 +156,7 @@ class Coverage:
                 self.claims.take("by name", constant.name, 0, self._rows(constant))
                 return True
         if tensor.dtype == "U8" and constant.dtype in ("INT8", "UINT8") and len(tensor.shape) == 2:
-            stored = np.memmap(tensor.path, np.uint8, "r", tensor.begin, tensor.shape)
-            codes = int4_layouts.read_checkpoint_codes(stored)
+            codes = int4_layouts.read_checkpoint_codes(map_tensor(tensor))
             for restore in (int4_layouts.restore_fragment_order, int4_layouts.restore_interleaved_order):
                 restored = restore(constant.data, *codes.shape)
                 if restored is not None and np.array_equal(restored, codes):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from enginix.errors import ModelError
 from enginix.kinds.edgellm.values import BLOCK_BYTES, FLOAT_DTYPES, Expected
 from enginix.model import ModelConfig, ModelWeights, TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 from enginix.tables import load_table
 
 # Buffers that old exporters stored; every model computes them again.
@@ -98,7 +99,7 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
             if _LAYER.match(name):
                 what += "; the exporter would take its values from uninitialized memory, and report success"
             raise ModelError(what, where=where, fix=_explain_missing(name))
-        if tensor.dtype not in (FLOAT_DTYPES if not quantized else {**FLOAT_DTYPES, **_CODE_SCALES}):
+        if tensor.dtype not in (FLOAT_DTYPES if not quantized else (*FLOAT_DTYPES, *_CODE_SCALES)):
             stored = ", ".join(FLOAT_DTYPES)
             raise ModelError(
                 f"tensor {name} is {tensor.dtype}, and a model that config.json describes so has {stored}",
@@ -154,9 +155,7 @@ def _is_zero(codes: TensorInfo | None) -> bool:
 
 
 def _require_usable_scale(tensor: TensorInfo, codes: TensorInfo | None) -> None:
-    values = np.memmap(
-        tensor.path, FLOAT_DTYPES[tensor.dtype], "r", tensor.begin, (max(1, int(np.prod(tensor.shape))),)
-    ).astype(np.float32)
+    values = map_tensor(tensor).reshape(-1).astype(np.float32)
     is_single, is_divisor = values.size == 1, tensor.name.endswith(".input_scale")
     is_zero = is_single and values[0] == 0 and (is_divisor or not _is_zero(codes))
     if is_zero or (is_divisor and (values < 0).any()):
@@ -215,9 +214,9 @@ def _compare_tied_head(weights: ModelWeights, config: ModelConfig) -> None:
 
 
 def _iterate_bits(tensor: TensorInfo, kind: Any) -> Iterator[npt.NDArray[Any]]:
-    data = np.memmap(tensor.path, np.uint8, "r", tensor.begin, (tensor.nbytes,))
-    for begin in range(0, data.size, BLOCK_BYTES):
-        yield np.frombuffer(data[begin : begin + BLOCK_BYTES].tobytes(), kind)
+    data = map_tensor(tensor).reshape(-1)
+    step = BLOCK_BYTES // data.itemsize
+    return (data[begin : begin + step].view(kind) for begin in range(0, data.size, step))
 
 
 def require_float16_values(weights: ModelWeights) -> None:

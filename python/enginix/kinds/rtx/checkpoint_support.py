@@ -14,7 +14,7 @@ from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.errors import CheckpointError, UsageError
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.letter_case import to_kebab_case
 from enginix.model.head_sizes import explain_unfused_heads
 from enginix.model.llmapi_advice import limited_llmapi_advice

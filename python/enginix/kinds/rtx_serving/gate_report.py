@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from enginix import console
 from enginix.compatibility.check import check_before_start, require_versions
-from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.files import sha256_file
-from enginix.kinds.gating.gate_asking import GateAsking
+from enginix.kinds.gating.gate_asking import GateAsking, GateReport
 from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
 from enginix.kinds.rtx_serving.rtx_asker import ask_rtx_engine
 from enginix.kinds.rtx_serving.start import INTERPRETED, NEVER_EXECUTED
@@ -22,32 +19,7 @@ from enginix.machine.target import probe_machine
 from enginix.manifest import MANIFEST_FILE
 
 
-@dataclass(frozen=True)
-class RtxGateReport:
-    """Where an engine's answers are, and what a report of them needs.
-
-    Attributes:
-        answers: directory of said.json.
-        facts: what executed, in words and numbers; name → value.
-    """
-
-    answers: Path
-    facts: dict[str, Any]
-
-    def list_lines(self, outcomes: Sequence[GateOutcome]) -> list[str]:
-        """Return the report, a line each: these lines tell enough of the machine and nothing of its owner."""
-        failed = [outcome.gate for outcome in outcomes if not outcome.passed]
-        verdict = f"FAILED: {', '.join(failed)}" if failed else "all gates passed"
-        return [
-            "please report these lines: how this kind does on a GPU is not known yet"
-            if "gpu" in self.facts
-            else "executed by the interpreter: this says nothing of NVIDIA's runtime",
-            *(f"  {name}: {value}" for name, value in self.facts.items()),
-            f"  gates: {verdict}",
-        ]
-
-
-def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) -> RtxGateReport:
+def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) -> GateReport:
     """Ask an engine by NVIDIA's runtime, or by the interpreter; see :class:`GateAsker`.
 
     Raises:
@@ -73,7 +45,7 @@ def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) 
         "first step": f"{times.first_step:.2f} s",
         "a step": f"{times.step * 1000:.1f} ms, mean of {times.steps}",
     }
-    return RtxGateReport(answers, facts)
+    return GateReport(answers, facts)
 
 
 def _check_gated_machine(asking: GateAsking) -> dict[str, Any]:

@@ -20,10 +20,9 @@ import torch
 from enginix import __version__
 from enginix.errors import MachineError
 from enginix.files import sha256_file
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineDescription, EngineShape, read_engine_description
 from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
-from enginix.kinds.rtx_serving.engine_description import EngineDescription, read_engine_description
 from enginix.manifest import MANIFEST_FILE
 
 _SHOWN = 3  # messages of an error
@@ -100,6 +99,8 @@ class RuntimeBackend:
                 not for, or the library refuses the plan; with its reasons.
         """
         self._description = description = read_engine_description(engine)
+        self.shape: EngineShape = description
+        self.vocab_size = description.vocab_size
         trt = import_tensorrt_rtx()
         self._trt, self._log = trt, LibraryLog()
         # First: the library takes the CUDA context that PyTorch makes current.
@@ -119,26 +120,18 @@ class RuntimeBackend:
             self._bind_buffers()
         self._saved_bytes = -1
 
-    @property
-    def shape(self) -> EngineShape:
-        return self._description.shape
-
-    @property
-    def vocab_size(self) -> int:
-        return self._description.vocab_size
-
     def _allocate_buffers(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-        d, s = self._description, self._description.shape
+        d = self._description
         dtype = getattr(torch, d.dtype)
         shapes: dict[str, tuple[int, ...]] = {
-            "input_ids": (s.slots, s.step_tokens),
-            "write_indices": (s.slots,),
-            "last_indices": (s.slots, 1),
+            "input_ids": (d.slots, d.step_tokens),
+            "write_indices": (d.slots,),
+            "last_indices": (d.slots, 1),
         }
         try:
             inputs = {name: self._memory.allocate(shape, torch.int32) for name, shape in shapes.items()}
             caches = {name: self._memory.allocate(d.cache_shape, dtype) for name in d.caches}
-            return inputs, caches, self._memory.allocate((s.slots, d.vocab_size), torch.float32)
+            return inputs, caches, self._memory.allocate((d.slots, d.vocab_size), torch.float32)
         except torch.OutOfMemoryError as e:
             raise MachineError(
                 f"out of memory while allocating the KV cache: {e}",
@@ -216,7 +209,7 @@ class RuntimeBackend:
 
     def run_step(self, inputs: StepInputs) -> torch.Tensor:
         with self._memory.active():
-            for name, tensor in inputs.as_tensors().items():
+            for name, tensor in inputs.items():
                 self._inputs[name].copy_(tensor)
             if not self._context.execute_async_v3(self._memory.stream_handle):
                 raise self._explain_failure("TensorRT for RTX did not execute a step")

@@ -34,6 +34,7 @@ from enginix.kinds.edgellm.source import ExportSource
 from enginix.kinds.edgellm.values import Expected
 from enginix.model import TensorInfo, read_header
 from enginix.model.jsonfile import read_object
+from enginix.model.mapped_tensors import map_tensor
 from enginix.tables import load_table
 
 NAME = "export"
@@ -178,8 +179,7 @@ def check_fp8_table(llm: Path, table: TensorInfo) -> bool:
     stored, scales = exported["embedding"], exported.get("embedding_scale")
     if stored.dtype != "F8_E4M3" or scales is None:
         return False
-    codes = np.memmap(stored.path, np.uint8, "r", stored.begin, stored.shape).view(FLOAT8)
-    factors = np.memmap(scales.path, "<f4", "r", scales.begin, scales.shape)
+    codes, factors = map_tensor(stored), map_tensor(scales)
     for begin, bits in Expected(table, "FLOAT").blocks():
         exact = bits.view(np.float32)
         part = slice(begin, begin + len(exact))

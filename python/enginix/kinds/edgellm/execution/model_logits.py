@@ -23,20 +23,15 @@ import transformers
 
 from enginix.errors import EnginixError, ModelError
 from enginix.kinds.edgellm.execution.plugin_nodes import FLOAT4_MOST, FLOAT8_MOST, FP4_BLOCK, GAIN_EXPONENT
-from enginix.model import ModelWeights, TensorInfo, open_weights
+from enginix.kinds.edgellm.values import FLOAT_DTYPES
+from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.mapped_tensors import map_tensor
 
 TABLE, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-_STORED = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8),
-}  # fmt: skip
 # smooth: quantizers do not round (plugin_nodes.find_gain). rounded: they do. half: they do, and inputs of
 # matrices are rounded to float16 before, which shows what that alone does to this model.
 MODES = ("smooth", "rounded", "half")
-
-
-_FLOATS = ("F32", "F16", "BF16")
 Quantizer = Callable[[torch.Tensor, bool], torch.Tensor]
 
 
@@ -53,6 +48,8 @@ class CheckpointTensors:
         info = self.weights.tensors.get(name)
         if info is None:
             raise ModelError(f"tensor {name} is missing", where=str(self.weights.directory))
+        if info.dtype not in (*FLOAT_DTYPES, "F8_E4M3", "I8", "U8"):
+            raise ModelError(f"tensor {name} is of type {info.dtype}", where=str(info.path))
         return map_tensor(info)
 
     def read(self, name: str) -> torch.Tensor:
@@ -66,7 +63,7 @@ class CheckpointTensors:
     def read_weight(self, name: str) -> torch.Tensor:
         """Return a weight in float32: codes times scales where it is quantized."""
         info = self.weights.tensors.get(name)
-        if info is None or info.dtype in _FLOATS:
+        if info is None or info.dtype in FLOAT_DTYPES:
             return self.read(name)
         base = name.removesuffix(".weight")
         if info.dtype == "F8_E4M3":
@@ -95,7 +92,7 @@ class CheckpointTensors:
         def quantize(x: torch.Tensor, rounded: bool) -> torch.Tensor:
             if smoothing is not None:
                 x = x * smoothing
-            if scale is None or info is None or info.dtype in _FLOATS:
+            if scale is None or info is None or info.dtype in FLOAT_DTYPES:
                 return x
             if not rounded:
                 return x * scale.abs() ** GAIN_EXPONENT
@@ -106,20 +103,6 @@ class CheckpointTensors:
             return quantize_fp4(x, scale)
 
         return quantize
-
-
-def map_tensor(info: TensorInfo) -> np.ndarray[Any, Any]:
-    """Map a tensor's elements from its file.
-
-    Raises:
-        ModelError: a type that the gate does not dequantize.
-    """
-    dtype: Any = _STORED.get(info.dtype)
-    if dtype is None:
-        raise ModelError(f"tensor {info.name} is of type {info.dtype}", where=str(info.path))
-    shape = info.shape or (1,)
-    mapped: Any = np.memmap(info.path, dtype=dtype, mode="r", offset=info.begin, shape=shape)
-    return np.asarray(mapped).reshape(info.shape)
 
 
 def quantize_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -22,15 +22,15 @@ from enginix import manifest
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile
-from enginix.checkpoint.numbers import numpy_dtype
 from enginix.checkpoint.rank_modules import LinearModule, VectorModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.checkpoint.write import rank_file_name
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network.quantized_products import multiply_by_module
 from enginix.kinds.rtx.network.rotation_table import make_rotation_tables
 from enginix.kinds.rtx.network.writer import NetworkWriter
 from enginix.model.attention_window import WINDOW_KEY
+from enginix.model.mapped_tensors import numpy_dtype
 
 Array = npt.NDArray[Any]
 _DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
