@@ -9,11 +9,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from enginix import manifest
 from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.inputs import identify_checkpoint
 from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of
-from enginix.errors import CheckpointError, UsageError
+from enginix.errors import CheckpointError, ManifestError, UsageError
+from enginix.integrity import require_unchanged
 from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.letter_case import to_kebab_case
 from enginix.model.head_sizes import explain_unfused_heads
@@ -128,3 +131,20 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
             raise UsageError(f"--{to_kebab_case(name)} is {value}", fix=f"pass 1 to {most[name]}")
         values[name] = value
     return EngineShape(values["maxBatchSize"], values["stepTokens"], values["maxSeqLen"])
+
+
+def require_engine_checkpoint(engine: Path, checkpoint: Path) -> None:
+    """Refuse a checkpoint that an engine was not built from.
+
+    Raises:
+        ManifestError: it is another one, or it changed.
+    """
+    built_from = manifest.read_manifest(engine, "engine").inputs.get("checkpoint")
+    identity = identify_checkpoint(checkpoint)
+    if built_from != identity:
+        raise ManifestError(
+            f"the engine was built from another checkpoint than {checkpoint}, or that one changed",
+            where=str(engine),
+            fix="pass the checkpoint that the engine was built from",
+        )
+    require_unchanged(checkpoint)

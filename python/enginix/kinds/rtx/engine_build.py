@@ -115,7 +115,7 @@ def build_rtx_engine(
         outcomes = (*outcomes, judge_network(network, checkpoint, model, tokens))
         gates.require_gates_passed(outcomes)
         plan = partial / PLAN_FOLDER / PLAN_FILE
-        plan.parent.mkdir()
+        (partial / PLAN_FOLDER).mkdir()
         header = build_plan(network, log, targets, plan)
         description = EngineDescription(
             **asdict(shape),
@@ -127,7 +127,7 @@ def build_rtx_engine(
             plan=plan,
             **asdict(header),
         )
-        write_text(plan.with_name(FILE), dump_json(description.as_json()))
+        write_text(partial / PLAN_FOLDER / FILE, dump_json(description.as_json()))
         copy_tokenizer_files(model, partial / "tokenizer")
         evidence.write_evidence_files(partial, name, gates.build_gate_evidence(prompts, outcomes))
         limits = dict(zip(LIMITS, (shape.slots, shape.max_seq_len, shape.step_tokens), strict=True))

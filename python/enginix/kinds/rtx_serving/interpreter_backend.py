@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from enginix import __version__
+from enginix.kinds.rtx.checkpoint_support import require_engine_checkpoint
 from enginix.kinds.rtx.engine_description import EngineShape, read_engine_description
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
 from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
-from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
 
 
 class InterpreterBackend:

@@ -20,7 +20,7 @@ import torch
 from enginix import __version__
 from enginix.errors import MachineError
 from enginix.files import sha256_file
-from enginix.kinds.rtx.engine_description import EngineDescription, EngineShape, read_engine_description
+from enginix.kinds.rtx.engine_description import EngineShape, read_engine_description
 from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.manifest import MANIFEST_FILE
@@ -106,10 +106,11 @@ class RuntimeBackend:
         # First: the library takes the CUDA context that PyTorch makes current.
         self._memory = CudaMemory() if memory is None else memory
         self._inputs, self._caches, self._logits = self._allocate_buffers()
-        require_target(description, self._memory.describe())
+        self._require_target(self._memory.describe())
         self._cache_file = None
         if cache_directory is not None:
-            self._cache_file = cache_directory / _name_cache_file(engine, description)
+            digest = sha256_file(engine / MANIFEST_FILE)[:16]
+            self._cache_file = cache_directory / f"{digest}-{description.version}{CACHE_SUFFIX}"
         # The library refers to its logger and runtime as long as the engine lives.
         self._logger = make_logger(trt, self._log)
         self._runtime = trt.Runtime(self._logger)
@@ -138,6 +139,17 @@ class RuntimeBackend:
                 where=str(d.plan),
                 fix="end what uses the GPU, or build the engine with lower --max-seq-len or --max-batch-size",
             ) from e
+
+    def _require_target(self, gpu: dict[str, Any]) -> None:
+        """Refuse a GPU that the plan is not for; the library would say less."""
+        if gpu["sm"] not in self._description.targets:
+            targets = ", ".join(map(str, self._description.targets))
+            raise MachineError(
+                f"the engine is for SM {targets}, and {gpu['gpu']} has SM {gpu['sm']}",
+                where=self._description.plan,
+                fix="serve it on such a GPU; enginix check ENGINE tells whether one can be built for this "
+                "GPU",
+            )
 
     def _explain_failure(self, what: str, fix: str = "report it with this message") -> MachineError:
         """Return the error of what failed, with the runtime's last messages."""
@@ -250,23 +262,3 @@ class RuntimeBackend:
         # In this order: each refers to the next one.
         self._context = self._cache = self._engine = self._runtime = None
         self._inputs, self._caches = {}, {}
-
-
-def require_target(description: EngineDescription, gpu: dict[str, Any]) -> None:
-    """Refuse a GPU that a plan is not for; the library would say less.
-
-    Raises:
-        MachineError: its SM is not among the targets.
-    """
-    if gpu["sm"] not in description.targets:
-        targets = ", ".join(map(str, description.targets))
-        raise MachineError(
-            f"the engine is for SM {targets}, and {gpu['gpu']} has SM {gpu['sm']}",
-            where=str(description.plan),
-            fix="serve it on such a GPU; enginix check ENGINE tells whether one can be built for this GPU",
-        )
-
-
-def _name_cache_file(engine: Path, description: EngineDescription) -> str:
-    """Return the name of the file of an engine's kernels."""
-    return f"{sha256_file(engine / MANIFEST_FILE)[:16]}-{description.version}{CACHE_SUFFIX}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,10 +23,7 @@ Array = npt.NDArray[Any]
 Step = Callable[[Any, list[torch.Tensor]], torch.Tensor | tuple[torch.Tensor, ...]]
 FP8_MOST, INT8_MOST, FP4_MOST = 448.0, 127.0, 6.0
 FP8_LEAST = 2.0**-9
-# Numbers of FP4 (float4_e2m1) by their code: a sign, two bits of exponent, one of mantissa.
-FP4_NUMBERS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-
-
+FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
 Operation = Callable[..., torch.Tensor]
 _ELEMENTWISE: dict[str, Operation] = {
     "SUM": torch.add, "PROD": torch.mul, "GREATER": torch.gt, "AND": torch.logical_and,
@@ -64,17 +62,12 @@ def unpack_int4_columns(packed: torch.Tensor) -> torch.Tensor:
 def unpack_fp4_columns(packed: torch.Tensor) -> torch.Tensor:
     """Unpack bytes [..., columns / 2] to float32 numbers [..., columns]: the low half is the even column."""
     halves = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
-    return FP4_NUMBERS[halves.long()]
+    return torch.from_numpy(halves.numpy().view(FLOAT4).astype(np.float32))
 
 
 def round_to_fp4(x: torch.Tensor) -> torch.Tensor:
     """Return the nearest numbers of FP4, of two equally near ones the even code's; beyond 6 it is 6."""
-    magnitudes = FP4_NUMBERS[:8]
-    size = x.abs().clamp(max=FP4_MOST)
-    above = torch.searchsorted(magnitudes, size.contiguous()).clamp(min=1)
-    low, high = magnitudes[above - 1], magnitudes[above]
-    takes_low = (size - low < high - size) | ((size - low == high - size) & (above % 2 == 1))
-    return torch.copysign(torch.where(takes_low, low, high), x)
+    return torch.from_numpy(x.clamp(-FP4_MOST, FP4_MOST).numpy().astype(FLOAT4).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -215,9 +208,9 @@ class NetworkInterpreter:
         return {
             "CONSTANT": (trt.IConstantLayer, lambda layer, inputs: inputs[0]),
             "ELEMENTWISE": (trt.IElementWiseLayer, self._elementwise),
-            "UNARY": (trt.IUnaryLayer, self._unary),
+            "UNARY": (trt.IUnaryLayer, lambda layer, inputs: _UNARY[_name_member(layer.op)](inputs[0])),
             "ACTIVATION": (trt.IActivationLayer, self._activation),
-            "CAST": (trt.ICastLayer, self._cast),
+            "CAST": (trt.ICastLayer, lambda layer, inputs: inputs[0].to(self._result_type(layer.to_type))),
             "GATHER": (trt.IGatherLayer, self._gather),
             "REDUCE": (trt.IReduceLayer, self._reduce),
             "SHUFFLE": (trt.IShuffleLayer, self._shuffle),
@@ -235,17 +228,11 @@ class NetworkInterpreter:
         a, b = (self._widen(x) for x in inputs)
         return _ELEMENTWISE[_name_member(layer.op)](a, b)
 
-    def _unary(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
-        return _UNARY[_name_member(layer.op)](inputs[0])
-
     def _activation(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         # IActivationLayer.type hides the layer's own type.
         if layer.type != self.trt.ActivationType.SIGMOID:
             raise GateError(f"layer {layer.name} is the activation {layer.type}, not SIGMOID")
         return torch.sigmoid(inputs[0])
-
-    def _cast(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
-        return inputs[0].to(self._result_type(layer.to_type))
 
     def _gather(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         data, indices = inputs[0], inputs[1].long()
