@@ -20,7 +20,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from enginix.errors import GateError, MachineError, ManifestError
 from enginix.evaluation.engine_protocol import answers_origin, engine_questions
 from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions, TokenizedText
 from enginix.files import dump_json, write_text
-from enginix.kinds.edgellm.serve import EdgellmServeOptions, ServerCommand, prepare_server
+from enginix.kinds.edgellm.serve import ServerCommand, prepare_server
 from enginix.ports import choose_loopback_port
 from enginix.process_group import signal_group
 from enginix.work_directory import new_directory
@@ -46,25 +45,22 @@ _VERSIONS = (
 )
 
 
-@dataclass(frozen=True)
-class EdgellmAskOptions:
-    """Options for asking an engine.
+def ask_edgellm_engine(
+    engine: Path,
+    model: Path,
+    questions_file: Path,
+    out: Path,
+    *,
+    python: Path | None = None,
+    driver: Path | None = None,
+    stall: float = 1800.0,
+) -> None:
+    """Ask an engine all questions; ``out`` is complete at the end, or absent.
 
-    Attributes:
+    Args:
         python: the Python that has the wheel and TensorRT; None takes this one.
         driver: directory of the GPU driver in place of the machine's.
         stall: seconds without an answer after which the server counts as hung.
-    """
-
-    python: Path | None = None
-    driver: Path | None = None
-    stall: float = 1800.0
-
-
-def ask_edgellm_engine(
-    engine: Path, model: Path, questions_file: Path, out: Path, ask_options: EdgellmAskOptions
-) -> None:
-    """Ask an engine all questions; ``out`` is complete at the end, or absent.
 
     Raises:
         ManifestError: not an Edge-LLM engine that the server takes, or one of another model.
@@ -87,15 +83,13 @@ def ask_edgellm_engine(
         (state / "key").touch(0o600)
         (state / "key").write_text(key + "\n")
         port = choose_loopback_port()
-        python, driver = ask_options.python, ask_options.driver
-        options = EdgellmServeOptions(
-            state / "s", port=port, key_file=state / "key", python=python, driver=driver
-        )
         (state / "s").mkdir()
-        command = prepare_server(engine, model, options)
+        command = prepare_server(
+            engine, model, state / "s", port=port, key_file=state / "key", python=python, driver=driver
+        )
         versions = process.run_program([python or sys.executable, "-c", _VERSIONS], cwd=state)
         console.print_message(f"asking {engine_manifest.name} by its own server")
-        with _run_server(command, state / "log", port, key, ask_options.stall) as ask_one:
+        with _run_server(command, state / "log", port, key, stall) as ask_one:
             asker = _EdgellmAsker(ask_one, limit, longest)
             answers = asker.ask_everything(question_set)
         executed_by = {

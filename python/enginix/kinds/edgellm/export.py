@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from enginix import __version__, console, manifest, process
 from enginix.digests import SourceWatch, digest_file
 from enginix.errors import MachineError, UsageError
-from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
+from enginix.kinds.edgellm import checks, graph, options, source
 from enginix.kinds.edgellm.errors import ExportError, name_final_directory
 from enginix.kinds.edgellm.execution import direct_graph, export_gate
 from enginix.kinds.edgellm.source import ExportSource
@@ -42,21 +41,6 @@ EXPORT_DISK_FACTOR, QUANTIZED_DISK_FACTOR = 1.2, 2.3
 _DEVICE_FULL = ("No space left on device", "Errno 28", "SIGBUS")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours that PyTorch writes into its errors
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Exit)\b.*:")
-
-
-@dataclass(frozen=True)
-class EdgellmExportOptions:
-    """Options of an export.
-
-    Attributes:
-        name: name of the export; None takes the model's.
-        exporter: the program; None takes the one beside this Python, or on PATH.
-        flags: options of edgellm.json's section export.
-    """
-
-    name: str | None = None
-    exporter: Path | None = None
-    flags: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_program(name: str, given: Path | None) -> Path:
@@ -156,8 +140,20 @@ def _list_tool_versions() -> dict[str, str]:
     return versions
 
 
-def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | None = None) -> Manifest:
+def export_model(
+    model: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    exporter: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Manifest:
     """Export a model; the directory is complete and checked, or absent.
+
+    Args:
+        name: name of the export; None takes the model's.
+        exporter: the program; None takes the one beside this Python, or on PATH.
+        flags: options of edgellm.json's section export.
 
     Raises:
         ModelError: the model is incomplete, damaged, of another architecture, or has no chat template.
@@ -165,12 +161,11 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
         MachineError: the exporter is missing, or disk or memory are short.
     """
     require_absent(out)
-    export_options = export_options or EdgellmExportOptions()
-    flags = options.check_stage_options("export", export_options.flags)
+    flags = options.check_stage_options("export", flags or {})
     model_source = source.read_export_source(model)
     if flags.get("fp8Embedding") and model_source.model.hidden_size % 16:
         raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
-    program = find_program(EXPORTER, export_options.exporter)
+    program = find_program(EXPORTER, exporter)
     watch, identity = SourceWatch(model), read_model_identity(model)
     with new_directory(out) as partial, name_final_directory(partial, out, "export"):
         _require_disk_space(model_source, partial)
@@ -185,7 +180,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
                 direct_graph.start_recording(model, engine, environment) as finish_recording,
             ):
                 _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
-                stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
+                graph.strip_stack_traces(partial / "llm" / "model.onnx")
                 results = checks.check_exported_model(
                     partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
                 )
@@ -207,7 +202,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
             )
         export_manifest = Manifest(
             artefact="export",
-            name=export_options.name or manifest.read_artefact_name(model),
+            name=name or manifest.read_artefact_name(model),
             kind="edgellm",
             model={
                 "architecture": model_source.model.architecture,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from enginix.kinds.edgellm.errors import ExportError
 
 PLUGIN_DOMAIN = "trt_edgellm"
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+TRACE_KEY = "pkg.torch.onnx.stack_trace"
 # ONNX element type → NumPy's, for the types that Edge-LLM's exporter writes; None for two elements a byte.
 _DTYPES: dict[str, Any] = {
     "FLOAT": np.float32, "FLOAT16": np.float16, "BFLOAT16": ml_dtypes.bfloat16,
@@ -166,6 +168,45 @@ def _read_constant(tensor: Any, onnx: Any, folder: Path, files: dict[str, Any], 
     return Constant(tensor.name, dtype, shape, data)
 
 
+def _load_model(path: Path) -> Any:
+    import onnx
+
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as e:
+        raise ExportError("the exporter wrote no graph", where=path, fix=_AGAIN) from e
+    except Exception as e:  # protobuf's own errors share no base class over its versions
+        raise ExportError(f"not an ONNX file: {e}", where=path, fix=_AGAIN) from e
+
+
+def _remove_traces(entries: Any) -> None:
+    remaining = [(e.key, e.value) for e in entries if e.key != TRACE_KEY]
+    del entries[:]
+    for key, value in remaining:
+        entry = entries.add()
+        entry.key, entry.value = key, value
+
+
+def strip_stack_traces(path: Path) -> None:
+    """Remove the stack traces that PyTorch writes into each node of an exported graph.
+
+    They name the directory that Python is installed in, would tie the export to that Python, and make two
+    installations' exports differ.
+
+    Raises:
+        ExportError: not an ONNX graph, or the graph still names this Python's directory.
+    """
+    model = _load_model(path)
+    graph = model.graph
+    parts = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, model)
+    for part in parts:
+        _remove_traces(part.metadata_props)
+    data = model.SerializeToString(deterministic=True)
+    if sys.prefix.encode() in data:
+        raise ExportError(f"the graph names {sys.prefix}, where this Python is installed", where=path)
+    path.write_bytes(data)
+
+
 def read_graph(path: Path) -> Graph:
     """Read ``model.onnx`` and map the data beside it.
 
@@ -175,13 +216,7 @@ def read_graph(path: Path) -> Graph:
     """
     import onnx
 
-    where = str(path)
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError as e:
-        raise ExportError("the exporter wrote no graph", where=where, fix=_AGAIN) from e
-    except Exception as e:  # protobuf's own errors share no base class over its versions
-        raise ExportError(f"not an ONNX file: {e}", where=where, fix=_AGAIN) from e
+    where, model = str(path), _load_model(path)
     graph = model.graph
     if not graph.node or not graph.initializer:
         raise ExportError("the graph is empty", where=where, fix=_AGAIN)

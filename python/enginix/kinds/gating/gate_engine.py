@@ -138,8 +138,8 @@ def _ask_engine(
     else:
         from enginix.kinds.edgellm import edgellm_asker
 
-        edgellm_options = edgellm_asker.EdgellmAskOptions(args.python, args.driver, stall)
-        edgellm_asker.ask_edgellm_engine(args.engine, model, work, answers_directory, edgellm_options)
+        paths = (args.engine, model, work, answers_directory)
+        edgellm_asker.ask_edgellm_engine(*paths, python=args.python, driver=args.driver, stall=stall)
     return answers_directory
 
 

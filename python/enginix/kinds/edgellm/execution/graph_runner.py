@@ -57,11 +57,13 @@ def _make_operators(rounded: bool) -> list[type]:
     from onnx.reference.op_run import OpRun
     from onnx.reference.ops import load_op
 
-    def make_plugin(domain: str, name: str, definition: PluginNode) -> type:
-        def run(self: Any, *inputs: Array, **_: Any) -> tuple[Array, ...]:
-            return definition.compute(_read_attributes(self.onnx_node), inputs, rounded)
+    def make_operator(name: str, run: Any, base: type = OpRun, domain: str = "") -> type:
+        return type(name, (base,), {"op_domain": domain, "_run": run})
 
-        return type(name, (OpRun,), {"op_domain": domain, "_run": run})
+    def make_plugin(definition: PluginNode) -> Any:
+        return lambda self, *inputs, **_: definition.compute(
+            _read_attributes(self.onnx_node), inputs, rounded
+        )
 
     def multiply(self: Any, a: Array, b: Array) -> tuple[Array]:
         # NumPy multiplies float16 without BLAS; sums are in float32, as on a GPU.
@@ -83,10 +85,9 @@ def _make_operators(rounded: bool) -> list[type]:
         with np.errstate(over="ignore"):
             return ((1 / (1 + np.exp(-x.astype(np.float32)))).astype(x.dtype),)
 
-    def make_operator(name: str, run: Any, base: type = OpRun) -> type:
-        return type(name, (base,), {"op_domain": "", "_run": run})
-
-    operators = [make_plugin(domain, name, row) for (domain, name), row in PLUGIN_NODES.items()]
+    operators = [
+        make_operator(name, make_plugin(row), domain=domain) for (domain, name), row in PLUGIN_NODES.items()
+    ]
     operators += [make_operator("Sigmoid", squash), make_operator("MatMul", multiply)]
     operators.append(make_operator("Gemm", multiply_transposed))
     if rounded:

@@ -23,6 +23,7 @@ import transformers
 
 from enginix.errors import EnginixError, ModelError
 from enginix.kinds.edgellm.execution.plugin_nodes import FLOAT4_MOST, FLOAT8_MOST, FP4_BLOCK, GAIN_EXPONENT
+from enginix.kinds.edgellm.int4_layouts import BIAS, read_checkpoint_codes, split_nibbles
 from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
@@ -72,16 +73,13 @@ class CheckpointTensors:
             return self.read(name) * self.read(f"{base}.weight_scale").reshape(-1, 1)
         data = self._map(name)
         if f"{base}.weight_scale_2" in self:
-            codes = np.stack([data & 15, data >> 4], axis=-1).reshape(data.shape[0], -1)
+            codes = split_nibbles(data).reshape(data.shape[0], -1)
             values = torch.from_numpy(codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32))
             scale = self.read(f"{base}.weight_scale") * self.read(f"{base}.weight_scale_2")
             return values * scale.repeat_interleave(FP4_BLOCK, dim=1)
-        signed = np.stack([data & 15, data >> 4], axis=1).reshape(-1, data.shape[1]).astype(np.int8)
-        signed[signed > 7] -= 16
+        signed = torch.from_numpy(read_checkpoint_codes(data).astype(np.float32) - BIAS)
         scale = self.read(f"{base}.weight_scale").reshape(signed.shape[0], -1)
-        return torch.from_numpy(signed.astype(np.float32)) * scale.repeat_interleave(
-            signed.shape[1] // scale.shape[1], dim=1
-        )
+        return signed * scale.repeat_interleave(signed.shape[1] // scale.shape[1], dim=1)
 
     def find_quantizer(self, base: str) -> Quantizer:
         """Return what a matrix's inputs pass before it: (inputs, whether quantizers round) → inputs."""

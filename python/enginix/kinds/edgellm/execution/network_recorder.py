@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from enginix.errors import GateError
 from enginix.kinds.edgellm.execution.recorded_layers import DataType, ITensor, Layer, Weights
@@ -132,12 +133,10 @@ class Network:
 
     def _write_external(self, tensor: Any, data: bytes) -> None:
         with self.data.open("ab") as f:
-            described = {"location": self.data.name, "offset": str(f.tell()), "length": str(len(data))}
+            tensor.raw_data = b""  # the helper wants one
+            set_external_data(tensor, self.data.name, f.tell(), len(data))
             f.write(data)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in described.items():
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, value
+        tensor.ClearField("raw_data")
 
     def add_cast(self, x: ITensor, dtype: DataType) -> Layer:
         layer = self._add_node("Cast", [x], dtype, lambda: x.shape, to=dtype.value)
