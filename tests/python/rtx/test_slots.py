@@ -143,7 +143,7 @@ def test_cancelled_requests_free_their_slots(make: Callable[..., SlotScheduler])
     assert events.said("long")[1] == events.said("waiting")[1] == "cancelled"
     assert events.said("next") == ([6, 7], "length")
     # A new sequence begins at the first position of the slot.
-    assert backend.steps[-2].write_indices.tolist() == [0]
+    assert backend.steps[-2]["write_indices"].tolist() == [0]
 
 
 def test_a_prompt_is_cancelled_between_its_pieces(make: Callable[..., SlotScheduler]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +49,13 @@ def read_model_texts(model: Path, config: Mapping[str, Any], vocabulary: int) ->
     settings = read_object(model / SETTINGS_FILE)
     template = read_chat_template(model)
     prompt = _render_question(template, settings, model)
-    end_tokens = _read_end_tokens(model, vocabulary)
+    end_tokens = list_named_end_tokens(model)
+    if beyond := [token for token in end_tokens if token >= vocabulary]:
+        raise ModelError(
+            f"eos_token_id {beyond[0]} is beyond the model's {vocabulary} tokens: no answer would end",
+            where=model,
+            fix=f"correct it in {' or '.join(END_TOKEN_FILES)}",
+        )
     strange = _check_token_ids(model, vocabulary)
     notes = []
     named = sorted(text for text in strange if text in template or text in prompt)
@@ -156,45 +160,19 @@ def _choose_template(value: Any, path: Path) -> str | None:
 
 
 def _render_question(template: str, settings: Mapping[str, Any], model: Path) -> str:
-    """Render one question as transformers does (utils/chat_template_utils.py), and return the prompt."""
+    """Render one question as transformers does, and return the prompt."""
     import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-    class Generation(Extension):  # type: ignore[misc, unused-ignore]
-        """The tag that marks what the assistant said."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, **{"ensure_ascii": False, **options}
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime(2026, 1, 1).strftime(form)
     special = {
         key: value.get("content") if isinstance(value, dict) else value
         for key, value in settings.items()
         if key.endswith("_token") and value is not None
     }
     try:
-        prompt = environment.from_string(template).render(
-            messages=[{"role": "user", "content": _QUESTION}],
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            **special,
+        messages = [{"role": "user", "content": _QUESTION}]
+        (prompt,), _ = render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=True, **special
         )
     except jinja2.TemplateSyntaxError as e:
         raise ModelError(
@@ -215,17 +193,6 @@ def _render_question(template: str, settings: Mapping[str, Any], model: Path) ->
             "the chat template leaves a user's question out of the prompt", where=str(model), fix=_AGAIN
         )
     return str(prompt)
-
-
-def _read_end_tokens(model: Path, vocabulary: int) -> tuple[int, ...]:
-    tokens = list_named_end_tokens(model)
-    if beyond := [token for token in tokens if token >= vocabulary]:
-        raise ModelError(
-            f"eos_token_id {beyond[0]} is beyond the model's {vocabulary} tokens: no answer would end",
-            where=str(model),
-            fix=f"correct it in {' or '.join(END_TOKEN_FILES)}",
-        )
-    return tokens
 
 
 def _check_token_ids(model: Path, vocabulary: int) -> dict[str, int]:
