@@ -202,7 +202,7 @@ def build_edgellm_engine(
     export_manifest = manifest.read_manifest(export, "export")
     if export_manifest.kind != "edgellm":
         raise ManifestError(
-            f"an export of kind {export_manifest.kind}", where=str(export), fix="run enginix edgellm-export"
+            f"an export of kind {export_manifest.kind}", where=export, fix="run enginix edgellm-export"
         )
     watch = SourceWatch(export, model)
     require_unchanged(export)
@@ -282,7 +282,7 @@ def describe_built_graph(export_manifest: Manifest, builder: str, export: Path) 
     if "refused" in evidence:
         raise ManifestError(
             f"the gate export refused the direct builder's graph of this model: {evidence['refused']}",
-            where=str(export),
+            where=export,
             fix="build with builder onnx, of which the gate passed, or by another kind",
         )
     return {
@@ -342,13 +342,13 @@ def _run_builder(command: list[str], model: Path, gpus: Mapping[str, str]) -> in
             + ", ".join(sorted({row["tensorrt"] for row in load_table("edgellm")["payloads"]})),
         )
     if "No space left on device" in text:
-        raise MachineError("the disk is full", where=str(model), fix="free disk space, or choose another -o")
+        raise MachineError("the disk is full", where=model, fix="free disk space, or choose another -o")
     if "out of memory" in text.lower():
         raise MachineError(
-            "the builder ran out of memory", where=str(model), fix="lower maxBatchSize or maxKvCacheCapacity"
+            "the builder ran out of memory", where=model, fix="lower maxBatchSize or maxKvCacheCapacity"
         )
     last = process.read_last_line(text).strip()
-    raise MachineError(f"the builder ended with status {done.returncode}: {last[:400]}", where=str(model))
+    raise MachineError(f"the builder ended with status {done.returncode}: {last[:400]}", where=model)
 
 
 def _check_built_engine(
@@ -356,7 +356,7 @@ def _check_built_engine(
 ) -> None:
     engine_file = engine / "llm.engine"
     if not engine_file.is_file() or engine_file.stat().st_size == 0:
-        raise ExportError("the builder reported success without an llm.engine", where=str(engine))
+        raise ExportError("the builder reported success without an llm.engine", where=engine)
     config = read_object(engine / "config.json")
     where, stated_limits = str(engine / "config.json"), config.get("builder_config")
     for name in _LIMIT_FLAGS:

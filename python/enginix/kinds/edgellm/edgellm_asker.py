@@ -70,14 +70,14 @@ def ask_edgellm_engine(
     engine_manifest = manifest.read_manifest(engine, "engine")
     if engine_manifest.kind != "edgellm":
         raise ManifestError(
-            f"an engine of kind {engine_manifest.kind}", where=str(engine), fix="pass one of kind edgellm"
+            f"an engine of kind {engine_manifest.kind}", where=engine, fix="pass one of kind edgellm"
         )
     question_set = engine_questions.read_engine_questions(questions_file)
     limits = engine_manifest.options.get("limits", {})
     try:
         limit, longest = int(limits["maxKvCacheCapacity"]), int(limits["maxInputLen"])
     except (KeyError, TypeError, ValueError) as e:
-        raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again") from e
+        raise ManifestError(f"limits are {limits!r}", where=engine, fix="build this engine again") from e
     with tempfile.TemporaryDirectory(prefix="enginix-") as name, new_directory(out) as partial:
         state, key = Path(name), secrets.token_hex(16)
         (state / "key").touch(0o600)

@@ -51,7 +51,7 @@ def find_program(name: str, given: Path | None) -> Path:
     """
     if given is not None:
         if not os.access(given, os.X_OK):
-            raise MachineError("not a program", where=str(given))
+            raise MachineError("not a program", where=given)
         return Path(os.path.abspath(given))
     beside = Path(sys.executable).parent / name
     program = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
@@ -82,23 +82,23 @@ def make_private_environment(work: Path) -> dict[str, str]:
 def explain_export_failure(status: int, output: str, model: Path, out: Path) -> Exception:
     """Return the error for a failed run of the exporter, which writes to ``out``."""
     if any(sign in output for sign in _DEVICE_FULL) or status == -7:
-        return MachineError("the disk is full", where=str(out), fix="free disk space, or choose another -o")
+        return MachineError("the disk is full", where=out, fix="free disk space, or choose another -o")
     if status == -9:
         return MachineError(
             "the exporter was killed, as the kernel does when memory is short",
-            where=str(model),
+            where=model,
             fix="export on a machine with about twice the weights' size in memory, and 1 GB",
         )
     for row in load_table("edgellm")["failures"]:
         if row["pattern"] in output:
-            return ExportError(row["what"], where=str(model), fix=row["fix"])
+            return ExportError(row["what"], where=model, fix=row["fix"])
     lines = [line.strip() for line in _ESCAPES.sub("", output).splitlines() if line.strip()]
     error_line = next(
         (line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "no output"
     )
     return ExportError(
         f"{EXPORTER} ended with status {status}: {error_line[:400]}",
-        where=str(model),
+        where=model,
         fix="docs/reference/edgellm.md lists what is known to export; if this model is among it, report the "
         "line above to github.com/NVIDIA/TensorRT-Edge-LLM",
     )
@@ -111,7 +111,7 @@ def _require_disk_space(model_source: ExportSource, out: Path) -> None:
     if free < needed:
         raise MachineError(
             f"the disk is full: {free >> 20} MiB free, the export needs about {int(needed) >> 20} MiB",
-            where=str(out),
+            where=out,
             fix="free disk space, or choose another -o",
         )
 
@@ -164,7 +164,7 @@ def export_model(
     flags = options.check_stage_options("export", flags or {})
     model_source = source.read_export_source(model)
     if flags.get("fp8Embedding") and model_source.model.hidden_size % 16:
-        raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
+        raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=model)
     program = find_program(EXPORTER, exporter)
     watch, identity = SourceWatch(model), read_model_identity(model)
     with new_directory(out) as partial, name_final_directory(partial, out, "export"):
@@ -240,11 +240,11 @@ def _tidy_export(partial: Path, model: Path) -> None:
     """Make the files readable, and refuse the build's paths in them, which would keep the weights alive."""
     for path in sorted(partial.rglob("*")):
         if path.is_symlink():
-            raise ExportError(f"the exporter left a link: {path.name}", where=str(partial))
+            raise ExportError(f"the exporter left a link: {path.name}", where=partial)
         path.chmod(0o755 if path.is_dir() else 0o644)
     for path in sorted((partial / "llm").iterdir()):
         if path.suffix in (".json", ".jinja", ".onnx"):
             data = path.read_bytes()
             for trace in (os.path.abspath(model), str(partial)):
                 if trace.encode() in data:
-                    raise ExportError(f"{path.name} names the build's directory {trace}", where=str(partial))
+                    raise ExportError(f"{path.name} names the build's directory {trace}", where=partial)

@@ -188,7 +188,7 @@ def check_scales(graph: Graph, tensors: Mapping[str, TensorInfo]) -> dict[str, A
             raise ExportError(
                 f"the product of {base} has {difference}: a scale of another projection, or one that float16 "
                 f"changes by more than {SCALE_ERROR:.0%}",
-                where=str(graph.path),
+                where=graph.path,
                 fix=_FIX,
             )
         count += 1

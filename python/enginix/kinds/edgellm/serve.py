@@ -66,12 +66,12 @@ def check_key_file(path: Path) -> None:
     try:
         mode, text = path.stat().st_mode, path.read_text("utf-8").strip()
     except (OSError, ValueError) as e:
-        raise UsageError(f"the API key cannot be read: {e}", where=str(path)) from e
+        raise UsageError(f"the API key cannot be read: {e}", where=path) from e
     if not text or any(c.isspace() or not c.isprintable() for c in text):
-        raise UsageError("the file does not hold one key in one line", where=str(path))
+        raise UsageError("the file does not hold one key in one line", where=path)
     if mode & stat.S_IROTH:
         raise UsageError(
-            "everybody can read the API key", where=str(path), fix="chmod 600, or pass a systemd credential"
+            "everybody can read the API key", where=path, fix="chmod 600, or pass a systemd credential"
         )
 
 
@@ -118,13 +118,13 @@ def prepare_server(
     if engine_manifest.kind != "edgellm":
         raise ManifestError(
             f"an engine of kind {engine_manifest.kind}",
-            where=str(engine),
+            where=engine,
             fix="enginix serve takes that kind",
         )
     if engine_manifest.options.get("builder") != "direct":
         raise ManifestError(
             "built from the ONNX export, for NVIDIA's C++ runtime; tensorrt-edgellm-serve does not take it",
-            where=str(engine),
+            where=engine,
             fix='build it with builder "direct", or run llm_inference on it',
         )
     require_unchanged(engine)
@@ -171,7 +171,7 @@ def _find_bundle(
 def _link_engine(engine: Path, bundle: Path, cache: Path) -> None:
     # Resolved: a link in the cache may lead elsewhere, and the directory is removed below.
     if not (bundle.parent.resolve() / bundle.name).is_relative_to(cache.resolve()):
-        raise MachineError("the server's path for its engine is outside its cache", where=str(bundle))
+        raise MachineError("the server's path for its engine is outside its cache", where=bundle)
     try:
         # The server touches the directory, so it is a real one; the files are links.
         shutil.rmtree(bundle, ignore_errors=True)
@@ -180,6 +180,4 @@ def _link_engine(engine: Path, bundle: Path, cache: Path) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.abspath(path))
     except OSError as e:
-        raise MachineError(
-            f"cannot write: {e.strerror}", where=str(cache), fix="pass a writable --state"
-        ) from e
+        raise MachineError(f"cannot write: {e.strerror}", where=cache, fix="pass a writable --state") from e

@@ -320,6 +320,6 @@ def require_covered_context(config: ModelConfig, capacity: int) -> None:
             f"maxKvCacheCapacity {capacity} is beyond max_position_embeddings "
             f"{config.max_position_embeddings}, "
             "which the runtime refuses with dynamic rope scaling",
-            where=str(config.directory / "config.json"),
+            where=config.directory / "config.json",
             fix=f"lower maxKvCacheCapacity to {config.max_position_embeddings}",
         )

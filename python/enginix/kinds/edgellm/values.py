@@ -83,6 +83,17 @@ class Expected:
         for begin in range(0, rows, step):
             yield begin, self.rows(begin, min(rows, begin + step))
 
+    def equals(self, stored: Bits | Expected) -> bool:
+        """Tell whether bits, or another tensor in its type, have the same shape and values."""
+        if stored.shape != self.shape:
+            return False
+        for begin, part in self.blocks():
+            end = begin + len(part)
+            other = stored.rows(begin, end) if isinstance(stored, Expected) else stored[begin:end]
+            if not np.array_equal(part, other):
+                return False
+        return True
+
 
 def view_bits(array: npt.NDArray[Any]) -> Bits:
     """Return an unsigned view, to compare with ``Expected.rows``."""

@@ -55,7 +55,7 @@ def check_checkpoint_support(
     table = load_table("rtx")
 
     def refuse(what: str, fix: str) -> None:
-        raise CheckpointError(f"kind rtx: {what}", where=str(checkpoint / "config.json"), fix=fix)
+        raise CheckpointError(f"kind rtx: {what}", where=checkpoint / "config.json", fix=fix)
 
     if config.architecture not in table["architectures"]["taken"]:
         taken = ", ".join(table["architectures"]["taken"])
@@ -144,7 +144,7 @@ def require_engine_checkpoint(engine: Path, checkpoint: Path) -> None:
     if built_from != identity:
         raise ManifestError(
             f"the engine was built from another checkpoint than {checkpoint}, or that one changed",
-            where=str(engine),
+            where=engine,
             fix="pass the checkpoint that the engine was built from",
         )
     require_unchanged(checkpoint)

@@ -101,7 +101,7 @@ def build_rtx_engine(
     shape = checkpoint_support.resolve_engine_shape(given, config.context)
     refuse_other_artefact(model)
     if not has_config:
-        raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
+        raise ModelError("no config.json", where=model, fix="pass the Hugging Face model's directory")
     require_fast_tokenizer(model)
     require_unchanged(checkpoint)
     inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)

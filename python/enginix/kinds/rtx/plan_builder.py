@@ -49,7 +49,7 @@ def read_plan_header(path: Path) -> PlanHeader:
     with path.open("rb") as file:
         head = file.read(64)
     if len(head) < 64 or not head.startswith(row["magic"].encode()):
-        raise PlanError(f"begins with {head[:4]!r}, not {row['magic']!r}", where=str(path), fix=_REBUILD)
+        raise PlanError(f"begins with {head[:4]!r}, not {row['magic']!r}", where=path, fix=_REBUILD)
     (length,) = struct.unpack_from("<Q", head, row["lengthOffset"])
     version = ".".join(map(str, head[row["versionOffset"] : row["versionOffset"] + 4]))
     mask = head[row["targetsOffset"]]
@@ -57,7 +57,7 @@ def read_plan_header(path: Path) -> PlanHeader:
     if unknown:
         raise PlanError(
             f"is for GPUs that were not asked for: mask {mask:#04x}, unknown {unknown:#04x}",
-            where=str(path),
+            where=path,
             fix=_REBUILD,
         )
     return PlanHeader(length, version, tuple(sorted(int(sm) for sm, bit in bits.items() if mask & bit)))
@@ -76,7 +76,7 @@ def check_plan_header(path: Path, version: str, targets: Collection[int]) -> Pla
         ("target SMs", list(header.targets), sorted(targets)),
     ):
         if stated != expected:
-            raise PlanError(f"{what} is {stated}, expected {expected}", where=str(path), fix=_REBUILD)
+            raise PlanError(f"{what} is {stated}, expected {expected}", where=path, fix=_REBUILD)
     return header
 
 

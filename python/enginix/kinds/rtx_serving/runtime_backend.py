@@ -136,7 +136,7 @@ class RuntimeBackend:
         except torch.OutOfMemoryError as e:
             raise MachineError(
                 f"out of memory while allocating the KV cache: {e}",
-                where=str(d.plan),
+                where=d.plan,
                 fix="end what uses the GPU, or build the engine with lower --max-seq-len or --max-batch-size",
             ) from e
 
@@ -154,7 +154,7 @@ class RuntimeBackend:
     def _explain_failure(self, what: str, fix: str = "report it with this message") -> MachineError:
         """Return the error of what failed, with the runtime's last messages."""
         reasons = "; ".join(self._log.errors[-_SHOWN:]) or "TensorRT for RTX says nothing of it"
-        return MachineError(f"{what}: {reasons}", where=str(self._description.plan), fix=fix)
+        return MachineError(f"{what}: {reasons}", where=self._description.plan, fix=fix)
 
     def _load_plan(self) -> Any:
         path = self._description.plan
@@ -189,7 +189,7 @@ class RuntimeBackend:
         if differences:
             raise MachineError(
                 "the plan's tensors are not those of engine.json: " + "; ".join(differences[:_SHOWN]),
-                where=str(d.plan),
+                where=d.plan,
                 fix="build the engine again",
             )
 

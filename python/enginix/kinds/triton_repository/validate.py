@@ -42,7 +42,7 @@ def validate_repository(
         RepositoryError: the first mistake; its fix lists the others.
     """
     if not repository.is_dir():
-        raise RepositoryError("no such directory", where=str(repository))
+        raise RepositoryError("no such directory", where=repository)
     configs: dict[str, Any] = {}
     problems: list[PlacedMistake] = []
     for directory in sorted(p for p in repository.iterdir() if p.is_dir()):

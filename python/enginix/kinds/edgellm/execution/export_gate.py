@@ -243,7 +243,7 @@ def ask_model(
                 last = process.read_last_line(done.stderr, f"status {done.returncode}").strip()[:300]
                 raise ModelError(
                     f"transformers cannot compute the model's logits: {last}",
-                    where=str(source.directory),
+                    where=source.directory,
                     fix="the gate export needs them; see that transformers loads this model",
                 )
             return ModelAnswers(*np.load(out))

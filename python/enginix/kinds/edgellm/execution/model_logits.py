@@ -48,9 +48,9 @@ class CheckpointTensors:
     def _map(self, name: str) -> np.ndarray[Any, Any]:
         info = self.weights.tensors.get(name)
         if info is None:
-            raise ModelError(f"tensor {name} is missing", where=str(self.weights.directory))
+            raise ModelError(f"tensor {name} is missing", where=self.weights.directory)
         if info.dtype not in (*FLOAT_DTYPES, "F8_E4M3", "I8", "U8"):
-            raise ModelError(f"tensor {name} is of type {info.dtype}", where=str(info.path))
+            raise ModelError(f"tensor {name} is of type {info.dtype}", where=info.path)
         return map_tensor(info)
 
     def read(self, name: str) -> torch.Tensor:
@@ -159,7 +159,7 @@ def _load_on_use(network: torch.nn.Module, tensors: CheckpointTensors) -> None:
             if value.shape != expected.shape:
                 raise ModelError(
                     f"tensor {full} is {list(value.shape)}, config.json makes it {list(expected.shape)}",
-                    where=str(tensors.weights.directory),
+                    where=tensors.weights.directory,
                 )
             module._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
         if not isinstance(module, torch.nn.Linear):

@@ -7,7 +7,7 @@ bytes. It is no TensorRT: it compiles nothing, and a call that it does not know 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from enginix.errors import GateError
-from enginix.kinds.edgellm.execution.recorded_layers import DataType, ITensor, Layer, Weights
+from enginix.kinds.edgellm.execution.recorded_layers import DataType, Dims, Emit, ITensor, Layer, Weights
 from enginix.kinds.edgellm.graph import PLUGIN_DOMAIN
 
 # Bytes of a constant that stays in the graph; others go to a file, as ONNX's limit is 2 GiB.
@@ -81,13 +81,7 @@ class Network:
         self.constants[name] = numpy_helper.from_array(np.asarray(array), name)
         return name
 
-    def _add(
-        self,
-        emit: Callable[[Layer], None],
-        inputs: Sequence[ITensor],
-        dtype: DataType,
-        dims: Callable[[], tuple[int, ...]],
-    ) -> Layer:
+    def _add(self, emit: Emit, inputs: Sequence[ITensor], dtype: DataType, dims: Dims) -> Layer:
         layer = Layer(self, emit, inputs)
         layer.add_output(dtype, dims)
         return layer
@@ -97,7 +91,7 @@ class Network:
         op: str,
         inputs: Sequence[ITensor],
         dtype: DataType,
-        dims: Callable[[], tuple[int, ...]],
+        dims: Dims,
         domain: str = "",
         *,
         known: Sequence[str] = (),
@@ -217,8 +211,6 @@ class Network:
             elif not shape:
                 self.write_node("Identity", [source], [out])
 
-        layer = Layer(self, emit, [x])
-
         def dims() -> tuple[int, ...]:
             if len(layer.inputs) > 1:
                 shape = layer.inputs[1].elements
@@ -228,7 +220,7 @@ class Network:
             order = layer.settings.get("second_transpose", range(len(shape)))
             return tuple(shape[n] for n in order)
 
-        layer.add_output(x.dtype, dims)
+        layer = self._add(emit, [x], x.dtype, dims)
         return layer
 
     def add_shape(self, x: ITensor) -> Layer:
@@ -242,14 +234,12 @@ class Network:
             names = [t.name for t in layer.inputs]
             self.write_node("Concat", names, [layer.outputs[0].name], axis=layer.axis)
 
-        layer = Layer(self, emit, tensors)
-
         def dims() -> tuple[int, ...]:
             sizes = [t.shape[layer.axis] for t in tensors]
             joined = -1 if -1 in sizes else sum(sizes)
             return tuple(joined if n == layer.axis else d for n, d in enumerate(tensors[0].shape))
 
-        layer.add_output(tensors[0].dtype, dims)
+        layer = self._add(emit, tensors, tensors[0].dtype, dims)
         layer.outputs[0].known = lambda: tuple(n for t in tensors for n in t.elements)
         return layer
 
