@@ -67,6 +67,8 @@ def ask_edgellm_engine(
         MachineError: the wheel or TensorRT is missing, or the server ended.
         GateError: the server answered with an error, or did not answer.
     """
+    from safetensors.numpy import save_file
+
     engine_manifest = manifest.read_manifest(engine, "engine")
     if engine_manifest.kind != "edgellm":
         raise ManifestError(
@@ -90,65 +92,57 @@ def ask_edgellm_engine(
         versions = process.run_program([python or sys.executable, "-c", _VERSIONS], cwd=state)
         console.print_message(f"asking {engine_manifest.name} by its own server")
         with _run_server(command, state / "log", port, key, stall) as ask_one:
-            asker = _EdgellmAsker(ask_one, limit, longest)
-            answers = asker.ask_everything(question_set)
+            answers, tensors = _ask_everything(ask_one, question_set, limit, longest)
         executed_by = {
             **json.loads(versions.stdout),
             "runtime": engine_manifest.runtime,
             "server": "tensorrt-edgellm-serve",
             **_find_stand_in_mark(state / "log"),
         }
-        record = {
-            "format": 1,
-            "material": question_set.material,
-            "kind": "edgellm",
-            "by": executed_by,
-            **answers,
-        }
-        _write_tensors(asker.next, partial)
+        material = question_set.material
+        record = {"format": 1, "material": material, "kind": "edgellm", "by": executed_by, **answers}
+        save_file(tensors, partial / "said.safetensors")
         write_text(partial / "said.json", dump_json(record))
         answers_origin.write_answers_origin(engine, partial)
 
 
-class _EdgellmAsker:
-    def __init__(self, ask_one: Any, limit: int, longest: int) -> None:
-        self.ask_one, self.limit, self.longest = ask_one, limit, longest
-        self.next: dict[int, tuple[list[list[int]], list[list[float]]]] = {}
-        self.misread: dict[str, str] = {}
+def _ask_everything(
+    ask_one: Any, questions: EngineQuestions, limit: int, longest: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the record says of the answers, and the tensors beside it."""
+    import numpy as np
 
-    def ask_everything(self, questions: EngineQuestions) -> dict[str, Any]:
-        prompts, most, count = questions.prompts, questions.continued, questions.next
-        runs = {
-            "batch": self.run(prompts, most, count, together=True, keep=True),
-            "again": self.run(prompts, most, count, together=True),
-            "alone": self.run(prompts, most, count, together=False),
-            "replies": self.run(questions.questions, questions.answered, count, together=True),
-            "recalls": self.run(questions.recalls, questions.answered, count, together=False),
-        }
-        misread = [f"{text}: {why}" for text, why in sorted(self.misread.items())]
-        limits = {"limit": self.limit, "longest": self.longest}
-        return {"runs": runs, "passages": [], "absent": {"passages": NO_SCORES}, "misread": misread, **limits}
+    misread, tensors = dict[str, str](), dict[str, Any]()
 
-    def run(
-        self, texts: Sequence[TokenizedText], most: int, count: int, *, together: bool, keep: bool = False
-    ) -> list[dict[str, Any] | None]:
-        def one(numbered_text: tuple[int, TokenizedText]) -> dict[str, Any] | None:
+    def run(texts: Sequence[TokenizedText], most: int, *, workers: int = TOGETHER, keep: bool = False) -> Any:
+        def ask(numbered_text: tuple[int, TokenizedText]) -> dict[str, Any] | None:
             n, text = numbered_text
             length = len(text.tokens)
-            token_limit = min(most, self.limit - length) if length <= self.longest else 0
+            token_limit = min(most, limit - length) if length <= longest else 0
             if text.text is None or token_limit < 1:
                 return None
-            answer = self.ask_one(text.text, token_limit, count)
+            answer = ask_one(text.text, token_limit, questions.next)
             if answer["prompt"] != length:
-                self.misread[text.id] = f"{answer['prompt']} tokens, {length} by the model's tokenizer"
+                misread[text.id] = f"{answer['prompt']} tokens, {length} by the model's tokenizer"
             if keep and answer["ids"]:
-                self.next[n] = answer["ids"], answer["logs"]
+                tensors[f"next.{n}.ids"] = np.asarray(answer["ids"], np.int32)
+                tensors[f"next.{n}.logs"] = np.asarray(answer["logs"], np.float32)
             return {"tokens": answer["tokens"], "finish": answer["finish"]}
 
-        if not together:
-            return list(map(one, enumerate(texts)))
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            return list(pool.map(one, enumerate(texts)))
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(ask, enumerate(texts)))
+
+    runs = {
+        "batch": run(questions.prompts, questions.continued, keep=True),
+        "again": run(questions.prompts, questions.continued),
+        "alone": run(questions.prompts, questions.continued, workers=1),
+        "replies": run(questions.questions, questions.answered),
+        "recalls": run(questions.recalls, questions.answered, workers=1),
+    }
+    texts = [f"{text}: {why}" for text, why in sorted(misread.items())]
+    absent = {"passages": NO_SCORES}
+    record = {"runs": runs, "passages": [], "absent": absent, "misread": texts}
+    return {**record, "limit": limit, "longest": longest}, tensors
 
 
 def _find_stand_in_mark(log: Path) -> dict[str, str]:
@@ -157,17 +151,6 @@ def _find_stand_in_mark(log: Path) -> dict[str, str]:
         if line.startswith(MARK):
             return {"stand-in": line.removeprefix(MARK)[:200]}
     return {}
-
-
-def _write_tensors(following: dict[int, tuple[list[list[int]], list[list[float]]]], directory: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    tensors = {}
-    for n, (ids, logs) in following.items():
-        tensors[f"next.{n}.ids"] = np.asarray(ids, np.int32)
-        tensors[f"next.{n}.logs"] = np.asarray(logs, np.float32)
-    save_file(tensors, directory / "said.safetensors")
 
 
 @contextlib.contextmanager

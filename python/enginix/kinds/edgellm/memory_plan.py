@@ -17,8 +17,8 @@ from enginix.inspect import InspectedModel, ModelDescription
 from enginix.kinds.edgellm.build import (
     describe_other_ways,
     describe_payloads,
-    find_uncountable_limit,
     format_cpu,
+    require_buildable_limits,
 )
 from enginix.kinds.planning.plan_record import (
     BuildNeeds,
@@ -232,12 +232,7 @@ def _resolve_limits(request: PlanRequest) -> EdgellmPlanLimits:
         max_kv_cache_capacity=request.max_seq_len or rows["maxKvCacheCapacity"]["default"],
         kv_bits=read_kv_bits(request),
     )
-    if limits.max_input_len > limits.max_kv_cache_capacity:
-        raise UsageError(
-            f"--max-input-len {limits.max_input_len} is beyond --max-seq-len {limits.max_kv_cache_capacity}",
-            fix="raise --max-seq-len, which is the cache's capacity: prompt and answer",
-        )
-    beyond = find_uncountable_limit(limits.max_input_len, limits.max_batch_size, limits.max_kv_cache_capacity)
-    if beyond is not None:
-        raise UsageError(beyond, fix="lower one of the limits")
+    names = ("--max-input-len", "--max-batch-size", "--max-seq-len")
+    numbers = limits.max_input_len, limits.max_batch_size, limits.max_kv_cache_capacity
+    require_buildable_limits(*numbers, names=names)
     return limits

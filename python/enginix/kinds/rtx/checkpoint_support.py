@@ -29,15 +29,8 @@ UNQUANTIZED = "NO_QUANT"
 
 def list_checkpoint_formats(config: CheckpointConfig) -> tuple[str, ...]:
     """Return the number formats of a checkpoint's matrices, sorted; NO_QUANT among them."""
-    return tuple(
-        sorted(
-            {
-                algorithm_of(module, config) or UNQUANTIZED
-                for module in CheckpointLayout(config).rank(0)
-                if isinstance(module, LinearModule) and module.quantizable
-            }
-        )
-    )
+    modules = [m for m in CheckpointLayout(config).rank(0) if isinstance(m, LinearModule) and m.quantizable]
+    return tuple(sorted({algorithm_of(module, config) or UNQUANTIZED for module in modules}))
 
 
 def check_checkpoint_support(
@@ -122,7 +115,7 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
         UsageError: a limit is out of range, or above the model's context; names its flag.
     """
     rows: dict[str, Any] = load_table("rtx")["limits"]
-    most = {**{name: rows[name]["most"] for name in limits}}
+    most = {name: rows[name]["most"] for name in limits}
     most["maxSeqLen"] = min(most["maxSeqLen"], context)
     values = {}
     for name, given in limits.items():

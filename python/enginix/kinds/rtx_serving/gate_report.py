@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from enginix import console
 from enginix.compatibility.check import check_before_start, require_versions
@@ -27,7 +26,13 @@ def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) 
         MachineError: TensorRT for RTX is of another version than this package knows.
         EnginixError: the engine cannot be executed here; has the reason.
     """
-    machine = _check_gated_machine(asking)
+    console.print_message(f"note: {NEVER_EXECUTED if asking.checkpoint is None else INTERPRETED}")
+    live, machine = {"tensorrtRtx": import_tensorrt_rtx().__version__}, {}
+    if asking.checkpoint is not None:  # the interpreter runs on any machine
+        require_versions(asking.manifest, asking.engine, live)
+    else:
+        check_before_start(asking.manifest, asking.engine, asking.driver, live=live)
+        machine = {"driver": probe_machine(drivers.find_driver(asking.driver)).driver}
     write_questions()
     begun = time.monotonic()
     backend = load_step_backend(asking.engine, asking.checkpoint)
@@ -46,17 +51,3 @@ def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) 
         "a step": f"{times.step * 1000:.1f} ms, mean of {times.steps}",
     }
     return GateReport(answers, facts)
-
-
-def _check_gated_machine(asking: GateAsking) -> dict[str, Any]:
-    """Compare an engine with this machine before it is asked, and return facts about the machine.
-
-    The interpreter runs on any machine.
-    """
-    console.print_message(f"note: {NEVER_EXECUTED if asking.checkpoint is None else INTERPRETED}")
-    live = {"tensorrtRtx": import_tensorrt_rtx().__version__}
-    if asking.checkpoint is not None:
-        require_versions(asking.manifest, asking.engine, live)
-        return {}
-    check_before_start(asking.manifest, asking.engine, asking.driver, live=live)
-    return {"driver": probe_machine(drivers.find_driver(asking.driver)).driver}

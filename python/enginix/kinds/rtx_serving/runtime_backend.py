@@ -118,7 +118,9 @@ class RuntimeBackend:
             self._engine = self._load_plan()
             self._check_bindings()
             self._context, self._cache = self._create_context()
-            self._bind_buffers()
+            for name, buffer in self._list_buffers().items():
+                if not self._context.set_tensor_address(name, buffer.data_ptr()):
+                    raise self._explain_failure(f"TensorRT for RTX refuses the address of {name}")
         self._saved_bytes = -1
 
     def _allocate_buffers(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
@@ -213,11 +215,6 @@ class RuntimeBackend:
                 "end what uses the GPU's memory, or report it with this message",
             )
         return context, cache
-
-    def _bind_buffers(self) -> None:
-        for name, buffer in self._list_buffers().items():
-            if not self._context.set_tensor_address(name, buffer.data_ptr()):
-                raise self._explain_failure(f"TensorRT for RTX refuses the address of {name}")
 
     def run_step(self, inputs: StepInputs) -> torch.Tensor:
         with self._memory.active():

@@ -23,13 +23,13 @@ import transformers
 
 from enginix.errors import EnginixError, ModelError
 from enginix.kinds.edgellm.execution.plugin_nodes import FLOAT4_MOST, FLOAT8_MOST, FP4_BLOCK, GAIN_EXPONENT
+from enginix.kinds.edgellm.expected_tensors import HEAD, TABLE
 from enginix.kinds.edgellm.int4_layouts import BIAS, read_checkpoint_codes, split_nibbles
 from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.mapped_tensors import map_tensor
 
-TABLE, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # smooth: quantizers do not round (plugin_nodes.find_gain). rounded: they do. half: they do, and inputs of
 # matrices are rounded to float16 before, which shows what that alone does to this model.
 MODES = ("smooth", "rounded", "half")
@@ -154,7 +154,7 @@ def _load_on_use(network: torch.nn.Module, tensors: CheckpointTensors) -> None:
             if expected is None:
                 continue
             full = f"{name}.{key}"
-            stored = TABLE if full == OUTPUT and full not in tensors else full
+            stored = TABLE if full == HEAD and full not in tensors else full
             value = tensors.read_weight(stored) if key == "weight" else tensors.read(stored)
             if value.shape != expected.shape:
                 raise ModelError(

@@ -26,8 +26,10 @@ OPSETS = {"": 24, "trt": 1, PLUGIN_DOMAIN: 1}
 FP4_BLOCK = 16
 
 _ELEMENTWISE = {"SUM": "Add", "SUB": "Sub", "PROD": "Mul", "DIV": "Div", "MAX": "Max", "MIN": "Min"}
-_UNARY = {"SQRT": "Sqrt", "NEG": "Neg", "SIN": "Sin", "COS": "Cos", "LOG": "Log", "ERF": "Erf"}
-_ACTIVATIONS = {"SIGMOID": "Sigmoid", "RELU": "Relu", "TANH": "Tanh"}
+_UNARY = {
+    "SQRT": "Sqrt", "NEG": "Neg", "SIN": "Sin", "COS": "Cos", "LOG": "Log", "ERF": "Erf",
+    "SIGMOID": "Sigmoid", "RELU": "Relu", "TANH": "Tanh",
+}  # fmt: skip
 _REDUCTIONS = {"AVG": "ReduceMean", "SUM": "ReduceSum", "MAX": "ReduceMax"}
 
 
@@ -140,8 +142,7 @@ class Network:
     def add_unary(self, x: ITensor, operation: str) -> Layer:
         return self._add_node(_find_operator(_UNARY, operation), [x], x.dtype, lambda: x.shape)
 
-    def add_activation(self, x: ITensor, kind: str) -> Layer:
-        return self._add_node(_find_operator(_ACTIVATIONS, kind), [x], x.dtype, lambda: x.shape)
+    add_activation = add_unary
 
     def add_elementwise(self, a: ITensor, b: ITensor, operation: str) -> Layer:
         op = _find_operator(_ELEMENTWISE, operation)

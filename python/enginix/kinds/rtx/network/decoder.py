@@ -72,10 +72,9 @@ class DecoderNetwork:
         self.tensors = RankFile(checkpoint / rank_file_name(0))
         self.dtype = numpy_dtype(_DTYPE_CODES[dtype or self.config.dtype])
         self._type = self.writer.data_type(self.dtype)
-        self._layout = CheckpointLayout(self.config)
-        modules = {m.name: m for m in self._layout.rank(0) if isinstance(m, LinearModule | VectorModule)}
-        self._linears = {n: m for n, m in modules.items() if isinstance(m, LinearModule)}
-        self._vectors = {n: m for n, m in modules.items() if isinstance(m, VectorModule)}
+        modules = list(CheckpointLayout(self.config).rank(0))
+        self._linears = {m.name: m for m in modules if isinstance(m, LinearModule)}
+        self._vectors = {m.name for m in modules if isinstance(m, VectorModule)}
         self._write(read_layer_windows(checkpoint, self.config))
 
     def _weight(self, name: str) -> Array:

@@ -6,6 +6,7 @@ NVIDIA's documentation and, in the tests, onnxruntime's execution of the same op
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,20 +37,13 @@ def as_tensor(array: Array) -> torch.Tensor:
     if not array.flags.writeable:
         # Mapped weights are read only, and nothing here writes into a constant.
         array = np.lib.stride_tricks.as_strided(array, array.shape, array.strides, writeable=False)
-    name = array.dtype.name
-    if name == "bfloat16":
-        return _from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    if name == "float8_e4m3fn":
-        return _from_numpy(array.view(np.uint8)).view(torch.float8_e4m3fn)
-    return _from_numpy(array)
-
-
-def _from_numpy(array: Array) -> torch.Tensor:
-    import warnings
-
+    # PyTorch reads these types of ml_dtypes as others of their width.
+    views = {"bfloat16": (np.int16, torch.bfloat16), "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn)}
+    stored, dtype = views.get(array.dtype.name, (array.dtype, None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of arrays that are read only
-        return torch.from_numpy(array)
+        tensor = torch.from_numpy(array.view(stored))
+    return tensor if dtype is None else tensor.view(dtype)
 
 
 def unpack_int4_columns(packed: torch.Tensor) -> torch.Tensor:
@@ -83,16 +77,6 @@ class _LayerPlan:
     step: Step
     inputs: list[str | None]
     results: list[tuple[str, torch.dtype, tuple[int, ...]]]
-
-
-def _check_result(layer: Any, expected: tuple[str, torch.dtype, tuple[int, ...]], result: Any) -> None:
-    _, dtype, shape = expected
-    # Rows may be fewer than slots.
-    if result.dtype != dtype or tuple(result.shape)[1:] != shape[1:]:
-        raise GateError(
-            f"layer {layer.name} gives {result.dtype} {list(result.shape)}, and the network says "
-            f"{dtype} {list(shape)}"
-        )
 
 
 class NetworkInterpreter:
@@ -178,9 +162,14 @@ class NetworkInterpreter:
                 arguments.append(value if value is not None or name is None else self._constants[name])
             result = plan.step(plan.layer, arguments)
             given = result if isinstance(result, tuple) else (result,)
-            for value, expected in zip(given, plan.results, strict=True):
-                _check_result(plan.layer, expected, value)
-                values[expected[0]] = value
+            for value, (name, dtype, shape) in zip(given, plan.results, strict=True):
+                # Rows may be fewer than slots.
+                if value.dtype != dtype or tuple(value.shape)[1:] != shape[1:]:
+                    raise GateError(
+                        f"layer {plan.layer.name} gives {value.dtype} {list(value.shape)}, and the network "
+                        f"says {dtype} {list(shape)}"
+                    )
+                values[name] = value
             for name in plan.inputs:
                 if name is not None and self._last_use.get(name) == index:
                     values.pop(name, None)
