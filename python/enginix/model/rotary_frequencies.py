@@ -30,8 +30,8 @@ def scale_frequencies(inverse: Array, kind: str | None, scaling: Mapping[str, An
     original = float(scaling["original_max_position_embeddings"])
     if kind == "llama3":  # long wavelengths are divided by the factor, short ones stay
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        kept = np.clip((original * inverse / (2 * math.pi) - low) / (high - low), 0, 1)
-        divided = 1 - kept
+        share_kept = np.clip((original * inverse / (2 * math.pi) - low) / (high - low), 0, 1)
+        share_divided = 1 - share_kept
     else:  # arXiv 2309.00071: dimensions that turn fast stay, slow ones are interpolated
         rotated = 2 * len(inverse)
 
@@ -40,6 +40,6 @@ def scale_frequencies(inverse: Array, kind: str | None, scaling: Mapping[str, An
 
         low = max(math.floor(dimension_of(scaling["beta_fast"])), 0)
         high = min(math.ceil(dimension_of(scaling["beta_slow"])), rotated - 1)
-        divided = np.clip((np.arange(rotated // 2) - low) / ((high - low) or 0.001), 0, 1)
-        kept = 1 - divided
-    return np.asarray(inverse / scaling["factor"] * divided + inverse * kept)
+        share_divided = np.clip((np.arange(rotated // 2) - low) / ((high - low) or 0.001), 0, 1)
+        share_kept = 1 - share_divided
+    return np.asarray(inverse / scaling["factor"] * share_divided + inverse * share_kept)

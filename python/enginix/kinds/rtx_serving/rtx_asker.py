@@ -111,8 +111,9 @@ def ask_rtx_engine(
         is_scored = bool(_SCORED_BY & set(gates))
         texts = [text.tokens[:limit] for text in question_set.passages] if is_scored else []
         passages = [(f"{n}.", tokens, 1) for n, tokens in enumerate(texts)]
-        kept, more = _score_texts(sequences, passages, question_set.vocab_size, question_set.kept, True)
-        tensors, steps = {**tensors, **kept}, steps + more
+        vocab_size, most_kept = question_set.vocab_size, question_set.kept
+        scores, further_steps = _score_texts(sequences, passages, vocab_size, most_kept, True)
+        tensors, steps = {**tensors, **scores}, steps + further_steps
         times = AskingTimes(first_step, steps, (time.monotonic() - begun) / max(1, steps))
         record = {
             "format": 1,
