@@ -127,7 +127,7 @@ class SourceFileReader:
         """Return a small tensor as a NumPy array of its own dtype."""
         import numpy as np
 
-        from enginix.checkpoint.numbers import numpy_dtype
+        from enginix.model.mapped_tensors import numpy_dtype
 
         data = bytes(self.read(tensor.path, tensor.begin, tensor.end))
         flat = np.frombuffer(data, numpy_dtype(tensor.dtype))
@@ -140,7 +140,7 @@ class HeaderReader(SourceFileReader):
     def array(self, tensor: TensorInfo) -> Array:
         import numpy as np
 
-        from enginix.checkpoint.numbers import numpy_dtype
+        from enginix.model.mapped_tensors import numpy_dtype
 
         return np.ones(tensor.shape, numpy_dtype(tensor.dtype))
 

@@ -17,7 +17,7 @@ from enginix.checkpoint.describe import describe_checkpoint_config, find_variant
 from enginix.checkpoint.formats import NumberFormat, format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize_nvfp4 as dequantize_nvfp4
 from enginix.checkpoint.layout import CheckpointLayout
-from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
+from enginix.checkpoint.mapped_tensors import RankFile
 from enginix.checkpoint.numbers import Array, list_fp8_values, to_float32, unpack_int4_rows
 from enginix.checkpoint.rank_modules import KvCacheModule, LinearModule, MatrixSlice, VectorModule
 from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
@@ -28,6 +28,7 @@ from enginix.errors import ManifestError, UsageError
 from enginix.manifest import read_manifest
 from enginix.model import open_weights
 from enginix.model.config import read_model_config
+from enginix.model.mapped_tensors import map_tensor
 from enginix.progress import track_step
 
 ROWS = 1024  # output rows compared at once

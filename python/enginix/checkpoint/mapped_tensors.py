@@ -1,27 +1,12 @@
-"""Map tensors of safetensors files as NumPy arrays, for checks and merges, which read every byte."""
+"""One rank's tensors, mapped as NumPy arrays for checks and merges, which read every byte."""
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 
-import numpy as np
-
-from enginix.checkpoint.numbers import Array, numpy_dtype
-from enginix.model import TensorInfo, read_header
-
-
-def map_tensor(info: TensorInfo) -> Array:
-    """Return a tensor mapped read-only, with its NumPy dtype and shape."""
-    if info.nbytes == 0:
-        return np.zeros(info.shape, numpy_dtype(info.dtype))
-    # np.memmap also resolves the path, for every tensor: twice as much work as mapping it.
-    before = info.begin % mmap.ALLOCATIONGRANULARITY
-    with open(info.path, "rb") as file:
-        mapped = mmap.mmap(
-            file.fileno(), info.nbytes + before, access=mmap.ACCESS_READ, offset=info.begin - before
-        )
-    return np.frombuffer(mapped, numpy_dtype(info.dtype), offset=before).reshape(info.shape)
+from enginix.checkpoint.numbers import Array
+from enginix.model import read_header
+from enginix.model.mapped_tensors import map_tensor
 
 
 class RankFile:

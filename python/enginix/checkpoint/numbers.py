@@ -10,23 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from enginix.checkpoint import compiled_casts
+from enginix.model.mapped_tensors import numpy_dtype
 
 Array = npt.NDArray[Any]
 Bytes8 = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-
-_DTYPES: dict[str, Any] = {
-    "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "U8": np.uint8, "I8": np.int8,
-    "I16": np.int16, "I32": np.int32, "I64": np.int64, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64,
-    "BOOL": np.bool_,
-}  # fmt: skip
-
-
-def numpy_dtype(code: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a safetensors code; little-endian, as the format is."""
-    dtype: np.dtype[Any] = np.dtype(_DTYPES[code])
-    return dtype
 
 
 def bfloat16_to_float32(x: npt.NDArray[np.uint16]) -> Floats:

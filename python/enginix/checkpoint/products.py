@@ -46,7 +46,8 @@ def read_rows(info: TensorInfo, rows: tuple[int, int], code: str, reader: Source
     """
     import numpy as np
 
-    from enginix.checkpoint.numbers import cast_floats, numpy_dtype
+    from enginix.checkpoint.numbers import cast_floats
+    from enginix.model.mapped_tensors import numpy_dtype
 
     stride = info.itemsize * info.shape[1]
     data = reader.read(info.path, info.begin + rows[0] * stride, info.begin + rows[1] * stride)

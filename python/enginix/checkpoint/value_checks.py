@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from enginix.checkpoint.layout import CheckpointLayout
-from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
+from enginix.checkpoint.mapped_tensors import RankFile
 from enginix.checkpoint.numbers import (
     Array,
     are_any_non_finite,
@@ -23,6 +23,7 @@ from enginix.checkpoint.verification_report import VerificationReport
 from enginix.checkpoint.write import rank_file_name
 from enginix.errors import EnginixError
 from enginix.model import TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 
 BLOCK = 1 << 21  # elements checked at a time
 

@@ -19,8 +19,9 @@ def casts(results: dict[str, dict[str, float]], say: Callable[[str], None]) -> N
     """
     from enginix.checkpoint import compiled_casts
     from enginix.checkpoint.byte_sources import CHUNK
-    from enginix.checkpoint.numbers import cast_floats, numpy_dtype, rescale_fp8
+    from enginix.checkpoint.numbers import cast_floats, rescale_fp8
     from enginix.checkpoint.parallel import count_usable_threads, run_in_order
+    from enginix.model.mapped_tensors import numpy_dtype
 
     rng = np.random.default_rng(0)
     say(f"casts are {'compiled' if compiled_casts.find_compiled_casts() else 'NumPy'}")

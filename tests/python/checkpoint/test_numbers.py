@@ -32,7 +32,7 @@ def test_casts_equal_torchs(source: str, target: str, data: bytes) -> None:
     import torch
 
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    from enginix.checkpoint.numbers import numpy_dtype
+    from enginix.model.mapped_tensors import numpy_dtype
 
     array = np.frombuffer(data, numpy_dtype(source))
     theirs = torch.frombuffer(bytearray(data), dtype=names[source]).to(names[target])
@@ -55,7 +55,7 @@ LOWS = (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF, 0x2000, 0x2FFF, 0x3000, 0x3001, 0x8
 @pytest.mark.parametrize("target", ["F32", "F16", "BF16"])
 def test_casts_equal_ml_dtypes_on_every_pattern(source: str, target: str) -> None:
     """Every 16-bit pattern; of float32 every upper half, with lower halves around each rounding."""
-    from enginix.checkpoint.numbers import numpy_dtype
+    from enginix.model.mapped_tensors import numpy_dtype
 
     every = np.arange(1 << 16, dtype=np.uint32)
     if source == "F32":

@@ -14,7 +14,7 @@ import environments
 import tiny_model
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.kinds.rtx.engine_build import RtxBuildOptions, build_rtx_engine
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 

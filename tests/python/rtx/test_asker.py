@@ -17,9 +17,9 @@ from enginix.evaluation.engine_protocol.engine_questions import (
     TokenizedText,
     write_engine_questions,
 )
+from enginix.kinds.gating.gate_asking import GateReport
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.kinds.rtx_serving import rtx_asker
-from enginix.kinds.rtx_serving.gate_report import RtxGateReport
 from enginix.kinds.rtx_serving.interpreter_backend import InterpreterBackend
 from enginix.reference import Executor
 
@@ -112,10 +112,10 @@ class FaultyBackend(InterpreterBackend):
 
 
 FAULTS: dict[str, Callable[[StepInputs], StepInputs]] = {
-    "cache index": lambda i: replace(i, write_indices=(i.write_indices - 1).clamp(min=0)),
-    "last token": lambda i: replace(i, last_indices=(i.last_indices - 1).clamp(min=0)),
-    "slots exchanged": lambda i: replace(i, input_ids=i.input_ids.roll(1, 0)),
-    "padded on the left": lambda i: replace(i, input_ids=i.input_ids.flip(1)),
+    "cache index": lambda i: {**i, "write_indices": (i["write_indices"] - 1).clamp(min=0)},
+    "last token": lambda i: {**i, "last_indices": (i["last_indices"] - 1).clamp(min=0)},
+    "slots exchanged": lambda i: {**i, "input_ids": i["input_ids"].roll(1, 0)},
+    "padded on the left": lambda i: {**i, "input_ids": i["input_ids"].flip(1)},
 }
 
 
@@ -149,7 +149,7 @@ def test_an_engine_that_fails_is_an_error_and_leaves_no_answers(
 
 
 def test_a_report_says_what_executed() -> None:
-    on_gpu = RtxGateReport(Path(), {"gpu": "NVIDIA GeForce RTX 4090", "sm": 89}).list_lines([])
+    on_gpu = GateReport(Path(), {"gpu": "NVIDIA GeForce RTX 4090", "sm": 89}).list_lines([])
     assert on_gpu[0].startswith("please report these lines") and "  sm: 89" in on_gpu
-    interpreted = RtxGateReport(Path(), {"executor": "…"}).list_lines([])
+    interpreted = GateReport(Path(), {"executor": "…"}).list_lines([])
     assert "this says nothing of NVIDIA's runtime" in interpreted[0]

@@ -16,7 +16,7 @@ from enginix.checkpoint.numbers import interleave_tiles
 from enginix.errors import GateError
 from enginix.kinds.rtx import network_gate
 from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network import decoder, quantized_products
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.rotation_table import make_rotation_tables

@@ -22,7 +22,7 @@ from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.evaluation.judgement.logits import relative_error
 from enginix.evaluation.reference_answers import hf
 from enginix.kinds.rtx import network_gate
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter, round_to_fp4
 from enginix.kinds.rtx.network.quantized_products import multiply_by_module
 from enginix.kinds.rtx.network.writer import NetworkWriter

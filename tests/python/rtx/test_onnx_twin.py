@@ -15,7 +15,7 @@ from onnx_twin import make_onnx_twin
 
 from enginix.evaluation.judgement.logits import relative_error
 from enginix.kinds.rtx import network_gate
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
 from enginix.kinds.rtx.network.writer import NetworkWriter
 

@@ -24,12 +24,11 @@ from enginix.integrity import require_unchanged
 from enginix.kinds.planning.plan_record import PlanRequest
 from enginix.kinds.planning.planner import plan_memory
 from enginix.kinds.rtx import checkpoint_support, engine_build, plan_builder
-from enginix.kinds.rtx.engine_shape import EngineShape
-from enginix.kinds.rtx.errors import PlanError
+from enginix.kinds.rtx.checkpoint_support import require_engine_checkpoint
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.writer import NetworkWriter
-from enginix.kinds.rtx.plan_header import check_plan_header
-from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
+from enginix.kinds.rtx.plan_builder import PlanError, check_plan_header
 from enginix.machine.gpu_table import find_gpu
 from enginix.machine.target import Machine, MachineGpu
 from enginix.manifest import read_manifest

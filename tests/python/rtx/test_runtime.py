@@ -17,10 +17,10 @@ import torch
 from runtime_standin import HostMemory, RuntimeStandIn, SignatureError, check_call, read_signatures
 
 from enginix.errors import EnginixError, MachineError, ManifestError
+from enginix.kinds.rtx.engine_description import read_engine_description
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
 from enginix.kinds.rtx.network_gate import NetworkCase, walk_network
 from enginix.kinds.rtx_serving import runtime_backend
-from enginix.kinds.rtx_serving.engine_description import read_engine_description
 from enginix.kinds.rtx_serving.runtime_backend import CudaMemory, RuntimeBackend
 from enginix.kinds.rtx_serving.slot_sequences import SlotSequences
 
@@ -29,7 +29,7 @@ Load = Callable[..., tuple[RuntimeBackend, RuntimeStandIn]]
 
 @pytest.fixture
 def load(trt: Any, served: Path, tiny: Path, describe: Any, monkeypatch: pytest.MonkeyPatch) -> Load:
-    network, _ = describe(tiny, read_engine_description(served).shape)
+    network, _ = describe(tiny, read_engine_description(served))
 
     def make(*behaviour: str, engine: Path = served, sm: int = 89, **more: Any) -> Any:
         stand_in = RuntimeStandIn(trt, network, *behaviour)
@@ -41,7 +41,7 @@ def load(trt: Any, served: Path, tiny: Path, describe: Any, monkeypatch: pytest.
 
 def test_the_runtime_s_logits_are_the_network_s(load: Load, describe: Any, tiny: Path, served: Path) -> None:
     backend, _ = load()
-    network, _ = describe(tiny, read_engine_description(served).shape)
+    network, _ = describe(tiny, read_engine_description(served))
     tokens = tuple(range(5, 45))
     cases = [NetworkCase(tokens, (7, 23, 38, 39, 40)), NetworkCase(tokens[:9], (6, 7, 8, 9))]
     # As many rows as the engine has slots: products of another shape have other roundings.

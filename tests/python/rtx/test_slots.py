@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from enginix.errors import ManifestError, UsageError
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.kinds.rtx_serving.interpreter_backend import InterpreterBackend
 from enginix.kinds.rtx_serving.slot_scheduler import SlotScheduler
@@ -102,7 +102,7 @@ class CountingBackend:
         if self.fails:
             raise RuntimeError("no luck today")
         self.steps.append(inputs)
-        last = inputs.input_ids.gather(1, inputs.last_indices.long())[:, 0]
+        last = inputs["input_ids"].gather(1, inputs["last_indices"].long())[:, 0]
         return torch.nn.functional.one_hot((last.long() + 1) % self.vocab_size, self.vocab_size).float()
 
     def describe(self) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def test_a_long_prompt_does_not_hold_up_an_answer(make: Callable[..., SlotSchedu
     # Ten pieces and an answer of 12 tokens share their steps.
     assert len(backend.steps) <= 13
     # A piece is padded on the right, and its last token is asked for.
-    whole = next(step for step in backend.steps if 20 in step.input_ids[:, 0].tolist())
-    row = whole.input_ids[:, 0].tolist().index(20)
-    assert whole.input_ids[row].tolist() == [20, 21, 22, 23] and whole.last_indices[row].item() == 3
+    whole = next(step for step in backend.steps if 20 in step["input_ids"][:, 0].tolist())
+    row = whole["input_ids"][:, 0].tolist().index(20)
+    assert whole["input_ids"][row].tolist() == [20, 21, 22, 23] and whole["last_indices"][row].item() == 3
 
 
 def test_cancelled_requests_free_their_slots(make: Callable[..., SlotScheduler]) -> None:
@@ -143,7 +143,7 @@ def test_cancelled_requests_free_their_slots(make: Callable[..., SlotScheduler])
     assert events.said("long")[1] == events.said("waiting")[1] == "cancelled"
     assert events.said("next") == ([6, 7], "length")
     # A new sequence begins at the first position of the slot.
-    assert backend.steps[-2].write_indices.tolist() == [0]
+    assert backend.steps[-2]["write_indices"].tolist() == [0]
 
 
 def test_a_prompt_is_cancelled_between_its_pieces(make: Callable[..., SlotScheduler]) -> None:

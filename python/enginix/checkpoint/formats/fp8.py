@@ -118,7 +118,8 @@ def _make_row_quantizer(info: TensorInfo, piece: MatrixSlice, what: str) -> RowT
     def apply(rows: Bytes8, into: Bytes8) -> None:
         import numpy as np
 
-        from enginix.checkpoint.numbers import numpy_dtype, quantize_fp8_rows
+        from enginix.checkpoint.numbers import quantize_fp8_rows
+        from enginix.model.mapped_tensors import numpy_dtype
 
         values = np.ascontiguousarray(rows).view(numpy_dtype(info.dtype))
         codes, scale = quantize_fp8_rows(values.reshape(len(rows), piece.width), info.dtype)

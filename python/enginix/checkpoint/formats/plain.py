@@ -35,7 +35,8 @@ def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
     def apply(rows: Bytes8, into: Bytes8) -> None:
         import numpy as np
 
-        from enginix.checkpoint.numbers import cast_floats, numpy_dtype
+        from enginix.checkpoint.numbers import cast_floats
+        from enginix.model.mapped_tensors import numpy_dtype
 
         values = np.ascontiguousarray(rows).reshape(-1).view(numpy_dtype(info.dtype))
         with refuse_overflow(f"tensor {info.name!r}", info.path):
@@ -51,7 +52,8 @@ def compute_rows(info: TensorInfo, target: str, function: Callable[[Floats], Arr
     def apply(rows: Bytes8, into: Bytes8) -> None:
         import numpy as np
 
-        from enginix.checkpoint.numbers import cast_floats, numpy_dtype, to_float32
+        from enginix.checkpoint.numbers import cast_floats, to_float32
+        from enginix.model.mapped_tensors import numpy_dtype
 
         if cast is None:
             np.copyto(into, np.ascontiguousarray(rows).reshape(-1))

@@ -29,11 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     flags = options.collect_given_options(args, "export")
-    from enginix.kinds.edgellm.export import EdgellmExportOptions, export_model
+    from enginix.kinds.edgellm.export import export_model
 
-    export_manifest = export_model(
-        args.model, args.output, EdgellmExportOptions(args.name, args.exporter, flags)
-    )
+    name, exporter = args.name, args.exporter
+    export_manifest = export_model(args.model, args.output, name=name, exporter=exporter, flags=flags)
     console.print_notes(export_manifest.results["notes"])
     weights, direct = export_manifest.results["weights"], export_manifest.results["directGate"]
     if "refused" in direct:

@@ -35,12 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     flags = options.collect_given_options(args, "serve")
     from enginix.beside import end_if_files_change
-    from enginix.kinds.edgellm.serve import EdgellmServeOptions, prepare_server
+    from enginix.kinds.edgellm.serve import prepare_server
 
-    serve_options = EdgellmServeOptions(
-        args.state, args.host, args.port, args.api_key_file, args.python, args.driver, flags
+    command = prepare_server(
+        args.engine,
+        args.model,
+        args.state,
+        host=args.host,
+        port=args.port,
+        key_file=args.api_key_file,
+        python=args.python,
+        driver=args.driver,
+        flags=flags,
     )
-    command = prepare_server(args.engine, args.model, serve_options)
     if args.dry_run:
         console.print_result({"command": list(command.words)}, " ".join(command.words))
         return 0

@@ -28,10 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.python is not None:
             from enginix.kinds.edgellm import edgellm_asker
 
-            edgellm_options = edgellm_asker.EdgellmAskOptions(
-                args.python, args.driver, args.stall_minutes * 60
-            )
-            edgellm_asker.ask_edgellm_engine(args.engine, args.model, args.asked, args.out, edgellm_options)
+            stall, paths = args.stall_minutes * 60, (args.engine, args.model, args.asked, args.out)
+            edgellm_asker.ask_edgellm_engine(*paths, python=args.python, driver=args.driver, stall=stall)
         else:
             from enginix.kinds.trtllm import trtllm_asker
 

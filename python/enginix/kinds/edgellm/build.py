@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,30 +95,35 @@ def resolve_edgellm_limits(given: Mapping[str, Any]) -> dict[str, Any]:
     rows = load_table("edgellm")["build"]
     defaults = {name: row["default"] for name, row in rows.items()}
     full_limits = options.check_stage_options("build", {**defaults, **given})
-    if int(full_limits["maxInputLen"]) > int(full_limits["maxKvCacheCapacity"]):
-        raise UsageError(
-            f"maxInputLen {full_limits['maxInputLen']} is beyond maxKvCacheCapacity "
-            f"{full_limits['maxKvCacheCapacity']}",
-            fix="raise maxKvCacheCapacity, which holds prompt and answer",
-        )
-    refusal = find_uncountable_limit(*(int(full_limits[name]) for name in _LIMIT_FLAGS))
-    if refusal is not None:
-        raise UsageError(refusal, fix="lower one of the limits")
+    require_buildable_limits(*(int(full_limits[name]) for name in _LIMIT_FLAGS))
     return dict(full_limits)
 
 
-def find_uncountable_limit(max_input_len: int, max_batch_size: int, capacity: int) -> str | None:
-    """Return a text for limits that overflow the 32 bits of the wheel's builder; None if they fit."""
-    rows = load_table("edgellm")["memory"]
-    tokens = max_batch_size * max_input_len
-    page, pool = rows["pageTokens"]["value"], rows["poolPages"]["most"]
-    if tokens > rows["stepTokens"]["most"]:
-        return f"{tokens} tokens of a step are more than {rows['stepTokens']['most']}"
-    if capacity > rows["pagedTokens"]["most"]:
-        return f"a KV cache of {capacity} tokens is more than {rows['pagedTokens']['most']}"
-    if max_batch_size * -(-capacity // page) > pool:
-        return f"{max_batch_size} KV caches of {capacity} tokens are more than {pool} pages of {page}"
-    return None
+def require_buildable_limits(
+    max_input_len: int, max_batch_size: int, capacity: int, *, names: Sequence[str] = tuple(_LIMIT_FLAGS)
+) -> None:
+    """Refuse a prompt beyond the KV cache, and limits that overflow the 32 bits of the wheel's builder.
+
+    Args:
+        names: of the limits, as the user wrote them.
+
+    Raises:
+        UsageError: such a limit.
+    """
+    rows, tokens = load_table("edgellm")["memory"], max_batch_size * max_input_len
+    page, pool, fix = rows["pageTokens"]["value"], rows["poolPages"]["most"], "lower one of the limits"
+    if max_input_len > capacity:
+        what = f"{names[0]} {max_input_len} is beyond {names[-1]} {capacity}"
+        fix = f"raise {names[-1]}, which holds prompt and answer"
+    elif tokens > rows["stepTokens"]["most"]:
+        what = f"{tokens} tokens of a step are more than {rows['stepTokens']['most']}"
+    elif capacity > rows["pagedTokens"]["most"]:
+        what = f"a KV cache of {capacity} tokens is more than {rows['pagedTokens']['most']}"
+    elif max_batch_size * -(-capacity // page) > pool:
+        what = f"{max_batch_size} KV caches of {capacity} tokens are more than {pool} pages of {page}"
+    else:
+        return
+    raise UsageError(what, fix=fix)
 
 
 def explain_missing_payload(sm: int, target: str, system: str) -> str | None:
@@ -202,7 +207,7 @@ def build_edgellm_engine(
     export_manifest = manifest.read_manifest(export, "export")
     if export_manifest.kind != "edgellm":
         raise ManifestError(
-            f"an export of kind {export_manifest.kind}", where=str(export), fix="run enginix edgellm-export"
+            f"an export of kind {export_manifest.kind}", where=export, fix="run enginix edgellm-export"
         )
     watch = SourceWatch(export, model)
     require_unchanged(export)
@@ -282,7 +287,7 @@ def describe_built_graph(export_manifest: Manifest, builder: str, export: Path) 
     if "refused" in evidence:
         raise ManifestError(
             f"the gate export refused the direct builder's graph of this model: {evidence['refused']}",
-            where=str(export),
+            where=export,
             fix="build with builder onnx, of which the gate passed, or by another kind",
         )
     return {
@@ -342,13 +347,13 @@ def _run_builder(command: list[str], model: Path, gpus: Mapping[str, str]) -> in
             + ", ".join(sorted({row["tensorrt"] for row in load_table("edgellm")["payloads"]})),
         )
     if "No space left on device" in text:
-        raise MachineError("the disk is full", where=str(model), fix="free disk space, or choose another -o")
+        raise MachineError("the disk is full", where=model, fix="free disk space, or choose another -o")
     if "out of memory" in text.lower():
         raise MachineError(
-            "the builder ran out of memory", where=str(model), fix="lower maxBatchSize or maxKvCacheCapacity"
+            "the builder ran out of memory", where=model, fix="lower maxBatchSize or maxKvCacheCapacity"
         )
     last = process.read_last_line(text).strip()
-    raise MachineError(f"the builder ended with status {done.returncode}: {last[:400]}", where=str(model))
+    raise MachineError(f"the builder ended with status {done.returncode}: {last[:400]}", where=model)
 
 
 def _check_built_engine(
@@ -356,7 +361,7 @@ def _check_built_engine(
 ) -> None:
     engine_file = engine / "llm.engine"
     if not engine_file.is_file() or engine_file.stat().st_size == 0:
-        raise ExportError("the builder reported success without an llm.engine", where=str(engine))
+        raise ExportError("the builder reported success without an llm.engine", where=engine)
     config = read_object(engine / "config.json")
     where, stated_limits = str(engine / "config.json"), config.get("builder_config")
     for name in _LIMIT_FLAGS:

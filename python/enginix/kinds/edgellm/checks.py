@@ -18,6 +18,7 @@ from enginix.kinds.edgellm.tokenizer_texts import SETTINGS_FILE, TEMPLATE_FILE
 from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import TensorInfo, read_header
 from enginix.model.jsonfile import read_object
+from enginix.model.mapped_tensors import map_tensor
 from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
@@ -198,8 +199,7 @@ def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
             or hidden % scales.shape[-1]
         ):
             raise make_mismatch("the FP8 table does not have a scale for each row", path)
-        values = np.memmap(path, "<f4", "r", scales.begin, scales.shape)
-        if not np.isfinite(values).all():
+        if not np.isfinite(map_tensor(scales)).all():
             raise make_mismatch("a scale of the FP8 table is not finite", path)
     return table_
 

@@ -20,6 +20,7 @@ from enginix.kinds.edgellm.expected_tensors import IGNORED_SUFFIXES, SCALE_ERROR
 from enginix.kinds.edgellm.graph import Constant, Graph
 from enginix.kinds.edgellm.values import Bits, Expected, list_onnx_forms, to_float16, view_bits
 from enginix.model import TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 
 PREFIX = "_model."
 KEY_ELEMENTS = 64  # elements of a row that find its candidates
@@ -68,15 +69,6 @@ def _iterate_sides(constant: Constant) -> Iterable[tuple[str, Bits]]:
         yield "transposed", array.T
 
 
-def _equals_tensor(expected: Expected, stored: Bits) -> bool:
-    if stored.shape != expected.shape:
-        return False
-    return all(
-        np.array_equal(part, stored[first_row : first_row + len(part)])
-        for first_row, part in expected.blocks()
-    )
-
-
 class _RowIndex:
     """Index of the rows of all matrices of one type, by their first elements."""
 
@@ -103,7 +95,7 @@ class _RowIndex:
 
     def holds(self, expected: Expected, place: _Place) -> bool:
         array = self.sides[place.name, place.side]
-        return _equals_tensor(expected, array[place.begin : place.begin + expected.shape[0]])
+        return expected.equals(array[place.begin : place.begin + expected.shape[0]])
 
 
 @dataclass(frozen=True)
@@ -151,12 +143,11 @@ class Coverage:
             if form != constant.dtype:
                 continue
             expected = Expected(tensor, form)
-            if any(_equals_tensor(expected, array) for _, array in _iterate_sides(constant)):
+            if any(expected.equals(array) for _, array in _iterate_sides(constant)):
                 self.claims.take("by name", constant.name, 0, self._rows(constant))
                 return True
         if tensor.dtype == "U8" and constant.dtype in ("INT8", "UINT8") and len(tensor.shape) == 2:
-            stored = np.memmap(tensor.path, np.uint8, "r", tensor.begin, tensor.shape)
-            codes = int4_layouts.read_checkpoint_codes(stored)
+            codes = int4_layouts.read_checkpoint_codes(map_tensor(tensor))
             for restore in (int4_layouts.restore_fragment_order, int4_layouts.restore_interleaved_order):
                 restored = restore(constant.data, *codes.shape)
                 if restored is not None and np.array_equal(restored, codes):
@@ -183,8 +174,9 @@ class Coverage:
         kinds = {"FLOAT": value, "FLOAT16": narrow}
 
         def holds(constant: Constant) -> bool:
-            stored = constant.array().reshape(-1)
-            return constant.elements == 1 and np.float32(stored[0]) == kinds.get(constant.dtype)
+            if constant.elements != 1 or constant.dtype not in kinds:
+                return False
+            return bool(np.float32(constant.array().reshape(-1)[0]) == kinds[constant.dtype])
 
         if named is not None and holds(named):
             self.claims.take("by name", named.name, 0, 1)
@@ -193,7 +185,7 @@ class Coverage:
             return True
         if named is not None:
             return False
-        if any(map(holds, self._scalars)):
+        if any(map(holds, self.graph.constants.values())):
             self.claims.method_counts["shared scale"] += 1
             return True
         for part in JOINED_PROJECTIONS:
@@ -208,11 +200,6 @@ class Coverage:
                 self.claims.method_counts["attribute"] += 1
                 return True
         return False
-
-    @property
-    def _scalars(self) -> list[Constant]:
-        constants = self.graph.constants.values()
-        return [c for c in constants if c.elements == 1 and c.dtype in ("FLOAT", "FLOAT16")]
 
     def _vector(self, tensor: TensorInfo) -> bool:
         """Claim a vector: a whole constant, or a part of a joined one (a bias of several projections)."""
@@ -262,14 +249,9 @@ class Coverage:
         if self.embedding.shape != tensor.shape:
             shapes = f"{list(self.embedding.shape)}, the checkpoint's {list(tensor.shape)}"
             raise ExportError(f"the exported table is {shapes}", where=tensor.name, fix=_FIX)
-        if self.embedding.dtype == "F16":
-            expected = Expected(tensor, "FLOAT16")
-            stored = Expected(self.embedding, "FLOAT16")
-            if not all(
-                np.array_equal(part, stored.rows(first_row, first_row + len(part)))
-                for first_row, part in expected.blocks()
-            ):
-                raise ExportError("the exported table has other values", where=tensor.name, fix=_FIX)
+        stored = Expected(self.embedding, "FLOAT16")
+        if self.embedding.dtype == "F16" and not Expected(tensor, "FLOAT16").equals(stored):
+            raise ExportError("the exported table has other values", where=tensor.name, fix=_FIX)
         self.claims.method_counts["embedding"] += 1
 
     def account(self, tensor: TensorInfo) -> bool:
@@ -317,17 +299,15 @@ class Coverage:
         key = _claim_key(name, side)
         return not self.claims.rows.get(other) and self.claims.find_free(key, begin, end) == begin
 
-    def _given(self, name: str) -> bool:
-        """Tell whether the checkpoint has a scale of the graph, alone or for joined projections."""
-        name = re.sub(r"__dup\d+$", "", name.removeprefix(PREFIX))
-        return any(name.replace("qkv_proj_fused", part) in self.names for part in JOINED_PROJECTIONS)
-
     def list_unexplained(self) -> list[str]:
         """List constants that look like weights but come from no tensor of the checkpoint."""
         names = []
         for name, constant in self.graph.constants.items():
             if constant.elements == 1:
-                if name.startswith(PREFIX) and not self._given(name):
+                # A scale of the checkpoint, alone or for joined projections.
+                base = re.sub(r"__dup\d+$", "", name.removeprefix(PREFIX))
+                bases = {base.replace("qkv_proj_fused", part) for part in JOINED_PROJECTIONS}
+                if name.startswith(PREFIX) and not bases & self.names:
                     names.append(name)
                 continue
             if constant.dtype in ("INT64", "INT32", "BOOL"):
@@ -363,12 +343,12 @@ def check_coverage(
     missing_names = [t.name for t in sorted_tensors if not coverage.account(t)]
     if missing_names:
         what = f"{_format_weight_names(missing_names)} of the checkpoint not in the export"
-        raise ExportError(what, where=str(graph.path), fix=_FIX)
+        raise ExportError(what, where=graph.path, fix=_FIX)
     unexplained_names = coverage.list_unexplained()
     if unexplained_names:
         described = _format_weight_names([_describe_constant(graph, name) for name in unexplained_names])
         what = f"{described} in the export, which come from no tensor of the checkpoint"
-        raise ExportError(what, where=str(graph.path), fix=_FIX)
+        raise ExportError(what, where=graph.path, fix=_FIX)
     claims = coverage.claims
     return {
         "tensors": len(sorted_tensors),

@@ -20,7 +20,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from enginix.errors import GateError, MachineError, ManifestError
 from enginix.evaluation.engine_protocol import answers_origin, engine_questions
 from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions, TokenizedText
 from enginix.files import dump_json, write_text
-from enginix.kinds.edgellm.serve import EdgellmServeOptions, ServerCommand, prepare_server
+from enginix.kinds.edgellm.serve import ServerCommand, prepare_server
 from enginix.ports import choose_loopback_port
 from enginix.process_group import signal_group
 from enginix.work_directory import new_directory
@@ -46,115 +45,104 @@ _VERSIONS = (
 )
 
 
-@dataclass(frozen=True)
-class EdgellmAskOptions:
-    """Options for asking an engine.
+def ask_edgellm_engine(
+    engine: Path,
+    model: Path,
+    questions_file: Path,
+    out: Path,
+    *,
+    python: Path | None = None,
+    driver: Path | None = None,
+    stall: float = 1800.0,
+) -> None:
+    """Ask an engine all questions; ``out`` is complete at the end, or absent.
 
-    Attributes:
+    Args:
         python: the Python that has the wheel and TensorRT; None takes this one.
         driver: directory of the GPU driver in place of the machine's.
         stall: seconds without an answer after which the server counts as hung.
-    """
-
-    python: Path | None = None
-    driver: Path | None = None
-    stall: float = 1800.0
-
-
-def ask_edgellm_engine(
-    engine: Path, model: Path, questions_file: Path, out: Path, ask_options: EdgellmAskOptions
-) -> None:
-    """Ask an engine all questions; ``out`` is complete at the end, or absent.
 
     Raises:
         ManifestError: not an Edge-LLM engine that the server takes, or one of another model.
         MachineError: the wheel or TensorRT is missing, or the server ended.
         GateError: the server answered with an error, or did not answer.
     """
+    from safetensors.numpy import save_file
+
     engine_manifest = manifest.read_manifest(engine, "engine")
     if engine_manifest.kind != "edgellm":
         raise ManifestError(
-            f"an engine of kind {engine_manifest.kind}", where=str(engine), fix="pass one of kind edgellm"
+            f"an engine of kind {engine_manifest.kind}", where=engine, fix="pass one of kind edgellm"
         )
     question_set = engine_questions.read_engine_questions(questions_file)
     limits = engine_manifest.options.get("limits", {})
     try:
         limit, longest = int(limits["maxKvCacheCapacity"]), int(limits["maxInputLen"])
     except (KeyError, TypeError, ValueError) as e:
-        raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again") from e
+        raise ManifestError(f"limits are {limits!r}", where=engine, fix="build this engine again") from e
     with tempfile.TemporaryDirectory(prefix="enginix-") as name, new_directory(out) as partial:
         state, key = Path(name), secrets.token_hex(16)
         (state / "key").touch(0o600)
         (state / "key").write_text(key + "\n")
         port = choose_loopback_port()
-        python, driver = ask_options.python, ask_options.driver
-        options = EdgellmServeOptions(
-            state / "s", port=port, key_file=state / "key", python=python, driver=driver
-        )
         (state / "s").mkdir()
-        command = prepare_server(engine, model, options)
+        command = prepare_server(
+            engine, model, state / "s", port=port, key_file=state / "key", python=python, driver=driver
+        )
         versions = process.run_program([python or sys.executable, "-c", _VERSIONS], cwd=state)
         console.print_message(f"asking {engine_manifest.name} by its own server")
-        with _run_server(command, state / "log", port, key, ask_options.stall) as ask_one:
-            asker = _EdgellmAsker(ask_one, limit, longest)
-            answers = asker.ask_everything(question_set)
+        with _run_server(command, state / "log", port, key, stall) as ask_one:
+            answers, tensors = _ask_everything(ask_one, question_set, limit, longest)
         executed_by = {
             **json.loads(versions.stdout),
             "runtime": engine_manifest.runtime,
             "server": "tensorrt-edgellm-serve",
             **_find_stand_in_mark(state / "log"),
         }
-        record = {
-            "format": 1,
-            "material": question_set.material,
-            "kind": "edgellm",
-            "by": executed_by,
-            **answers,
-        }
-        _write_tensors(asker.next, partial)
+        material = question_set.material
+        record = {"format": 1, "material": material, "kind": "edgellm", "by": executed_by, **answers}
+        save_file(tensors, partial / "said.safetensors")
         write_text(partial / "said.json", dump_json(record))
         answers_origin.write_answers_origin(engine, partial)
 
 
-class _EdgellmAsker:
-    def __init__(self, ask_one: Any, limit: int, longest: int) -> None:
-        self.ask_one, self.limit, self.longest = ask_one, limit, longest
-        self.next: dict[int, tuple[list[list[int]], list[list[float]]]] = {}
-        self.misread: dict[str, str] = {}
+def _ask_everything(
+    ask_one: Any, questions: EngineQuestions, limit: int, longest: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the record says of the answers, and the tensors beside it."""
+    import numpy as np
 
-    def ask_everything(self, questions: EngineQuestions) -> dict[str, Any]:
-        prompts, most, count = questions.prompts, questions.continued, questions.next
-        runs = {
-            "batch": self.run(prompts, most, count, together=True, keep=True),
-            "again": self.run(prompts, most, count, together=True),
-            "alone": self.run(prompts, most, count, together=False),
-            "replies": self.run(questions.questions, questions.answered, count, together=True),
-            "recalls": self.run(questions.recalls, questions.answered, count, together=False),
-        }
-        misread = [f"{text}: {why}" for text, why in sorted(self.misread.items())]
-        limits = {"limit": self.limit, "longest": self.longest}
-        return {"runs": runs, "passages": [], "absent": {"passages": NO_SCORES}, "misread": misread, **limits}
+    misread, tensors = dict[str, str](), dict[str, Any]()
 
-    def run(
-        self, texts: Sequence[TokenizedText], most: int, count: int, *, together: bool, keep: bool = False
-    ) -> list[dict[str, Any] | None]:
-        def one(numbered_text: tuple[int, TokenizedText]) -> dict[str, Any] | None:
+    def run(texts: Sequence[TokenizedText], most: int, *, workers: int = TOGETHER, keep: bool = False) -> Any:
+        def ask(numbered_text: tuple[int, TokenizedText]) -> dict[str, Any] | None:
             n, text = numbered_text
             length = len(text.tokens)
-            token_limit = min(most, self.limit - length) if length <= self.longest else 0
+            token_limit = min(most, limit - length) if length <= longest else 0
             if text.text is None or token_limit < 1:
                 return None
-            answer = self.ask_one(text.text, token_limit, count)
+            answer = ask_one(text.text, token_limit, questions.next)
             if answer["prompt"] != length:
-                self.misread[text.id] = f"{answer['prompt']} tokens, {length} by the model's tokenizer"
+                misread[text.id] = f"{answer['prompt']} tokens, {length} by the model's tokenizer"
             if keep and answer["ids"]:
-                self.next[n] = answer["ids"], answer["logs"]
+                tensors[f"next.{n}.ids"] = np.asarray(answer["ids"], np.int32)
+                tensors[f"next.{n}.logs"] = np.asarray(answer["logs"], np.float32)
             return {"tokens": answer["tokens"], "finish": answer["finish"]}
 
-        if not together:
-            return list(map(one, enumerate(texts)))
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            return list(pool.map(one, enumerate(texts)))
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(ask, enumerate(texts)))
+
+    runs = {
+        "batch": run(questions.prompts, questions.continued, keep=True),
+        "again": run(questions.prompts, questions.continued),
+        "alone": run(questions.prompts, questions.continued, workers=1),
+        "replies": run(questions.questions, questions.answered),
+        "recalls": run(questions.recalls, questions.answered, workers=1),
+    }
+    texts = [f"{text}: {why}" for text, why in sorted(misread.items())]
+    absent = {"passages": NO_SCORES}
+    record = {"runs": runs, "passages": [], "absent": absent, "misread": texts}
+    return {**record, "limit": limit, "longest": longest}, tensors
 
 
 def _find_stand_in_mark(log: Path) -> dict[str, str]:
@@ -163,17 +151,6 @@ def _find_stand_in_mark(log: Path) -> dict[str, str]:
         if line.startswith(MARK):
             return {"stand-in": line.removeprefix(MARK)[:200]}
     return {}
-
-
-def _write_tensors(following: dict[int, tuple[list[list[int]], list[list[float]]]], directory: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    tensors = {}
-    for n, (ids, logs) in following.items():
-        tensors[f"next.{n}.ids"] = np.asarray(ids, np.int32)
-        tensors[f"next.{n}.logs"] = np.asarray(logs, np.float32)
-    save_file(tensors, directory / "said.safetensors")
 
 
 @contextlib.contextmanager

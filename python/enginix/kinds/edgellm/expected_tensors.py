@@ -16,6 +16,7 @@ import numpy.typing as npt
 from enginix.errors import ModelError
 from enginix.kinds.edgellm.values import BLOCK_BYTES, FLOAT_DTYPES, Expected
 from enginix.model import ModelConfig, ModelWeights, TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 from enginix.tables import load_table
 
 # Buffers that old exporters stored; every model computes them again.
@@ -98,18 +99,18 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
             if _LAYER.match(name):
                 what += "; the exporter would take its values from uninitialized memory, and report success"
             raise ModelError(what, where=where, fix=_explain_missing(name))
-        if tensor.dtype not in (FLOAT_DTYPES if not quantized else {**FLOAT_DTYPES, **_CODE_SCALES}):
+        if tensor.dtype not in (FLOAT_DTYPES if not quantized else (*FLOAT_DTYPES, *_CODE_SCALES)):
             stored = ", ".join(FLOAT_DTYPES)
             raise ModelError(
                 f"tensor {name} is {tensor.dtype}, and a model that config.json describes so has {stored}",
-                where=str(tensor.path),
+                where=tensor.path,
                 fix="fetch the model again, with hf_quant_config.json if it is quantized",
             )
         # Packed weights have other shapes, which the exporter's own loader checks.
         if tensor.dtype in FLOAT_DTYPES and tensor.shape != shape:
             raise ModelError(
                 f"tensor {name} is {list(tensor.shape)}, and config.json makes it {list(shape)}",
-                where=str(tensor.path),
+                where=tensor.path,
                 fix="correct config.json (head_dim, number of heads, sizes), or fetch the model again",
             )
     strange = [name for name in sorted(weights.tensors) if not _is_known(name, expected, config, quantized)]
@@ -140,7 +141,7 @@ def _require_scales(weights: ModelWeights, expected: Mapping[str, tuple[int, ...
             if f"{module}.{leaf}" not in weights.tensors:
                 raise ModelError(
                     f"tensor {module}.{leaf} is missing: {name} is quantized",
-                    where=str(weights.directory),
+                    where=weights.directory,
                     fix="quantize the model again",
                 )
     for name, tensor in weights.tensors.items():
@@ -148,17 +149,12 @@ def _require_scales(weights: ModelWeights, expected: Mapping[str, tuple[int, ...
             _require_usable_scale(tensor, weights.tensors.get(f"{name.rpartition('.')[0]}.weight"))
 
 
-def _is_zero(codes: TensorInfo | None) -> bool:
-    """Tell whether all codes of a matrix are 0, of either sign."""
-    return codes is not None and all(not (bits & 0x7F).any() for bits in _iterate_bits(codes, np.uint8))
-
-
 def _require_usable_scale(tensor: TensorInfo, codes: TensorInfo | None) -> None:
-    values = np.memmap(
-        tensor.path, FLOAT_DTYPES[tensor.dtype], "r", tensor.begin, (max(1, int(np.prod(tensor.shape))),)
-    ).astype(np.float32)
+    values = map_tensor(tensor).reshape(-1).astype(np.float32)
     is_single, is_divisor = values.size == 1, tensor.name.endswith(".input_scale")
-    is_zero = is_single and values[0] == 0 and (is_divisor or not _is_zero(codes))
+    is_zero = is_single and values[0] == 0
+    if is_zero and not is_divisor and codes is not None:  # a matrix of zeros, of either sign, may have it
+        is_zero = any((bits & 0x7F).any() for bits in _iterate_bits(codes, np.uint8))
     if is_zero or (is_divisor and (values < 0).any()):
         raise ModelError(
             f"the scale is {values.min():g}, which is no scale",
@@ -201,23 +197,19 @@ def _compare_tied_head(weights: ModelWeights, config: ModelConfig) -> None:
     head, table = weights.tensors.get(HEAD), weights.tensors[TABLE]
     if not config.tie_word_embeddings or head is None or head.dtype not in FLOAT_DTYPES:
         return
-    stored = Expected(table, "FLOAT")
-    if head.shape != table.shape or not all(
-        np.array_equal(rows, stored.rows(begin, begin + len(rows)))
-        for begin, rows in Expected(head, "FLOAT").blocks()
-    ):
+    if not Expected(head, "FLOAT").equals(Expected(table, "FLOAT")):
         raise ModelError(
             "lm_head.weight is not the embedding, and config.json ties them (tie_word_embeddings)",
-            where=str(head.path),
+            where=head.path,
             fix='write "tie_word_embeddings": false if the model has an output layer of its own, or remove '
             "the tensor",
         )
 
 
 def _iterate_bits(tensor: TensorInfo, kind: Any) -> Iterator[npt.NDArray[Any]]:
-    data = np.memmap(tensor.path, np.uint8, "r", tensor.begin, (tensor.nbytes,))
-    for begin in range(0, data.size, BLOCK_BYTES):
-        yield np.frombuffer(data[begin : begin + BLOCK_BYTES].tobytes(), kind)
+    data = map_tensor(tensor).reshape(-1)
+    step = BLOCK_BYTES // data.itemsize
+    return (data[begin : begin + step].view(kind) for begin in range(0, data.size, step))
 
 
 def require_float16_values(weights: ModelWeights) -> None:

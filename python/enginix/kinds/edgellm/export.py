@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from enginix import __version__, console, manifest, process
 from enginix.digests import SourceWatch, digest_file
 from enginix.errors import MachineError, UsageError
-from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
+from enginix.kinds.edgellm import checks, graph, options, source
 from enginix.kinds.edgellm.errors import ExportError, name_final_directory
 from enginix.kinds.edgellm.execution import direct_graph, export_gate
 from enginix.kinds.edgellm.source import ExportSource
@@ -44,21 +43,6 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours that PyTorch writes i
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Exit)\b.*:")
 
 
-@dataclass(frozen=True)
-class EdgellmExportOptions:
-    """Options of an export.
-
-    Attributes:
-        name: name of the export; None takes the model's.
-        exporter: the program; None takes the one beside this Python, or on PATH.
-        flags: options of edgellm.json's section export.
-    """
-
-    name: str | None = None
-    exporter: Path | None = None
-    flags: Mapping[str, Any] = field(default_factory=dict)
-
-
 def find_program(name: str, given: Path | None) -> Path:
     """Find a console script of the wheel.
 
@@ -67,7 +51,7 @@ def find_program(name: str, given: Path | None) -> Path:
     """
     if given is not None:
         if not os.access(given, os.X_OK):
-            raise MachineError("not a program", where=str(given))
+            raise MachineError("not a program", where=given)
         return Path(os.path.abspath(given))
     beside = Path(sys.executable).parent / name
     program = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
@@ -98,23 +82,23 @@ def make_private_environment(work: Path) -> dict[str, str]:
 def explain_export_failure(status: int, output: str, model: Path, out: Path) -> Exception:
     """Return the error for a failed run of the exporter, which writes to ``out``."""
     if any(sign in output for sign in _DEVICE_FULL) or status == -7:
-        return MachineError("the disk is full", where=str(out), fix="free disk space, or choose another -o")
+        return MachineError("the disk is full", where=out, fix="free disk space, or choose another -o")
     if status == -9:
         return MachineError(
             "the exporter was killed, as the kernel does when memory is short",
-            where=str(model),
+            where=model,
             fix="export on a machine with about twice the weights' size in memory, and 1 GB",
         )
     for row in load_table("edgellm")["failures"]:
         if row["pattern"] in output:
-            return ExportError(row["what"], where=str(model), fix=row["fix"])
+            return ExportError(row["what"], where=model, fix=row["fix"])
     lines = [line.strip() for line in _ESCAPES.sub("", output).splitlines() if line.strip()]
     error_line = next(
         (line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "no output"
     )
     return ExportError(
         f"{EXPORTER} ended with status {status}: {error_line[:400]}",
-        where=str(model),
+        where=model,
         fix="docs/reference/edgellm.md lists what is known to export; if this model is among it, report the "
         "line above to github.com/NVIDIA/TensorRT-Edge-LLM",
     )
@@ -127,7 +111,7 @@ def _require_disk_space(model_source: ExportSource, out: Path) -> None:
     if free < needed:
         raise MachineError(
             f"the disk is full: {free >> 20} MiB free, the export needs about {int(needed) >> 20} MiB",
-            where=str(out),
+            where=out,
             fix="free disk space, or choose another -o",
         )
 
@@ -156,8 +140,20 @@ def _list_tool_versions() -> dict[str, str]:
     return versions
 
 
-def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | None = None) -> Manifest:
+def export_model(
+    model: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    exporter: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Manifest:
     """Export a model; the directory is complete and checked, or absent.
+
+    Args:
+        name: name of the export; None takes the model's.
+        exporter: the program; None takes the one beside this Python, or on PATH.
+        flags: options of edgellm.json's section export.
 
     Raises:
         ModelError: the model is incomplete, damaged, of another architecture, or has no chat template.
@@ -165,12 +161,11 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
         MachineError: the exporter is missing, or disk or memory are short.
     """
     require_absent(out)
-    export_options = export_options or EdgellmExportOptions()
-    flags = options.check_stage_options("export", export_options.flags)
+    flags = options.check_stage_options("export", flags or {})
     model_source = source.read_export_source(model)
     if flags.get("fp8Embedding") and model_source.model.hidden_size % 16:
-        raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
-    program = find_program(EXPORTER, export_options.exporter)
+        raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=model)
+    program = find_program(EXPORTER, exporter)
     watch, identity = SourceWatch(model), read_model_identity(model)
     with new_directory(out) as partial, name_final_directory(partial, out, "export"):
         _require_disk_space(model_source, partial)
@@ -185,7 +180,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
                 direct_graph.start_recording(model, engine, environment) as finish_recording,
             ):
                 _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
-                stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
+                graph.strip_stack_traces(partial / "llm" / "model.onnx")
                 results = checks.check_exported_model(
                     partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
                 )
@@ -207,7 +202,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
             )
         export_manifest = Manifest(
             artefact="export",
-            name=export_options.name or manifest.read_artefact_name(model),
+            name=name or manifest.read_artefact_name(model),
             kind="edgellm",
             model={
                 "architecture": model_source.model.architecture,
@@ -245,11 +240,11 @@ def _tidy_export(partial: Path, model: Path) -> None:
     """Make the files readable, and refuse the build's paths in them, which would keep the weights alive."""
     for path in sorted(partial.rglob("*")):
         if path.is_symlink():
-            raise ExportError(f"the exporter left a link: {path.name}", where=str(partial))
+            raise ExportError(f"the exporter left a link: {path.name}", where=partial)
         path.chmod(0o755 if path.is_dir() else 0o644)
     for path in sorted((partial / "llm").iterdir()):
         if path.suffix in (".json", ".jinja", ".onnx"):
             data = path.read_bytes()
             for trace in (os.path.abspath(model), str(partial)):
                 if trace.encode() in data:
-                    raise ExportError(f"{path.name} names the build's directory {trace}", where=str(partial))
+                    raise ExportError(f"{path.name} names the build's directory {trace}", where=partial)

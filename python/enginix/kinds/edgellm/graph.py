@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -18,12 +20,13 @@ from enginix.kinds.edgellm.errors import ExportError
 
 PLUGIN_DOMAIN = "trt_edgellm"
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-# ONNX element type → bits per element, for the types that Edge-LLM's exporter writes.
-ELEMENT_BITS = {
-    "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT8E4M3FN": 8, "FLOAT4E2M1": 4,
-    "INT64": 64, "INT32": 32, "INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4, "BOOL": 8,
+TRACE_KEY = "pkg.torch.onnx.stack_trace"
+# ONNX element type → NumPy's, for the types that Edge-LLM's exporter writes; None for two elements a byte.
+_DTYPES: dict[str, Any] = {
+    "FLOAT": np.float32, "FLOAT16": np.float16, "BFLOAT16": ml_dtypes.bfloat16,
+    "FLOAT8E4M3FN": ml_dtypes.float8_e4m3fn, "INT64": np.int64, "INT32": np.int32, "INT8": np.int8,
+    "UINT8": np.uint8, "BOOL": np.bool_, "FLOAT4E2M1": None, "INT4": None, "UINT4": None,
 }  # fmt: skip
-_NUMPY = {"FLOAT": "<f4", "FLOAT16": "<f2", "INT64": "<i8", "INT32": "<i4"}
 _AGAIN = "export again; if it stays so, the exporter does not support this model"
 
 
@@ -47,13 +50,12 @@ class Constant:
         return prod(self.shape)
 
     def array(self) -> npt.NDArray[Any]:
-        """Return the elements; for types that NumPy lacks the bytes, with the last axis in bytes."""
-        if self.dtype in _NUMPY:
-            return self.data.view(_NUMPY[self.dtype]).reshape(self.shape)
-        bits = ELEMENT_BITS[self.dtype]
-        if bits == 8 or not self.shape:
-            return self.data.reshape(self.shape) if bits == 8 else self.data
-        return self.data.reshape(*self.shape[:-1], -1)
+        """Return the elements; for types of half a byte the bytes, with the last axis in bytes."""
+        dtype = _DTYPES[self.dtype]
+        if dtype is None:
+            return self.data.reshape(*self.shape[:-1], -1) if self.shape else self.data
+        elements: npt.NDArray[Any] = self.data.view(dtype)
+        return elements.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,11 @@ def _map_external_data(entries: Any, folder: Path, files: dict[str, Any], where:
 def _read_constant(tensor: Any, onnx: Any, folder: Path, files: dict[str, Any], where: str) -> Constant:
     dtype = onnx.TensorProto.DataType.Name(tensor.data_type)
     where = f"{where}: {tensor.name}"
-    if dtype not in ELEMENT_BITS:
+    if dtype not in _DTYPES:
         raise ExportError(f"element type {dtype} is not one that the exporter writes", where=where)
     shape = tuple(tensor.dims)
-    needed = (prod(shape) * ELEMENT_BITS[dtype] + 7) // 8
+    kind = _DTYPES[dtype]
+    needed = (prod(shape) + 1) // 2 if kind is None else prod(shape) * np.dtype(kind).itemsize
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         data = _map_external_data(tensor.external_data, folder, files, where, needed)
     elif tensor.raw_data:
@@ -165,6 +168,45 @@ def _read_constant(tensor: Any, onnx: Any, folder: Path, files: dict[str, Any], 
     return Constant(tensor.name, dtype, shape, data)
 
 
+def _load_model(path: Path) -> Any:
+    import onnx
+
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as e:
+        raise ExportError("the exporter wrote no graph", where=path, fix=_AGAIN) from e
+    except Exception as e:  # protobuf's own errors share no base class over its versions
+        raise ExportError(f"not an ONNX file: {e}", where=path, fix=_AGAIN) from e
+
+
+def _remove_traces(entries: Any) -> None:
+    remaining = [(e.key, e.value) for e in entries if e.key != TRACE_KEY]
+    del entries[:]
+    for key, value in remaining:
+        entry = entries.add()
+        entry.key, entry.value = key, value
+
+
+def strip_stack_traces(path: Path) -> None:
+    """Remove the stack traces that PyTorch writes into each node of an exported graph.
+
+    They name the directory that Python is installed in, would tie the export to that Python, and make two
+    installations' exports differ.
+
+    Raises:
+        ExportError: not an ONNX graph, or the graph still names this Python's directory.
+    """
+    model = _load_model(path)
+    graph = model.graph
+    parts = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, model)
+    for part in parts:
+        _remove_traces(part.metadata_props)
+    data = model.SerializeToString(deterministic=True)
+    if sys.prefix.encode() in data:
+        raise ExportError(f"the graph names {sys.prefix}, where this Python is installed", where=path)
+    path.write_bytes(data)
+
+
 def read_graph(path: Path) -> Graph:
     """Read ``model.onnx`` and map the data beside it.
 
@@ -174,13 +216,7 @@ def read_graph(path: Path) -> Graph:
     """
     import onnx
 
-    where = str(path)
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError as e:
-        raise ExportError("the exporter wrote no graph", where=where, fix=_AGAIN) from e
-    except Exception as e:  # protobuf's own errors share no base class over its versions
-        raise ExportError(f"not an ONNX file: {e}", where=where, fix=_AGAIN) from e
+    where, model = str(path), _load_model(path)
     graph = model.graph
     if not graph.node or not graph.initializer:
         raise ExportError("the graph is empty", where=where, fix=_AGAIN)

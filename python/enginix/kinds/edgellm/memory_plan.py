@@ -8,16 +8,28 @@ of ``max_batch_size`` prompts of ``max_input_len`` tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from enginix.errors import UsageError
+from enginix.inspect import InspectedModel, ModelDescription
 from enginix.kinds.edgellm.build import (
     describe_other_ways,
     describe_payloads,
-    find_uncountable_limit,
     format_cpu,
+    require_buildable_limits,
 )
+from enginix.kinds.planning.plan_record import (
+    BuildNeeds,
+    Certainty,
+    CountedModel,
+    MemoryPlan,
+    PlanCertainty,
+    PlanRequest,
+    StaticLimits,
+)
+from enginix.kinds.planning.planner import read_kv_bits, require_one_gpu, resolve_sizes
 from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
@@ -29,12 +41,13 @@ from enginix.memory_plan.arithmetic import (
     RankMemory,
     RankWeights,
 )
+from enginix.model import open_weights
 from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
-class EdgellmPlanLimits:
+class EdgellmPlanLimits(StaticLimits):
     """Limits of the requested engine.
 
     Attributes:
@@ -53,26 +66,10 @@ class EdgellmPlanLimits:
         """Return the tokens of prompt and answer of one sequence."""
         return self.max_kv_cache_capacity
 
-    @property
-    def sequences(self) -> int:
-        """Return the number of sequences that the KV cache holds."""
-        return self.max_batch_size
-
     def describe(self) -> str:
         return (
             f"batch {self.max_batch_size}, prompts of {self.max_input_len}, "
             f"KV cache of {self.max_kv_cache_capacity} tokens a sequence, allocated from the start"
-        )
-
-    def named(self) -> arithmetic.PlanLimits:
-        """Return these limits by the names that the arithmetic of all kinds uses."""
-        return arithmetic.PlanLimits(
-            max_batch_size=self.max_batch_size,
-            max_num_tokens=self.max_batch_size * self.max_input_len,
-            max_seq_len=self.max_kv_cache_capacity,
-            sequences=self.max_batch_size,
-            kv_bits=self.kv_bits,
-            quantization=self.quantization,
         )
 
 
@@ -83,9 +80,8 @@ def read_page_tokens() -> int:
 def compute_edgellm_memory(
     sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> RankMemory:
-    return arithmetic.compute_memory(
-        sizes, limits.named(), gpu, weights, KvCachePaging(read_page_tokens(), 100)
-    )
+    plan_limits = limits.as_plan_limits(limits.max_input_len, limits.max_kv_cache_capacity)
+    return arithmetic.compute_memory(sizes, plan_limits, gpu, weights, KvCachePaging(read_page_tokens(), 100))
 
 
 def find_edgellm_changes(
@@ -117,36 +113,6 @@ def find_edgellm_changes(
             *({**small_kv, "quantization": name} for name in formats),
         ],
     )
-
-
-def fill_edgellm_limits(
-    max_batch_size: int | None, max_input_len: int | None, capacity: int | None
-) -> EdgellmPlanLimits:
-    """Return the limits, with the wheel's defaults filled in.
-
-    Raises:
-        UsageError: the prompt is larger than the KV cache, or the limits overflow the wheel's builder.
-    """
-    rows = load_table("edgellm")["build"]
-    limits = EdgellmPlanLimits(
-        max_input_len=max_input_len or rows["maxInputLen"]["default"],
-        max_batch_size=max_batch_size or rows["maxBatchSize"]["default"],
-        max_kv_cache_capacity=capacity or rows["maxKvCacheCapacity"]["default"],
-    )
-    if limits.max_input_len > limits.max_kv_cache_capacity:
-        raise UsageError(
-            f"--max-input-len {limits.max_input_len} is beyond --max-seq-len {limits.max_kv_cache_capacity}",
-            fix="raise --max-seq-len, which is the cache's capacity: prompt and answer",
-        )
-    beyond = find_uncountable_limit(limits.max_input_len, limits.max_batch_size, limits.max_kv_cache_capacity)
-    if beyond is not None:
-        raise UsageError(beyond, fix="lower one of the limits")
-    return limits
-
-
-def find_edgellm_certainty(architecture: str | None) -> Literal["exact", "estimate"]:
-    """Return how far the KV cache of a token is known: of architectures that Edge-LLM takes, all by heads."""
-    return "exact" if architecture in load_table("edgellm")["architectures"] else "estimate"
 
 
 def list_payload_systems(gpu: TargetGpu) -> tuple[str, ...]:
@@ -184,3 +150,89 @@ def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: Tar
                 f"{quantization} needs SM {row['minSm']} or later; {gpu.name} is SM {gpu.sm}{have}"
             )
     return reasons
+
+
+def plan_model(
+    model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
+) -> MemoryPlan:
+    sizes = replace(resolve_sizes(description, None, request), element_bytes=2)
+    limits = _resolve_limits(request)
+    tensors = open_weights(model.directory).tensors
+    total = sum(t.nbytes // (2 if t.dtype == "F32" else 1) for t in tensors.values())
+    weights = arithmetic.estimate_weights(total, sizes, "lm_head.weight" not in tensors)
+    notes = ["the CUDA context is not counted; what weights and workspace leave is the KV cache's"]
+    if systems := list_payload_systems(gpu):
+        notes.append(f"payloads for SM {gpu.sm} are in the wheel for {' and '.join(systems)}")
+    if gpu.unified:
+        notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
+    if limits.max_input_len > sizes.context:
+        notes.append(f"max_input_len {limits.max_input_len} exceeds the model's context of {sizes.context}")
+    if description.dtype not in (None, "float16"):
+        notes.append("computed in float16: enginix edgellm-export refuses weights beyond 65504")
+    counted = CountedModel(model.source, description.size, sizes, total, weights)
+    return _make_plan(counted, description.architecture, gpu, limits, "estimate", notes)
+
+
+def plan_lock(
+    metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: CountedModel
+) -> MemoryPlan:
+    note = "from the lock alone: weights are the size of the files, a lower bound"
+    limits = _resolve_limits(request)
+    return _make_plan(lock, metadata.get("architecture"), gpu, limits, "lower bound", [note])
+
+
+def _make_plan(
+    model: CountedModel,
+    architecture: str | None,
+    gpu: TargetGpu,
+    limits: EdgellmPlanLimits,
+    weights_are: Certainty,
+    notes: list[str],
+) -> MemoryPlan:
+    sizes, weights = model.sizes, model.rank_weights
+    # Architectures that Edge-LLM takes keep all of a token by heads.
+    is_known = architecture in load_table("edgellm")["architectures"]
+    memory = compute_edgellm_memory(sizes, limits, gpu, weights)
+    return MemoryPlan(
+        source=model.source,
+        kind="edgellm",
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=memory,
+        certainty=PlanCertainty(weights_are, "exact" if is_known else "estimate"),
+        build=BuildNeeds(model.files, model.weight_bytes, 0, 0, memory.weights + memory.workspace, 0),
+        obstacles=tuple(find_edgellm_obstacles(architecture, sizes.quantization, gpu)),
+        changes=() if memory.fits else tuple(find_edgellm_changes(sizes, limits, gpu, weights)),
+        notes=tuple(notes),
+    )
+
+
+def _resolve_limits(request: PlanRequest) -> EdgellmPlanLimits:
+    """Return the limits of kind edgellm.
+
+    Raises:
+        UsageError: kind edgellm lacks an option, the prompt is larger than the KV cache, or the limits
+            overflow the wheel's builder.
+    """
+    require_one_gpu(
+        request,
+        ("max_num_tokens", "sequences", "step_tokens"),
+        "a step is --max-batch-size prompts of --max-input-len; the KV cache holds "
+        "--max-batch-size sequences of --max-seq-len",
+    )
+    if request.dtype not in (None, "float16"):
+        raise UsageError(f"kind edgellm computes in float16, not in {request.dtype}", fix="leave --dtype out")
+    if request.kv_cache not in ("auto", "FP8"):
+        raise UsageError(f"kind edgellm has no {request.kv_cache} KV cache", fix="--kv-cache fp8, or auto")
+    rows = load_table("edgellm")["build"]
+    limits = EdgellmPlanLimits(
+        max_input_len=request.max_input_len or rows["maxInputLen"]["default"],
+        max_batch_size=request.max_batch_size or rows["maxBatchSize"]["default"],
+        max_kv_cache_capacity=request.max_seq_len or rows["maxKvCacheCapacity"]["default"],
+        kv_bits=read_kv_bits(request),
+    )
+    names = ("--max-input-len", "--max-batch-size", "--max-seq-len")
+    numbers = limits.max_input_len, limits.max_batch_size, limits.max_kv_cache_capacity
+    require_buildable_limits(*numbers, names=names)
+    return limits

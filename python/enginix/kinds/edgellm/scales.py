@@ -11,16 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from enginix.kinds.edgellm.coverage import JOINED_PROJECTIONS, PREFIX
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.expected_tensors import SCALE_ERROR
-from enginix.kinds.edgellm.graph import ELEMENT_BITS, Constant, Graph, Node
-from enginix.kinds.edgellm.values import FLOAT_DTYPES
+from enginix.kinds.edgellm.graph import Constant, Graph, Node
 from enginix.model import TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 
 Array = npt.NDArray[Any]
 CODE_TYPES = {"INT8": 3, "FLOAT8E4M3FN": 17, "FLOAT4E2M1": 23}  # numbers: onnx.TensorProto
@@ -28,7 +27,6 @@ _INT4_PRODUCTS = ("Int4GroupwiseGemmPlugin", "Int4GroupwiseGemmPluginV2")
 _QUANTIZERS = ("QuantizeLinear", "TRT_FP4DynamicQuantize")
 _PASSING_OPS = ("Cast", "Reshape", "Transpose", "DequantizeLinear", *_QUANTIZERS)
 _FIX = "quantize the model again; if it stays so, TensorRT Edge-LLM does not support this model"
-_STORED: Mapping[str, Any] = {**FLOAT_DTYPES, "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn)}
 
 
 @dataclass(frozen=True)
@@ -88,15 +86,6 @@ def _list_products(graph: Graph) -> Iterator[_Product]:
         yield product
 
 
-def _read_values(constant: Constant) -> Array:
-    array = constant.array()
-    if constant.dtype in ("FLOAT8E4M3FN", "BFLOAT16"):
-        array = constant.data.view(
-            ml_dtypes.float8_e4m3fn if ELEMENT_BITS[constant.dtype] == 8 else ml_dtypes.bfloat16
-        )
-    return array.astype(np.float32).reshape(constant.shape)
-
-
 class ScaleChecker:
     """Compares scales of a graph with those of a checkpoint."""
 
@@ -111,8 +100,7 @@ class ScaleChecker:
             info = self.tensors.get(f"{base}.{name}")
             if info is None:
                 return None
-            stored = np.memmap(info.path, _STORED[info.dtype], "r", info.begin, info.shape or (1,))
-            values.append(np.asarray(stored, np.float32).reshape(info.shape))
+            values.append(map_tensor(info).astype(np.float32))
         if len(values) == 1:
             return values[0]
         return np.concatenate(values) if values[0].size > 1 else np.asarray(np.max(values))
@@ -122,7 +110,7 @@ class ScaleChecker:
         expected = [
             s for n in ("weight_scale", "weight_scale_2") if (s := self.read_scale(bases, n)) is not None
         ]
-        found = [_read_values(c) for c in product.weight_scales]
+        found = [c.array() for c in product.weight_scales]
         if len(found) != len(expected):
             return f"{len(found)} scales of its weight, {len(expected)} in the checkpoint"
         for scale in expected:
@@ -137,13 +125,13 @@ class ScaleChecker:
             kinds = {n.attributes.get("output_dtype", 23) for n in product.quantizers}
             if kinds != {CODE_TYPES[product.codes.dtype]}:
                 return "inputs that are not quantized, or to another type"
-            if not all(self._is_near(_read_values(c), input_scale) for c in product.input_scales):
+            if not all(self._is_near(c.array(), input_scale) for c in product.input_scales):
                 return "another input_scale"
         smoothing = self.read_scale(bases[:1], "pre_quant_scale")
         # A scale of ones may be left out.
         is_folded = smoothing is None or (not product.smoothing and bool((smoothing == 1).all()))
         if smoothing is not None and not is_folded:
-            near_ones = [c for c in product.smoothing if self._is_near(_read_values(c), smoothing)]
+            near_ones = [c for c in product.smoothing if self._is_near(c.array(), smoothing)]
             return None if near_ones else "another pre_quant_scale"
         return None
 
@@ -155,7 +143,7 @@ class ScaleChecker:
         if exact.ndim == 2:
             sides.append(exact.T.reshape(-1))
         for side in sides:
-            flat = found.reshape(-1)
+            flat = found.reshape(-1).astype(np.float32)
             with np.errstate(invalid="ignore", divide="ignore"):
                 change = np.abs(flat - side) / np.abs(side)
             change = np.where(flat == side, 0, change)
@@ -171,13 +159,11 @@ class ScaleChecker:
         named = self.tensors.get(f"{base}.weight")
         if named is None:
             return
-        own = np.memmap(named.path, np.uint8, "r", named.begin, (named.nbytes,))
+        own = map_tensor(named).view(np.uint8)
         for name, info in self.tensors.items():
             alike = info is not named and info.dtype == named.dtype and info.shape == named.shape
-            if alike and name.endswith(".weight"):
-                other = np.memmap(info.path, np.uint8, "r", info.begin, (info.nbytes,))
-                if np.array_equal(own, other):
-                    yield (name.removesuffix(".weight"),)
+            if alike and name.endswith(".weight") and np.array_equal(own, map_tensor(info).view(np.uint8)):
+                yield (name.removesuffix(".weight"),)
 
 
 def check_scales(graph: Graph, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
@@ -202,7 +188,7 @@ def check_scales(graph: Graph, tensors: Mapping[str, TensorInfo]) -> dict[str, A
             raise ExportError(
                 f"the product of {base} has {difference}: a scale of another projection, or one that float16 "
                 f"changes by more than {SCALE_ERROR:.0%}",
-                where=str(graph.path),
+                where=graph.path,
                 fix=_FIX,
             )
         count += 1

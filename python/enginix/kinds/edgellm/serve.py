@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +45,6 @@ print(json.dumps(answer))
 
 
 @dataclass(frozen=True)
-class EdgellmServeOptions:
-    """Options for serving an engine.
-
-    Attributes:
-        state: writable directory of the server's own: its cache, in which the engine is linked.
-        key_file: file with the API key; None serves without one, on loopback only.
-        python: the Python that has the wheel and TensorRT; None takes this one.
-        driver: directory of the GPU driver in place of the machine's.
-        flags: options of edgellm.json's section serve.
-    """
-
-    state: Path
-    host: str = "127.0.0.1"
-    port: int = 8000
-    key_file: Path | None = None
-    python: Path | None = None
-    driver: Path | None = None
-    flags: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class ServerCommand:
     """The command line and environment of a server.
 
@@ -87,17 +66,35 @@ def check_key_file(path: Path) -> None:
     try:
         mode, text = path.stat().st_mode, path.read_text("utf-8").strip()
     except (OSError, ValueError) as e:
-        raise UsageError(f"the API key cannot be read: {e}", where=str(path)) from e
+        raise UsageError(f"the API key cannot be read: {e}", where=path) from e
     if not text or any(c.isspace() or not c.isprintable() for c in text):
-        raise UsageError("the file does not hold one key in one line", where=str(path))
+        raise UsageError("the file does not hold one key in one line", where=path)
     if mode & stat.S_IROTH:
         raise UsageError(
-            "everybody can read the API key", where=str(path), fix="chmod 600, or pass a systemd credential"
+            "everybody can read the API key", where=path, fix="chmod 600, or pass a systemd credential"
         )
 
 
-def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions) -> ServerCommand:
+def prepare_server(
+    engine: Path,
+    model: Path,
+    state: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int,
+    key_file: Path | None = None,
+    python: Path | None = None,
+    driver: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> ServerCommand:
     """Link the engine into the server's cache, and return the server's command.
+
+    Args:
+        state: writable directory of the server's own: its cache, in which the engine is linked.
+        key_file: file with the API key; None serves without one, on loopback only.
+        python: the Python that has the wheel and TensorRT; None takes this one.
+        driver: directory of the GPU driver in place of the machine's.
+        flags: options of edgellm.json's section serve.
 
     Raises:
         ManifestError: not an Edge-LLM engine, or one of another model.
@@ -105,14 +102,14 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
         UsageError: an invalid option, or a host beyond loopback without a key.
         MachineError: the state directory cannot be written, or the wheel is missing.
     """
-    flags = options.format_stage_flags("serve", serve_options.flags)
-    if not 1 <= serve_options.port <= 65535:
-        raise UsageError(f"{serve_options.port} is not a port", where="--port", fix="1 to 65535")
-    if serve_options.key_file is not None:
-        check_key_file(serve_options.key_file)
-    elif serve_options.host not in (*LOOPBACK, "localhost"):
+    flag_words = options.format_stage_flags("serve", flags or {})
+    if not 1 <= port <= 65535:
+        raise UsageError(f"{port} is not a port", where="--port", fix="1 to 65535")
+    if key_file is not None:
+        check_key_file(key_file)
+    elif host not in (*LOOPBACK, "localhost"):
         raise UsageError(
-            f"{serve_options.host} is reachable by others, and there is no API key",
+            f"{host} is reachable by others, and there is no API key",
             where="--host",
             fix="pass --api-key-file, or serve on 127.0.0.1 behind a proxy that checks who asks",
         )
@@ -121,30 +118,29 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
     if engine_manifest.kind != "edgellm":
         raise ManifestError(
             f"an engine of kind {engine_manifest.kind}",
-            where=str(engine),
+            where=engine,
             fix="enginix serve takes that kind",
         )
     if engine_manifest.options.get("builder") != "direct":
         raise ManifestError(
             "built from the ONNX export, for NVIDIA's C++ runtime; tensorrt-edgellm-serve does not take it",
-            where=str(engine),
+            where=engine,
             fix='build it with builder "direct", or run llm_inference on it',
         )
     require_unchanged(engine)
     # The engine needs the model's weights while it runs.
     require_same_model(engine_manifest.inputs.get("model"), read_model_identity(model), model, "engine")
-    check.check_before_start(engine_manifest, engine, serve_options.driver)
+    check.check_before_start(engine_manifest, engine, driver)
     limits = engine_manifest.options["limits"]
-    python = os.path.abspath(serve_options.python or sys.executable)
-    cache = Path(os.path.abspath(serve_options.state)) / "cache"
-    bundle, versions = _find_bundle(python, model, cache, limits)
+    program, directory = os.path.abspath(python or sys.executable), Path(os.path.abspath(state))
+    cache, home = directory / "cache", directory / "home"
+    bundle, versions = _find_bundle(program, model, cache, limits)
     check.require_versions(engine_manifest, engine, versions)
     _link_engine(engine / "engine", bundle, cache)
-    key_file = os.path.abspath(serve_options.key_file) if serve_options.key_file else "-"
-    words = [python, str(LAUNCH_SCRIPT), "experimental.server.cli", key_file, os.path.abspath(model)]
-    words += ["--host", serve_options.host, "--port", str(serve_options.port), "--cache-dir", str(cache)]
-    words += [*options.format_stage_flags("build", limits), *flags]
-    home = Path(os.path.abspath(serve_options.state)) / "home"
+    key_word = os.path.abspath(key_file) if key_file else "-"
+    words = [program, str(LAUNCH_SCRIPT), "experimental.server.cli", key_word, os.path.abspath(model)]
+    words += ["--host", host, "--port", str(port), "--cache-dir", str(cache)]
+    words += [*options.format_stage_flags("build", limits), *flag_words]
     home.mkdir(exist_ok=True)
     variables = {
         "HOME": str(home),
@@ -175,7 +171,7 @@ def _find_bundle(
 def _link_engine(engine: Path, bundle: Path, cache: Path) -> None:
     # Resolved: a link in the cache may lead elsewhere, and the directory is removed below.
     if not (bundle.parent.resolve() / bundle.name).is_relative_to(cache.resolve()):
-        raise MachineError("the server's path for its engine is outside its cache", where=str(bundle))
+        raise MachineError("the server's path for its engine is outside its cache", where=bundle)
     try:
         # The server touches the directory, so it is a real one; the files are links.
         shutil.rmtree(bundle, ignore_errors=True)
@@ -184,6 +180,4 @@ def _link_engine(engine: Path, bundle: Path, cache: Path) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.abspath(path))
     except OSError as e:
-        raise MachineError(
-            f"cannot write: {e.strerror}", where=str(cache), fix="pass a writable --state"
-        ) from e
+        raise MachineError(f"cannot write: {e.strerror}", where=cache, fix="pass a writable --state") from e

@@ -73,7 +73,7 @@ def _read_export_quantization(model: Path, config: ModelConfig) -> tuple[str | N
     sidecar, inline = read_object(path), config.raw.get("quantization_config")
     section = sidecar.get("quantization")
     if not isinstance(section, dict):
-        raise ModelError("no section quantization", where=str(path), fix="quantize the model again")
+        raise ModelError("no section quantization", where=path, fix="quantize the model again")
     algorithm, kv = section.get("quant_algo"), section.get("kv_cache_quant_algo")
     # In whatever case, as conversion and locks read it.
     algorithm = canonical_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
@@ -83,15 +83,13 @@ def _read_export_quantization(model: Path, config: ModelConfig) -> tuple[str | N
     if algorithm is not None and algorithm not in formats:
         raise ModelError(
             f"format {algorithm!r} is not supported for TensorRT Edge-LLM export",
-            where=str(path),
+            where=path,
             fix=f"quantize with ModelOpt to one of: {', '.join(formats)}",
         )
     if kv not in (None, "FP8"):
-        raise ModelError(
-            f"KV cache format {kv!r}", where=str(path), fix="quantize the KV cache to FP8, or not"
-        )
+        raise ModelError(f"KV cache format {kv!r}", where=path, fix="quantize the KV cache to FP8, or not")
     if refusal := find_kv_cache_refusal(algorithm, kv):
-        raise ModelError(refusal[0], where=str(path), fix=refusal[1])
+        raise ModelError(refusal[0], where=path, fix=refusal[1])
     if isinstance(inline, dict):
         matrices = [name for name, shape in list_model_tensors(config).items() if len(shape) == 2]
         modules = [name.removesuffix(".weight") for name in sorted({*matrices, HEAD} - {TABLE})]
@@ -99,7 +97,7 @@ def _read_export_quantization(model: Path, config: ModelConfig) -> tuple[str | N
             sidecar, inline, modules
         )
         if contradiction:
-            raise ModelError(contradiction[0], where=str(path), fix=contradiction[1])
+            raise ModelError(contradiction[0], where=path, fix=contradiction[1])
     return algorithm, kv
 
 
@@ -142,14 +140,14 @@ def _refuse_inline_quantization(config: Mapping[str, Any], model: Path) -> None:
     if method == "modelopt":
         raise ModelError(
             f"quantized by ModelOpt, and {SIDECAR} is missing",
-            where=str(model / "config.json"),
+            where=model / "config.json",
             fix=f"fetch {SIDECAR}",
         )
     bits = inline.get("bits") if isinstance(inline, dict) else None
     raise ModelError(
         f"quantized by {method or 'an unnamed method'}{f' to {bits} bits' if bits else ''}, and exports are "
         "checked for models that NVIDIA ModelOpt quantized alone",
-        where=str(model / "config.json"),
+        where=model / "config.json",
         fix=fix,
     )
 
@@ -162,18 +160,18 @@ def _require_kv_scales(weights: ModelWeights, layers: int) -> None:
             if name not in weights.tensors:
                 raise ModelError(
                     f"{SIDECAR} says an FP8 KV cache, and {name} is missing",
-                    where=str(weights.directory),
+                    where=weights.directory,
                     fix="quantize the model again",
                 )
 
 
 def _require_model_directory(model: Path) -> None:
     if not model.is_dir():
-        raise ModelError("no such directory", where=str(model), fix="pass a model's directory")
+        raise ModelError("no such directory", where=model, fix="pass a model's directory")
     if not (model / "config.json").is_file() and (model / "adapter_config.json").is_file():
         raise ModelError(
             "a LoRA adapter, not a model",
-            where=str(model),
+            where=model,
             fix="merge it into its base model (PEFT: merge_and_unload), and export that",
         )
 

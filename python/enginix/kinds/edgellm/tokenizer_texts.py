@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +49,13 @@ def read_model_texts(model: Path, config: Mapping[str, Any], vocabulary: int) ->
     settings = read_object(model / SETTINGS_FILE)
     template = read_chat_template(model)
     prompt = _render_question(template, settings, model)
-    end_tokens = _read_end_tokens(model, vocabulary)
+    end_tokens = list_named_end_tokens(model)
+    if beyond := [token for token in end_tokens if token >= vocabulary]:
+        raise ModelError(
+            f"eos_token_id {beyond[0]} is beyond the model's {vocabulary} tokens: no answer would end",
+            where=model,
+            fix=f"correct it in {' or '.join(END_TOKEN_FILES)}",
+        )
     strange = _check_token_ids(model, vocabulary)
     notes = []
     named = sorted(text for text in strange if text in template or text in prompt)
@@ -59,7 +63,7 @@ def read_model_texts(model: Path, config: Mapping[str, Any], vocabulary: int) ->
         raise ModelError(
             f"the chat template writes {named[0]!r}, token {strange[named[0]]} of tokenizer.json, and the "
             f"model has {vocabulary} tokens",
-            where=str(model),
+            where=model,
             fix="take the tokenizer that belongs to the model",
         )
     if strange:
@@ -85,11 +89,11 @@ def _require_tokenizer_files(model: Path) -> None:
         if name == "tokenizer.json" and others:
             raise ModelError(
                 f"no tokenizer.json, and {others[0]} alone is not read by the runtime",
-                where=str(model),
+                where=model,
                 fix="write tokenizer.json with transformers: "
                 "AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)",
             )
-        raise ModelError(f"no {name}", where=str(model), fix="fetch the whole model")
+        raise ModelError(f"no {name}", where=model, fix="fetch the whole model")
 
 
 def read_chat_template(model: Path) -> str:
@@ -102,7 +106,7 @@ def read_chat_template(model: Path) -> str:
     if extra.exists():
         raise ModelError(
             "named chat templates, and TensorRT Edge-LLM takes one",
-            where=str(extra),
+            where=extra,
             fix=f"remove the directory, and keep the template to serve as {TEMPLATE_FILE}",
         )
     plain = model / TEMPLATE_FILE
@@ -111,7 +115,7 @@ def read_chat_template(model: Path) -> str:
             # Bytes, as transformers and the runtime differ in how they read the ends of lines.
             template = plain.read_bytes().decode("utf-8")
         except (OSError, ValueError) as e:
-            raise ModelError(f"unreadable: {e}", where=str(plain), fix=_AGAIN) from e
+            raise ModelError(f"unreadable: {e}", where=plain, fix=_AGAIN) from e
         found = [(TEMPLATE_FILE, template)]
     else:
         settings = [(name, model / name) for name in _EMBEDDING_FILES if (model / name).is_file()]
@@ -119,19 +123,19 @@ def read_chat_template(model: Path) -> str:
         found = [(name, text) for name, text in embedded if text is not None]
     if not found or not found[0][1].strip():
         failure = load_table("edgellm")["failures"][0]
-        raise ModelError(failure["what"], where=str(model), fix=failure["fix"])
+        raise ModelError(failure["what"], where=model, fix=failure["fix"])
     name, template = found[0]
     other = next((n for n, text in found if text != template), None)
     if other is not None:
         raise ModelError(
             f"{name} and {other} have different chat templates",
-            where=str(model),
+            where=model,
             fix=f"write the one to serve into {TEMPLATE_FILE}",
         )
     if template.startswith("\ufeff"):
         raise ModelError(
             "the chat template begins with a byte order mark, and so would every prompt",
-            where=str(model / name),
+            where=model / name,
             fix=f"save it as UTF-8 without BOM: sed -i '1s/^\\xEF\\xBB\\xBF//' {name}",
         )
     return template
@@ -146,86 +150,49 @@ def _choose_template(value: Any, path: Path) -> str | None:
             names = ", ".join(sorted(map(str, value))) or "none"
             raise ModelError(
                 f"chat templates by name ({names}), and TensorRT Edge-LLM takes one",
-                where=str(path),
+                where=path,
                 fix=f"keep the one to serve as {TEMPLATE_FILE}",
             )
         value = value["default"]
     if value is not None and not isinstance(value, str):
-        raise ModelError("chat_template is not a text", where=str(path), fix=_AGAIN)
+        raise ModelError("chat_template is not a text", where=path, fix=_AGAIN)
     return value
 
 
 def _render_question(template: str, settings: Mapping[str, Any], model: Path) -> str:
-    """Render one question as transformers does (utils/chat_template_utils.py), and return the prompt."""
+    """Render one question as transformers does, and return the prompt."""
     import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-    class Generation(Extension):  # type: ignore[misc, unused-ignore]
-        """The tag that marks what the assistant said."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, **{"ensure_ascii": False, **options}
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime(2026, 1, 1).strftime(form)
     special = {
         key: value.get("content") if isinstance(value, dict) else value
         for key, value in settings.items()
         if key.endswith("_token") and value is not None
     }
     try:
-        prompt = environment.from_string(template).render(
-            messages=[{"role": "user", "content": _QUESTION}],
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            **special,
+        messages = [{"role": "user", "content": _QUESTION}]
+        (prompt,), _ = render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=True, **special
         )
     except jinja2.TemplateSyntaxError as e:
         raise ModelError(
-            f"the chat template is broken at line {e.lineno}: {e.message}", where=str(model), fix=_AGAIN
+            f"the chat template is broken at line {e.lineno}: {e.message}", where=model, fix=_AGAIN
         ) from e
     except Exception as e:  # the template's code may raise anything
         reason = str(e).strip().split("\n", 1)[0] or type(e).__name__
         is_refusal = isinstance(e, jinja2.TemplateError) and not isinstance(e, jinja2.TemplateRuntimeError)
         raise ModelError(
             f"the chat template {'refuses' if is_refusal else 'fails for'} one question of a user: {reason}",
-            where=str(model),
+            where=model,
             fix=f"write a template that takes a question alone into {TEMPLATE_FILE}"
             if is_refusal
             else _AGAIN,
         ) from e
     if _QUESTION not in prompt:
         raise ModelError(
-            "the chat template leaves a user's question out of the prompt", where=str(model), fix=_AGAIN
+            "the chat template leaves a user's question out of the prompt", where=model, fix=_AGAIN
         )
     return str(prompt)
-
-
-def _read_end_tokens(model: Path, vocabulary: int) -> tuple[int, ...]:
-    tokens = list_named_end_tokens(model)
-    if beyond := [token for token in tokens if token >= vocabulary]:
-        raise ModelError(
-            f"eos_token_id {beyond[0]} is beyond the model's {vocabulary} tokens: no answer would end",
-            where=str(model),
-            fix=f"correct it in {' or '.join(END_TOKEN_FILES)}",
-        )
-    return tokens
 
 
 def _check_token_ids(model: Path, vocabulary: int) -> dict[str, int]:
@@ -239,11 +206,11 @@ def _check_token_ids(model: Path, vocabulary: int) -> dict[str, int]:
     else:
         largest = len(entries) - 1 if isinstance(entries, list) else -1
     if largest < 0:
-        raise ModelError("the tokenizer has no vocabulary", where=str(path), fix=_AGAIN)
+        raise ModelError("the tokenizer has no vocabulary", where=path, fix=_AGAIN)
     if largest >= vocabulary:
         raise ModelError(
             f"the tokenizer's largest token is {largest}, and the model has {vocabulary} tokens",
-            where=str(path),
+            where=path,
             fix="take the tokenizer that belongs to the model",
         )
     added = tokenizer.get("added_tokens")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from enginix.errors import ModelError
@@ -18,6 +18,8 @@ from enginix.model.config import parse_config
 from enginix.model.other_layouts import require_model_config
 from enginix.tables import load_table
 
+# What is wrong, and how to fix it.
+Refusal = tuple[str, str]
 OTHER_KINDS = 'serve this model by kind "tensorrt" or "llmapi"'
 _CORRECT = "correct config.json: keep the value that the model was trained with"
 _ORIGINAL = "original_max_position_embeddings"
@@ -38,87 +40,72 @@ def parse_export_config(raw: Mapping[str, Any], model: Any) -> ModelConfig:
     """
     where = str(model / "config.json")
     require_model_config(raw, str(model))
-    row = _find_row(raw, where)
-    _refuse_contradictions(raw, where)
-    _refuse_activation(raw, where)
-    _refuse_own_code(raw, where)
-    if raw.get("max_position_embeddings") is None:
-        raise ModelError(
-            "max_position_embeddings is not in config.json: the context would be a default of transformers'",
-            where=where,
-            fix='write "max_position_embeddings" into config.json: the context that it was trained with',
-        )
+    _refuse_first(_find_unreadable_values(raw), where)
     config = parse_config(raw, model, checkpoint=False)
-    _refuse_value_types(raw, config, where)
-    _refuse_layer_types(config, where)
-    _refuse_windows(config, row, where)
-    _refuse_rope(config, where)
-    _refuse_foreign_keys(raw, config, where)
+    _refuse_first(_find_inexpressible_values(raw, config), where)
     return config
 
 
-def _find_row(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _refuse_first(refusals: Iterable[Refusal], where: str) -> None:
+    for what, fix in refusals:
+        raise ModelError(what, where=where, fix=fix)
+
+
+def _find_unreadable_values(raw: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Yield what the shared reader takes, and NVIDIA's readers take otherwise or not at all."""
     rows: Mapping[str, Mapping[str, Any]] = load_table("edgellm")["architectures"]
     names = raw.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
     if not isinstance(architecture, str) or architecture not in rows:
-        raise ModelError(
+        yield (
             f"architecture {architecture!r} is not supported for TensorRT Edge-LLM export",
-            where=where,
-            fix=f"known: {', '.join(rows)}. The exporter itself accepts any name and answers with status 0",
+            f"known: {', '.join(rows)}. The exporter itself accepts any name and answers with status 0",
         )
+        return
     model_type = rows[architecture]["modelType"]
     if raw.get("model_type") != model_type:
-        raise ModelError(
-            f"model_type is {raw.get('model_type')!r}, but {architecture} has {model_type!r}",
-            where=where,
-            fix="fetch the model again",
+        what = f"model_type is {raw.get('model_type')!r}, but {architecture} has {model_type!r}"
+        yield what, "fetch the model again"
+    yield from _find_contradictions(raw)
+    activation = raw.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        what = f"hidden_act is {activation!r}: NVIDIA's exporter writes SiLU into every graph"
+        yield what, 'serve this model by kind "llmapi"'
+    if raw.get("auto_map"):  # the exporter reads configurations with ``trust_remote_code``
+        code = ", ".join(map(str, raw["auto_map"]))
+        yield (
+            f"auto_map names code of the model's own ({code}), which NVIDIA's exporter would run",
+            f"remove auto_map if transformers' own {architecture} is the same model",
         )
-    return rows[architecture]
+    if raw.get("max_position_embeddings") is None:
+        yield (
+            "max_position_embeddings is not in config.json: the context would be a default of transformers'",
+            'write "max_position_embeddings" into config.json: the context that it was trained with',
+        )
 
 
-def _refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
-    """Refuse values that a configuration has twice, as each reader takes another one."""
+def _find_contradictions(raw: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Yield values that a configuration has twice, as each reader takes another one."""
     parameters = [raw[key] for key in ("rope_scaling", "rope_parameters") if isinstance(raw.get(key), dict)]
     stated = [p for p in parameters if p]
     if len(stated) == 2 and _list_scaling(stated[0]) != _list_scaling(stated[1]):
-        raise ModelError("rope_scaling and rope_parameters differ", where=where, fix=_CORRECT)
+        yield "rope_scaling and rope_parameters differ", _CORRECT
     for key in ("rope_theta", _ORIGINAL, "partial_rotary_factor"):
         values = [v for v in (raw.get(key), *(p.get(key) for p in stated)) if v is not None]
         if any(value != values[0] for value in values):
-            raise ModelError(
-                f"{key} is {' and '.join(str(v) for v in values)}, beside the rope parameters and in them",
-                where=where,
-                fix=_CORRECT,
-            )
+            texts = " and ".join(str(v) for v in values)
+            yield f"{key} is {texts}, beside the rope parameters and in them", _CORRECT
     for given in stated:
         kinds = [given[key] for key in ("rope_type", "type") if given.get(key) is not None]
         if len(kinds) == 2 and kinds[0] != kinds[1]:
-            raise ModelError(
+            yield (
                 f"rope_type is {kinds[0]!r} and type {kinds[1]!r} in the rope parameters: transformers takes "
                 "the first, NVIDIA's runtime the second",
-                where=where,
-                fix="remove type, or the one of the two that the model was not trained with",
+                "remove type, or the one of the two that the model was not trained with",
             )
     names = [raw[key] for key in ("dtype", "torch_dtype") if raw.get(key) is not None]
     if len({str(name).removeprefix("torch.") for name in names}) > 1:
-        raise ModelError(f"dtype is {names[0]!r}, and torch_dtype {names[1]!r}", where=where, fix=_CORRECT)
-
-
-def _refuse_value_types(raw: Mapping[str, Any], config: ModelConfig, where: str) -> None:
-    """Refuse values of a type that transformers' class refuses, which the exporter reads the model by."""
-    types: Mapping[str, str] = load_table("edgellm")["architectures"][config.architecture]["valueTypes"]
-    for key in sorted(set(types) & set(raw)):
-        value = raw[key]
-        name = "null" if value is None else type(value).__name__
-        if name not in types[key].split("|"):
-            raise ModelError(
-                f"{key} is {json.dumps(value)}, and transformers' {config.architecture} takes "
-                f"{' or '.join(types[key].split('|'))} alone",
-                where=where,
-                fix="write the value that the model was trained with; without the key it is the class's "
-                "default",
-            )
+        yield f"dtype is {names[0]!r}, and torch_dtype {names[1]!r}", _CORRECT
 
 
 def _list_scaling(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,160 +113,142 @@ def _list_scaling(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {**scaling, "rope_type": parameters.get("rope_type", parameters.get("type", "default"))}
 
 
-def _refuse_activation(raw: Mapping[str, Any], where: str) -> None:
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelError(
-            f"hidden_act is {activation!r}: NVIDIA's exporter writes SiLU into every graph",
-            where=where,
-            fix='serve this model by kind "llmapi"',
-        )
+def _find_inexpressible_values(raw: Mapping[str, Any], config: ModelConfig) -> Iterator[Refusal]:
+    edge = load_table("edgellm")
+    types: Mapping[str, str] = edge["architectures"][config.architecture]["valueTypes"]
+    for key in sorted(set(types) & set(raw)):  # transformers' class, which the exporter reads by, refuses it
+        name = "null" if raw[key] is None else type(raw[key]).__name__
+        if name not in types[key].split("|"):
+            yield (
+                f"{key} is {json.dumps(raw[key])}, and transformers' {config.architecture} takes "
+                f"{' or '.join(types[key].split('|'))} alone",
+                "write the value that the model was trained with; without the key it is the class's default",
+            )
+    yield from _find_other_layers(config)
+    yield from _find_rope_refusals(config)
+    # Keys of other families, which NVIDIA's readers take for any model.
+    refused: Mapping[str, list[Any]] = edge["configKeys"]["refused"]
+    for key in sorted(set(raw) & set(refused) - set(config.description["defaults"])):
+        value = raw[key]
+        # 0 is False for Python, and is another value for a reader of JSON.
+        neutrals = [n for n in refused[key] if isinstance(value, bool) == isinstance(n, bool)]
+        if value is not None and value not in neutrals:
+            yield (
+                f"{key} is {value!r}: NVIDIA's exporter and builder compute with it, and transformers' "
+                f"{config.architecture} does not read it",
+                f"remove {key} if the model was trained without it",
+            )
 
 
-def _refuse_own_code(raw: Mapping[str, Any], where: str) -> None:
-    """Refuse a model that brings code: the exporter reads configurations with ``trust_remote_code``."""
-    if raw.get("auto_map"):
-        names = ", ".join(map(str, raw["auto_map"]))
-        raise ModelError(
-            f"auto_map names code of the model's own ({names}), which NVIDIA's exporter would run",
-            where=where,
-            fix=f"remove auto_map if transformers' own {raw['architectures'][0]} is the same model",
-        )
-
-
-def _refuse_layer_types(config: ModelConfig, where: str) -> None:
-    """Refuse kinds of layers that transformers refuses, or that no graph here has."""
-    kinds = config.raw.get("layer_types")
-    if not isinstance(kinds, list):
-        return
-    if len(kinds) != config.num_layers:
-        problem = f"layer_types has {len(kinds)} entries for {config.num_layers} layers"
-    elif strange := [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]:
-        problem = f"layer_types has {strange[0]!r}, which {config.architecture} does not have"
-    elif "sliding_attention" in kinds and config.sliding_window is config.raw.get("sliding_window") is None:
-        problem = "layer_types names sliding layers, and no sliding_window is in use"
-    else:
-        return
-    raise ModelError(problem, where=where, fix=_CORRECT)
-
-
-def _refuse_windows(config: ModelConfig, row: Mapping[str, Any], where: str) -> None:
-    """Refuse windows that the graph would not have, or have in other layers."""
-    window = config.sliding_window
+def _find_other_layers(config: ModelConfig) -> Iterator[Refusal]:
+    """Yield kinds of layers that transformers refuses, and windows that no graph here has."""
+    kinds, window = config.raw.get("layer_types"), config.sliding_window
+    if isinstance(kinds, list):
+        if len(kinds) != config.num_layers:
+            yield f"layer_types has {len(kinds)} entries for {config.num_layers} layers", _CORRECT
+        if strange := [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]:
+            yield f"layer_types has {strange[0]!r}, which {config.architecture} does not have", _CORRECT
+        if "sliding_attention" in kinds and window is config.raw.get("sliding_window") is None:
+            yield "layer_types names sliding layers, and no sliding_window is in use", _CORRECT
     if window is None:
         return
-    windows = set(config.windows)
     fix = (
         f"{OTHER_KINDS}; if its answers and prompts never exceed {window} tokens together, write "
         '"sliding_window": null into config.json, and it is the same model'
     )
-    if row["window"] == "none":
-        raise ModelError(
+    if load_table("edgellm")["architectures"][config.architecture]["window"] == "none":
+        yield (
             f"sliding_window is {window}, and NVIDIA's exporter leaves it out of a {config.architecture}",
-            where=where,
-            fix=fix,
+            fix,
         )
-    if windows != {window}:
+    if set(config.windows) != {window}:
         sliding = sum(w == window for w in config.windows)
-        raise ModelError(
+        yield (
             f"sliding_window {window} is for {sliding} of {config.num_layers} layers, and NVIDIA's exporter "
             "writes it into all",
-            where=where,
-            fix=fix,
+            fix,
         )
 
 
-def _refuse_rope(config: ModelConfig, where: str) -> None:
+def _find_rope_refusals(config: ModelConfig) -> Iterator[Refusal]:
     rope, rows = config.rope, load_table("edgellm")["rope"]["types"]
-    if rope.type == "linear" and _find_rope_parameters(config.raw).get("factor") == 1:
-        raise ModelError(
+    stated = config.raw.get("rope_scaling") or config.raw.get("rope_parameters")
+    stated = stated if isinstance(stated, dict) else {}
+    if rope.type == "linear" and stated.get("factor") == 1:
+        yield (
             "rope scaling 'linear' with factor 1 is plain rotary embedding, and TensorRT Edge-LLM's runtime "
             "does not know the name",
-            where=where,
-            fix="remove the rope scaling from config.json, and keep rope_theta: it is the same model",
+            "remove the rope scaling from config.json, and keep rope_theta: it is the same model",
         )
     if rope.type not in rows:
-        raise ModelError(
+        yield (
             f"rope scaling {rope.type!r}: TensorRT Edge-LLM's runtime does not know it, and would compute "
             "plain rotary embedding",
-            where=where,
-            fix=f"{OTHER_KINDS}; an export can have: {', '.join(rows)}",
+            f"{OTHER_KINDS}; an export can have: {', '.join(rows)}",
         )
-    row = rows[rope.type]
-    if row["rotarySizes"] is not None and config.head_dim not in row["rotarySizes"]:
-        raise ModelError(
+    sizes = rows[rope.type]["rotarySizes"]
+    if sizes is not None and config.head_dim not in sizes:
+        yield (
             f"rope scaling {rope.type!r} with heads of {config.head_dim}: the runtime computes it for "
-            f"{' or '.join(map(str, row['rotarySizes']))} rotated elements alone",
-            where=where,
-            fix=OTHER_KINDS,
+            f"{' or '.join(map(str, sizes))} rotated elements alone",
+            OTHER_KINDS,
         )
-    stated = _find_rope_parameters(config.raw)
     factor = stated.get("partial_rotary_factor", config.raw.get("partial_rotary_factor"))
     if factor is not None and factor != 1:
-        raise ModelError(
+        yield (
             f"partial_rotary_factor is {factor}: the runtime rotates that part of a head, and transformers "
             "rotates whole heads in this architecture",
-            where=where,
-            fix="remove partial_rotary_factor if the model was trained with whole heads rotated",
+            "remove partial_rotary_factor if the model was trained with whole heads rotated",
         )
-    _refuse_rope_parameters(rope, stated, config.raw, where)
-
-
-def _find_rope_parameters(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    return parameters if isinstance(parameters, dict) else {}
-
-
-def _refuse_rope_parameters(
-    rope: ModelRope, stated: Mapping[str, Any], top: Mapping[str, Any], where: str
-) -> None:
-    """Refuse parameters that the runtime reads and transformers ignores, or the other way round."""
+    # Parameters that the runtime reads and transformers ignores, or the other way round.
     if stated.get("mrope_section") is not None:
-        raise ModelError(
+        yield (
             "mrope_section in the rope parameters: the runtime would compute a multimodal model's positions",
-            where=where,
-            fix="remove mrope_section, which transformers ignores in this architecture",
+            "remove mrope_section, which transformers ignores in this architecture",
         )
     if rope.type == "dynamic" and stated.get("alpha") not in (None, 1):
-        raise ModelError(
+        yield (
             f"alpha {stated['alpha']!r} of the dynamic rope scaling: the runtime computes with it, "
             "transformers without",
-            where=where,
-            fix="remove alpha if the model was trained without it",
+            "remove alpha if the model was trained without it",
         )
+    yield from _find_missing_parameters(rope, stated, config.raw)
+    if rope.type == "yarn":
+        yield from _find_yarn_refusals(rope, stated)
+
+
+def _find_missing_parameters(
+    rope: ModelRope, stated: Mapping[str, Any], top: Mapping[str, Any]
+) -> Iterator[Refusal]:
     required = {"llama3": [_ORIGINAL], "yarn": ["factor", _ORIGINAL]}.get(rope.type, [])
     for key in (*required, "beta_fast", "beta_slow"):
-        is_null = key in stated and stated[key] is None
-        if not is_null and (key in stated or key not in required):
+        if stated.get(key) is not None or (key not in stated and key not in required):
             continue
         if (beside := top.get(key)) is not None:
-            raise ModelError(
+            yield (
                 f"{key} of the {rope.type} rope scaling stands beside the rope parameters, where the runtime "
                 "does not read it",
-                where=where,
-                fix=f'write "{key}": {json.dumps(beside)} into the rope parameters: it says the same',
+                f'write "{key}": {json.dumps(beside)} into the rope parameters: it says the same',
             )
-        raise ModelError(
+        yield (
             f"{key} of the {rope.type} rope scaling is not stated, and the runtime needs it",
-            where=where,
-            fix=f"write the model's {key} into the rope parameters",
+            f"write the model's {key} into the rope parameters",
         )
-    if rope.type != "yarn":
-        return
+
+
+def _find_yarn_refusals(rope: ModelRope, stated: Mapping[str, Any]) -> Iterator[Refusal]:
     if not stated.get("truncate", True):
-        raise ModelError(
+        yield (
             "truncate is false in the yarn rope scaling, and the runtime always rounds the range of the ramp",
-            where=where,
-            fix=OTHER_KINDS,
+            OTHER_KINDS,
         )
     computed = compute_yarn_magnitude(stated)
     if not math.isclose(computed, rope.magnitude, rel_tol=_SAME):
         keys = " and ".join(k for k in ("mscale", "mscale_all_dim", "attention_factor") if stated.get(k))
-        raise ModelError(
+        yield (
             f"the yarn rope scaling multiplies by {rope.magnitude:g}, and the runtime, which does not read "
             f"{keys or 'its keys'}, by {computed:g}",
-            where=where,
-            fix=f'write "attention_factor": {rope.magnitude!r} into the rope parameters: it says the same',
+            f'write "attention_factor": {rope.magnitude!r} into the rope parameters: it says the same',
         )
 
 
@@ -351,26 +320,6 @@ def require_covered_context(config: ModelConfig, capacity: int) -> None:
             f"maxKvCacheCapacity {capacity} is beyond max_position_embeddings "
             f"{config.max_position_embeddings}, "
             "which the runtime refuses with dynamic rope scaling",
-            where=str(config.directory / "config.json"),
+            where=config.directory / "config.json",
             fix=f"lower maxKvCacheCapacity to {config.max_position_embeddings}",
         )
-
-
-def _refuse_foreign_keys(raw: Mapping[str, Any], config: ModelConfig, where: str) -> None:
-    """Refuse keys of other families, which NVIDIA's readers take for any model."""
-    refused: Mapping[str, list[Any]] = load_table("edgellm")["configKeys"]["refused"]
-    own = config.description["defaults"]
-    for key in sorted(set(raw) & set(refused) - set(own)):
-        value = raw[key]
-        if value is not None and not any(_is_equal(value, neutral) for neutral in refused[key]):
-            raise ModelError(
-                f"{key} is {value!r}: NVIDIA's exporter and builder compute with it, and transformers' "
-                f"{config.architecture} does not read it",
-                where=where,
-                fix=f"remove {key} if the model was trained without it",
-            )
-
-
-def _is_equal(value: Any, neutral: Any) -> bool:
-    # 0 is False for Python, and is another value for a reader of JSON.
-    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)

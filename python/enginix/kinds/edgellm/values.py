@@ -7,20 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.model import TensorInfo
+from enginix.model.mapped_tensors import map_tensor
 
 Bits = npt.NDArray[Any]
 BLOCK_BYTES = 1 << 25  # bytes of float32 that are in memory at once
-FLOAT_DTYPES: dict[str, Any] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+FLOAT_DTYPES = ("F32", "F16", "BF16")
 # Stored type → ONNX types that hold the very same bits.
 SAME_BITS = {
     "F8_E4M3": ("FLOAT8E4M3FN",),
@@ -71,19 +67,14 @@ class Expected:
             return 1, 1
         return (1, shape[0]) if len(shape) == 1 else (shape[0], int(np.prod(shape[1:])))
 
-    def _stored(self) -> npt.NDArray[Any]:
-        t = self.tensor
-        dtype = FLOAT_DTYPES.get(t.dtype, np.dtype(np.uint8))
-        return np.memmap(t.path, dtype=dtype, mode="r", offset=t.begin, shape=self.shape)
-
     def rows(self, begin: int, end: int) -> Bits:
         """Return rows as bits: uint16 for float16, uint32 for float32, uint8 for all others."""
-        part = self._stored()[begin:end]
+        part = map_tensor(self.tensor).reshape(self.shape)[begin:end]
         if self.form == "FLOAT16":
             return to_float16(part, self.tensor.name).view(np.uint16)
         if self.form == "FLOAT":
             return part.astype(np.float32).view(np.uint32)
-        return np.asarray(part).view(np.uint8)
+        return part.view(np.uint8)
 
     def blocks(self) -> Iterator[tuple[int, Bits]]:
         """Yield (first row, rows) over the whole tensor."""
@@ -91,6 +82,17 @@ class Expected:
         step = max(1, BLOCK_BYTES // max(1, 4 * columns))
         for begin in range(0, rows, step):
             yield begin, self.rows(begin, min(rows, begin + step))
+
+    def equals(self, stored: Bits | Expected) -> bool:
+        """Tell whether bits, or another tensor in its type, have the same shape and values."""
+        if stored.shape != self.shape:
+            return False
+        for begin, part in self.blocks():
+            end = begin + len(part)
+            other = stored.rows(begin, end) if isinstance(stored, Expected) else stored[begin:end]
+            if not np.array_equal(part, other):
+                return False
+        return True
 
 
 def view_bits(array: npt.NDArray[Any]) -> Bits:

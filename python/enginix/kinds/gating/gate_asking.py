@@ -5,23 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.manifest import Manifest
 
 
-class GateReport(Protocol):
-    """What an engine said that was asked in this Python."""
+@dataclass(frozen=True)
+class GateReport:
+    """Where the answers of an engine are that was asked in this Python, and what a report of them needs.
 
-    @property
-    def answers(self) -> Path:
-        """Return the directory of said.json."""
-        ...
+    Attributes:
+        answers: directory of said.json.
+        facts: what executed, in words and numbers; name → value.
+    """
+
+    answers: Path
+    facts: dict[str, Any]
 
     def list_lines(self, outcomes: Sequence[GateOutcome]) -> list[str]:
-        """Return what to report, a line each."""
-        ...
+        """Return the report, a line each: these lines tell enough of the machine and nothing of its owner."""
+        failed = [outcome.gate for outcome in outcomes if not outcome.passed]
+        verdict = f"FAILED: {', '.join(failed)}" if failed else "all gates passed"
+        return [
+            "please report these lines: how this kind does on a GPU is not known yet"
+            if "gpu" in self.facts
+            else "executed by the interpreter: this says nothing of NVIDIA's runtime",
+            *(f"  {name}: {value}" for name, value in self.facts.items()),
+            f"  gates: {verdict}",
+        ]
 
 
 @dataclass(frozen=True)

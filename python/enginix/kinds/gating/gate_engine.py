@@ -77,7 +77,10 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
             reference_asker.keep_reference_answers(model, reference, args.device, args.questions)
         loaded = question_builder.load_model_material(model, args.questions) if rows else None
         if loaded is not None and ready:
-            _check_reference_answers(args.reference, loaded, args.questions)
+            answers = kept_answers.read_reference_answers(args.reference)
+            kept_answers.require_same_material(answers, loaded[0])
+            # Own questions of which the reference answers none judge nothing.
+            require_answered(args.questions, loaded[0].questions, answers.replies, answers.ends, loaded[1])
         if loaded is not None and answers_directory is None:
             answers_directory = _ask_engine(args, engine_manifest, loaded, model, work)
         case = judge_answers.AnswerGateInputs(
@@ -116,14 +119,6 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
     return 0
 
 
-def _check_reference_answers(directory: Path, loaded: LoadedMaterial, questions: Path | None) -> None:
-    """Refuse answers to other questions, and own questions of which the reference answers none."""
-    material, tokenizer = loaded
-    answers = kept_answers.read_reference_answers(directory)
-    kept_answers.require_same_material(answers, material)
-    require_answered(questions, material.questions, answers.replies, answers.ends, tokenizer)
-
-
 def _ask_engine(
     args: argparse.Namespace, engine_manifest: Manifest, loaded: LoadedMaterial, model: Path, work: Path
 ) -> Path:
@@ -138,8 +133,8 @@ def _ask_engine(
     else:
         from enginix.kinds.edgellm import edgellm_asker
 
-        edgellm_options = edgellm_asker.EdgellmAskOptions(args.python, args.driver, stall)
-        edgellm_asker.ask_edgellm_engine(args.engine, model, work, answers_directory, edgellm_options)
+        paths = (args.engine, model, work, answers_directory)
+        edgellm_asker.ask_edgellm_engine(*paths, python=args.python, driver=args.driver, stall=stall)
     return answers_directory
 
 
@@ -187,7 +182,7 @@ def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> Non
     raise MachineError(
         f"an engine of kind {engine_manifest.kind} is executed by {runtime} on {gpu or 'its GPU'}, "
         "which is not here",
-        where=str(args.engine),
+        where=args.engine,
         fix=f"pass {runtime_option}; or run this inside a container of that image on that machine; or let "
         f'Nix do it there: mkEngine {{ kind = "{engine_manifest.kind}"; }} gates by default; or pass --said '
         "with what it said there (passthru.answers)",

@@ -58,12 +58,12 @@ def find_checkpoint_refusal(
     algorithm = quantize or (None if model.quantization is None else model.quantization.algorithm)
     verdict = kind.judge_model(model.architecture, algorithm)
     if verdict.takes is False:
-        return ModelError("; ".join(verdict.why), where=str(directory), fix=OTHER_KIND_FIX)
+        return ModelError("; ".join(verdict.why), where=directory, fix=OTHER_KIND_FIX)
     refusal = find_kind_refusal(kind, model)
     if refusal is None:
         return None
     what = f"no engine of kind {kind.name}: {refusal.what}"
-    return ModelError(what, where=str(directory), fix=refusal.fix or OTHER_KIND_FIX)
+    return ModelError(what, where=directory, fix=refusal.fix or OTHER_KIND_FIX)
 
 
 def require_kind_support(name: str, directory: Path, variant: str | None, quantize: str | None) -> None:

@@ -79,7 +79,18 @@ def plan_from_lock(
     limits = resolve_plan_limits(sizes, request, windows)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     notes = ["from the lock alone: weights of a rank are the mean, a lower bound"]
-    notes += list_gpu_notes(sizes, gpu, request.kind) + _list_model_notes(metadata, kind.built_from)
+    notes += list_gpu_notes(sizes, gpu, request.kind)
+    architecture, model_type = metadata.get("architecture"), metadata.get("modelType")
+    if kind.built_from != "model":
+        notes.append(LOCK_LACKS_VALUES)
+    elif other := explain_other_class(architecture, model_type):
+        notes.append(f"{other[0]} (fix: {other[1]})")
+    if refusal := explain_lock_refusal(kind, architecture, model_type):
+        obstacles = [refusal]
+    else:  # locks need not have the architecture
+        method = metadata.get("quantizationMethod")
+        verdict = find_model_obstacles(kind.name, architecture, sizes.quantization, method)
+        obstacles = verdict if architecture else []
     notes += list_changed_options(request, limits)
     if limits.max_seq_len > sizes.context:
         notes.append(f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}")
@@ -90,10 +101,10 @@ def plan_from_lock(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        certainty=PlanCertainty("lower bound", find_kv_certainty(metadata.get("architecture"), windows)),
+        certainty=PlanCertainty("lower bound", find_kv_certainty(architecture, windows)),
         build=estimate_build_needs(request.kind, sum(files.values()), total, memory, limits),
         obstacles=(
-            *_find_model_obstacles(metadata, sizes, request.kind),
+            *obstacles,
             *find_format_obstacles(sizes, gpu, request.kind),
             *find_window_obstacles(request, windows),
         ),
@@ -108,21 +119,6 @@ def read_locked_windows(metadata: Mapping[str, Any]) -> list[int] | None:
     if not isinstance(windows, list) or not all(type(w) is int and w > 0 for w in windows):
         return None
     return windows
-
-
-def _find_model_obstacles(metadata: Mapping[str, Any], sizes: ModelSizes, kind: str) -> list[str]:
-    """List what a lock tells against a kind; locks need not have the architecture."""
-    architecture, method = metadata.get("architecture"), metadata.get("quantizationMethod")
-    if refusal := explain_lock_refusal(find_kind(kind), architecture, metadata.get("modelType")):
-        return [refusal]
-    return find_model_obstacles(kind, architecture, sizes.quantization, method) if architecture else []
-
-
-def _list_model_notes(metadata: Mapping[str, Any], built_from: str) -> list[str]:
-    if built_from != "model":
-        return [LOCK_LACKS_VALUES]
-    other = explain_other_class(metadata.get("architecture"), metadata.get("modelType"))
-    return [f"{other[0]} (fix: {other[1]})"] if other else []
 
 
 def count_weight_bytes(files: Mapping[str, int]) -> int:

@@ -55,6 +55,35 @@ class KindLimits(Protocol):
         ...
 
 
+class StaticLimits:
+    """Base of the limits of an engine on one GPU whose KV cache is allocated from the start."""
+
+    max_batch_size: int
+    quantization: str | None
+    kv_bits: int | None = None
+
+    @property
+    def sequences(self) -> int:
+        """Return the number of sequences that the KV cache holds."""
+        return self.max_batch_size
+
+    def as_plan_limits(self, step_tokens: int, cached_tokens: int) -> arithmetic.PlanLimits:
+        """Return these limits by the names that the arithmetic of all kinds uses.
+
+        Args:
+            step_tokens: of each sequence in a step.
+            cached_tokens: places of each sequence in the KV cache.
+        """
+        return arithmetic.PlanLimits(
+            max_batch_size=self.max_batch_size,
+            max_num_tokens=self.max_batch_size * step_tokens,
+            max_seq_len=cached_tokens,
+            sequences=self.max_batch_size,
+            kv_bits=self.kv_bits,
+            quantization=self.quantization,
+        )
+
+
 @dataclass(frozen=True)
 class BuildNeeds:
     """Resources that a build needs: sizes of model and checkpoint are exact, all others are estimates.

@@ -9,12 +9,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from enginix import manifest
 from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.inputs import identify_checkpoint
 from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.rank_modules import LinearModule
 from enginix.checkpoint.verify import algorithm_of
-from enginix.errors import CheckpointError, UsageError
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.errors import CheckpointError, ManifestError, UsageError
+from enginix.integrity import require_unchanged
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.letter_case import to_kebab_case
 from enginix.model.llmapi_advice import limited_llmapi_advice
 from enginix.model.rtx_limits import explain_length_dependence, explain_unfused_heads
@@ -25,15 +28,8 @@ UNQUANTIZED = "NO_QUANT"
 
 def list_checkpoint_formats(config: CheckpointConfig) -> tuple[str, ...]:
     """Return the number formats of a checkpoint's matrices, sorted; NO_QUANT among them."""
-    return tuple(
-        sorted(
-            {
-                algorithm_of(module, config) or UNQUANTIZED
-                for module in CheckpointLayout(config).rank(0)
-                if isinstance(module, LinearModule) and module.quantizable
-            }
-        )
-    )
+    modules = [m for m in CheckpointLayout(config).rank(0) if isinstance(m, LinearModule) and m.quantizable]
+    return tuple(sorted({algorithm_of(module, config) or UNQUANTIZED for module in modules}))
 
 
 def check_checkpoint_support(
@@ -51,7 +47,7 @@ def check_checkpoint_support(
     table = load_table("rtx")
 
     def refuse(what: str, fix: str) -> None:
-        raise CheckpointError(f"kind rtx: {what}", where=str(checkpoint / "config.json"), fix=fix)
+        raise CheckpointError(f"kind rtx: {what}", where=checkpoint / "config.json", fix=fix)
 
     if config.architecture not in table["architectures"]["taken"]:
         taken = ", ".join(table["architectures"]["taken"])
@@ -118,7 +114,7 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
         UsageError: a limit is out of range, or above the model's context; names its flag.
     """
     rows: dict[str, Any] = load_table("rtx")["limits"]
-    most = {**{name: rows[name]["most"] for name in limits}}
+    most = {name: rows[name]["most"] for name in limits}
     most["maxSeqLen"] = min(most["maxSeqLen"], context)
     values = {}
     for name, given in limits.items():
@@ -127,3 +123,20 @@ def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineS
             raise UsageError(f"--{to_kebab_case(name)} is {value}", fix=f"pass 1 to {most[name]}")
         values[name] = value
     return EngineShape(values["maxBatchSize"], values["stepTokens"], values["maxSeqLen"])
+
+
+def require_engine_checkpoint(engine: Path, checkpoint: Path) -> None:
+    """Refuse a checkpoint that an engine was not built from.
+
+    Raises:
+        ManifestError: it is another one, or it changed.
+    """
+    built_from = manifest.read_manifest(engine, "engine").inputs.get("checkpoint")
+    identity = identify_checkpoint(checkpoint)
+    if built_from != identity:
+        raise ManifestError(
+            f"the engine was built from another checkpoint than {checkpoint}, or that one changed",
+            where=engine,
+            fix="pass the checkpoint that the engine was built from",
+        )
+    require_unchanged(checkpoint)

@@ -10,9 +10,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from enginix import __version__, manifest
 from enginix.checkpoint.config import CheckpointConfig
@@ -27,10 +26,10 @@ from enginix.evaluation.reference_answers.prompts import tokenize_prompts
 from enginix.files import dump_json, write_text
 from enginix.integrity import list_content, require_unchanged
 from enginix.kinds.rtx import checkpoint_support
+from enginix.kinds.rtx.engine_description import FILE, PLAN_FILE, PLAN_FOLDER, EngineDescription
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network_gate import judge_network
 from enginix.kinds.rtx.plan_builder import LibraryLog, build_plan, import_tensorrt_rtx, make_logger
-from enginix.kinds.rtx.plan_header import PlanHeader
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
@@ -44,8 +43,6 @@ from enginix.report import evidence
 from enginix.tables import load_table
 from enginix.work_directory import new_directory
 
-PLAN_FILE = "decoder.plan"
-DESCRIPTION_FILE = "engine.json"
 LIMITS = ("maxBatchSize", "maxSeqLen", "stepTokens")
 
 
@@ -93,7 +90,9 @@ def build_rtx_engine(
     options = options or RtxBuildOptions()
     watch = SourceWatch(checkpoint, model)
     config = CheckpointConfig.read(checkpoint)
-    checkpoint_support.check_checkpoint_support(config, checkpoint, _find_model_architecture(model))
+    has_config = (model / "config.json").is_file()
+    architecture = read_architecture(read_object(model / "config.json")) if has_config else None
+    checkpoint_support.check_checkpoint_support(config, checkpoint, architecture)
     described = read_executor_config(checkpoint)
     layout.check_rank_files(checkpoint, described)
     formats = checkpoint_support.list_checkpoint_formats(config)
@@ -101,8 +100,8 @@ def build_rtx_engine(
     given = dict(zip(LIMITS, (options.max_batch_size, options.max_seq_len, options.step_tokens), strict=True))
     shape = checkpoint_support.resolve_engine_shape(given, config.context)
     refuse_other_artefact(model)
-    if not (model / "config.json").is_file():
-        raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
+    if not has_config:
+        raise ModelError("no config.json", where=model, fix="pass the Hugging Face model's directory")
     require_fast_tokenizer(model)
     require_unchanged(checkpoint)
     inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)
@@ -115,9 +114,20 @@ def build_rtx_engine(
         tokens = [prompt.tokens for prompt in prompts.prompts]
         outcomes = (*outcomes, judge_network(network, checkpoint, model, tokens))
         gates.require_gates_passed(outcomes)
-        (partial / "engine").mkdir()
-        header = build_plan(network, log, targets, partial / "engine" / PLAN_FILE)
-        write_text(partial / "engine" / DESCRIPTION_FILE, dump_json(_describe_engine(network, header)))
+        plan = partial / PLAN_FOLDER / PLAN_FILE
+        (partial / PLAN_FOLDER).mkdir()
+        header = build_plan(network, log, targets, plan)
+        description = EngineDescription(
+            **asdict(shape),
+            layers=network.config.num_hidden_layers,
+            key_value_heads=network.config.num_key_value_heads,
+            head_size=network.config.head_size,
+            vocab_size=network.config.vocab_size,
+            dtype=network.config.dtype,
+            plan=plan,
+            **asdict(header),
+        )
+        write_text(partial / PLAN_FOLDER / FILE, dump_json(description.as_json()))
         copy_tokenizer_files(model, partial / "tokenizer")
         evidence.write_evidence_files(partial, name, gates.build_gate_evidence(prompts, outcomes))
         limits = dict(zip(LIMITS, (shape.slots, shape.max_seq_len, shape.step_tokens), strict=True))
@@ -142,13 +152,6 @@ def build_rtx_engine(
     return engine_manifest, outcomes
 
 
-def _find_model_architecture(model: Path) -> str | None:
-    """Return the architecture that a model's config.json names; None without that file or name."""
-    if not (model / "config.json").is_file():
-        return None
-    return read_architecture(read_object(model / "config.json"))
-
-
 def _judge_unlisted_weights(
     checkpoint: Path, model: Path, described: ExecutorConfig
 ) -> tuple[GateOutcome, ...]:
@@ -165,24 +168,3 @@ def _judge_unlisted_weights(
     outcome = model_weights.judge_weights(checkpoint, {"the model": model}, bounds)
     gates.require_gates_passed([outcome])
     return (outcome,)
-
-
-def _describe_engine(network: DecoderNetwork, header: PlanHeader) -> dict[str, Any]:
-    """Return the content of engine.json: what a server must bind."""
-    config, shape = network.config, network.shape
-    return {
-        "format": 1,
-        "plan": PLAN_FILE,
-        "length": header.length,
-        "version": header.version,
-        "targets": list(header.targets),
-        "slots": shape.slots,
-        "stepTokens": shape.step_tokens,
-        "maxSeqLen": shape.max_seq_len,
-        "cacheLength": shape.cache_length,
-        "layers": config.num_hidden_layers,
-        "keyValueHeads": config.num_key_value_heads,
-        "headSize": config.head_size,
-        "vocabSize": config.vocab_size,
-        "dtype": config.dtype,
-    }

@@ -20,7 +20,7 @@ from enginix.evaluation.judgement.logits import relative_error
 from enginix.evaluation.judgement.outcome import GateOutcome, round_up_bound
 from enginix.evaluation.reference_answers import hf
 from enginix.kinds.rtx.checkpoint_support import list_checkpoint_formats
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
 from enginix.kinds.rtx.step_inputs import make_step_inputs
@@ -118,7 +118,7 @@ def walk_network(
         current = {row: parts[step] for row, parts in enumerate(pieces) if step < len(parts)}
         inputs = make_step_inputs(shape, current, lengths)
         with torch.inference_mode():
-            outputs = interpreter.run({**inputs.as_tensors(), **caches})
+            outputs = interpreter.run({**inputs, **caches})
         caches = {name: outputs[f"{name}_next"] for name in caches}
         for row, piece in current.items():
             lengths[row] += len(piece)

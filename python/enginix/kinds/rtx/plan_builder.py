@@ -3,18 +3,81 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from enginix.errors import MachineError
-from enginix.kinds.rtx.errors import PlanError
+from enginix.errors import EXIT_CHECK_FAILED, EnginixError, MachineError
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
-from enginix.kinds.rtx.plan_header import PlanHeader, check_plan_header
 from enginix.tables import load_table
 
 _SHOWN = 3  # messages of an error
+_REBUILD = "build the engine again"
+
+
+class PlanError(EnginixError):
+    """The builder failed, or its plan is not what was asked for."""
+
+    exit_code: ClassVar[int] = EXIT_CHECK_FAILED
+    kind: ClassVar[str] = "plan"
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """What a plan says of itself.
+
+    Attributes:
+        length: bytes of the whole plan.
+        version: of the library, for instance ``1.7.1.116``.
+        targets: SMs that it is for, sorted.
+    """
+
+    length: int
+    version: str
+    targets: tuple[int, ...]
+
+
+def read_plan_header(path: Path) -> PlanHeader:
+    """Read the header of a plan.
+
+    Raises:
+        PlanError: the file is no plan, or names a GPU that no row of rtx.json has.
+    """
+    row, bits = load_table("rtx")["plan"], load_table("rtx")["targets"]["bits"]
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or not head.startswith(row["magic"].encode()):
+        raise PlanError(f"begins with {head[:4]!r}, not {row['magic']!r}", where=path, fix=_REBUILD)
+    (length,) = struct.unpack_from("<Q", head, row["lengthOffset"])
+    version = ".".join(map(str, head[row["versionOffset"] : row["versionOffset"] + 4]))
+    mask = head[row["targetsOffset"]]
+    unknown = mask & ~sum(bits.values())
+    if unknown:
+        raise PlanError(
+            f"is for GPUs that were not asked for: mask {mask:#04x}, unknown {unknown:#04x}",
+            where=path,
+            fix=_REBUILD,
+        )
+    return PlanHeader(length, version, tuple(sorted(int(sm) for sm, bit in bits.items() if mask & bit)))
+
+
+def check_plan_header(path: Path, version: str, targets: Collection[int]) -> PlanHeader:
+    """Compare a plan's header with its file and with what was asked for.
+
+    Raises:
+        PlanError: the length, the version or the targets differ.
+    """
+    header, size = read_plan_header(path), path.stat().st_size
+    for what, stated, expected in (
+        ("length", header.length, size),
+        ("version of TensorRT for RTX", header.version, version),
+        ("target SMs", list(header.targets), sorted(targets)),
+    ):
+        if stated != expected:
+            raise PlanError(f"{what} is {stated}, expected {expected}", where=path, fix=_REBUILD)
+    return header
 
 
 def import_tensorrt_rtx() -> Any:

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 
-
-@dataclass(frozen=True)
-class StepInputs:
-    """The inputs of a step besides the caches.
-
-    Attributes:
-        input_ids: int32 [slots, step_tokens], padded on the right.
-        write_indices: int32 [slots], tokens that each slot has already.
-        last_indices: int32 [slots, 1], the last token of each slot's piece.
-    """
-
-    input_ids: torch.Tensor
-    write_indices: torch.Tensor
-    last_indices: torch.Tensor
-
-    def as_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(vars(self))
+StepInputs = dict[str, torch.Tensor]
 
 
 def make_step_inputs(
@@ -38,6 +21,11 @@ def make_step_inputs(
     Args:
         pieces: slot → at least one token, and at most ``step_tokens``.
         lengths: tokens that each slot has already.
+
+    Returns:
+        All inputs besides the caches: ``input_ids`` int32 [slots, step_tokens], padded on the right;
+        ``write_indices`` int32 [slots], the tokens that each slot has already; ``last_indices`` int32
+        [slots, 1], the last token of each slot's piece.
     """
     rows = len(lengths)
     input_ids = torch.zeros(rows, shape.step_tokens, dtype=torch.int32)
@@ -48,4 +36,5 @@ def make_step_inputs(
         last[slot, 0] = len(piece) - 1
     # A full sequence has no place behind it, and no further step.
     first = [min(length, shape.max_seq_len - 1) for length in lengths]
-    return StepInputs(input_ids, torch.tensor(first, dtype=torch.int32), last)
+    write_indices = torch.tensor(first, dtype=torch.int32)
+    return {"input_ids": input_ids, "write_indices": write_indices, "last_indices": last}

@@ -25,10 +25,11 @@ from enginix.kinds.planning.plan_record import (
     MemoryPlan,
     PlanCertainty,
     PlanRequest,
+    StaticLimits,
 )
 from enginix.kinds.planning.planner import require_one_gpu, resolve_sizes
 from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support, resolve_engine_shape
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
@@ -47,7 +48,7 @@ HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class RtxPlanLimits:
+class RtxPlanLimits(StaticLimits):
     """Limits of the requested engine.
 
     Attributes:
@@ -60,48 +61,19 @@ class RtxPlanLimits:
     step_tokens: int
     quantization: str | None = None
 
-    @property
-    def sequences(self) -> int:
-        """Return the number of sequences that the KV cache holds."""
-        return self.max_batch_size
-
-    @property
-    def kv_bits(self) -> int | None:
-        """Return None: the KV cache is in the model's dtype."""
-        return None
-
     def describe(self) -> str:
         return (
             f"{self.max_batch_size} slots of {self.max_seq_len:,} tokens, {self.step_tokens} of each a step; "
             "the KV cache is allocated from the start"
         )
 
-    def named(self) -> arithmetic.PlanLimits:
-        """Return these limits by the names that the arithmetic of all kinds uses."""
-        shape = EngineShape(self.max_batch_size, self.step_tokens, self.max_seq_len)
-        return arithmetic.PlanLimits(
-            max_batch_size=self.max_batch_size,
-            max_num_tokens=self.max_batch_size * self.step_tokens,
-            max_seq_len=shape.cache_length,
-            sequences=self.max_batch_size,
-            quantization=self.quantization,
-        )
-
 
 def compute_rtx_memory(
     sizes: ModelSizes, limits: RtxPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> RankMemory:
-    return arithmetic.compute_memory(sizes, limits.named(), gpu, weights, KvCachePaging(1, 100))
-
-
-def compute_build_memory(weight_bytes: int) -> int:
-    """Return the memory that a build takes at most, in bytes.
-
-    Args:
-        weight_bytes: of the model's files.
-    """
-    row = load_table("rtx")["buildMemory"]
-    return int(row["base"] + row["factor"] * weight_bytes)
+    shape = EngineShape(limits.max_batch_size, limits.step_tokens, limits.max_seq_len)
+    plan_limits = limits.as_plan_limits(limits.step_tokens, shape.cache_length)
+    return arithmetic.compute_memory(sizes, plan_limits, gpu, weights, KvCachePaging(1, 100))
 
 
 def find_rtx_changes(
@@ -207,6 +179,8 @@ def _make_plan(
     sizes, weights = model.sizes, model.rank_weights
     limits = _resolve_limits(request, sizes.context)
     memory = compute_rtx_memory(sizes, limits, gpu, weights)
+    row = load_table("rtx")["buildMemory"]
+    build_memory = int(row["base"] + row["factor"] * model.weight_bytes)
     sms = load_table("rtx")["formats"]["taken"].get(sizes.quantization, ())
     if sms:
         notes.append(f"one engine is for SM {', '.join(map(str, sms))}; --sm and targets name fewer")
@@ -221,9 +195,7 @@ def _make_plan(
         limits=limits,
         memory=memory,
         certainty=PlanCertainty(weights_are, "exact"),
-        build=BuildNeeds(
-            model.files, model.weight_bytes, unique, compute_build_memory(model.weight_bytes), 0, 0
-        ),
+        build=BuildNeeds(model.files, model.weight_bytes, unique, build_memory, 0, 0),
         obstacles=tuple(obstacles),
         changes=() if memory.fits else tuple(find_rtx_changes(sizes, limits, gpu, weights)),
         notes=tuple(notes),

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 from enginix import console
 from enginix.compatibility.check import check_before_start, require_versions
-from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.files import sha256_file
-from enginix.kinds.gating.gate_asking import GateAsking
+from enginix.kinds.gating.gate_asking import GateAsking, GateReport
 from enginix.kinds.rtx.plan_builder import import_tensorrt_rtx
 from enginix.kinds.rtx_serving.rtx_asker import ask_rtx_engine
 from enginix.kinds.rtx_serving.start import INTERPRETED, NEVER_EXECUTED
@@ -22,32 +18,7 @@ from enginix.machine.target import probe_machine
 from enginix.manifest import MANIFEST_FILE
 
 
-@dataclass(frozen=True)
-class RtxGateReport:
-    """Where an engine's answers are, and what a report of them needs.
-
-    Attributes:
-        answers: directory of said.json.
-        facts: what executed, in words and numbers; name → value.
-    """
-
-    answers: Path
-    facts: dict[str, Any]
-
-    def list_lines(self, outcomes: Sequence[GateOutcome]) -> list[str]:
-        """Return the report, a line each: these lines tell enough of the machine and nothing of its owner."""
-        failed = [outcome.gate for outcome in outcomes if not outcome.passed]
-        verdict = f"FAILED: {', '.join(failed)}" if failed else "all gates passed"
-        return [
-            "please report these lines: how this kind does on a GPU is not known yet"
-            if "gpu" in self.facts
-            else "executed by the interpreter: this says nothing of NVIDIA's runtime",
-            *(f"  {name}: {value}" for name, value in self.facts.items()),
-            f"  gates: {verdict}",
-        ]
-
-
-def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) -> RtxGateReport:
+def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) -> GateReport:
     """Ask an engine by NVIDIA's runtime, or by the interpreter; see :class:`GateAsker`.
 
     Raises:
@@ -55,7 +26,13 @@ def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) 
         MachineError: TensorRT for RTX is of another version than this package knows.
         EnginixError: the engine cannot be executed here; has the reason.
     """
-    machine = _check_gated_machine(asking)
+    console.print_message(f"note: {NEVER_EXECUTED if asking.checkpoint is None else INTERPRETED}")
+    live, machine = {"tensorrtRtx": import_tensorrt_rtx().__version__}, {}
+    if asking.checkpoint is not None:  # the interpreter runs on any machine
+        require_versions(asking.manifest, asking.engine, live)
+    else:
+        check_before_start(asking.manifest, asking.engine, asking.driver, live=live)
+        machine = {"driver": probe_machine(drivers.find_driver(asking.driver)).driver}
     write_questions()
     begun = time.monotonic()
     backend = load_step_backend(asking.engine, asking.checkpoint)
@@ -73,18 +50,4 @@ def ask_gated_engine(asking: GateAsking, write_questions: Callable[[], object]) 
         "first step": f"{times.first_step:.2f} s",
         "a step": f"{times.step * 1000:.1f} ms, mean of {times.steps}",
     }
-    return RtxGateReport(answers, facts)
-
-
-def _check_gated_machine(asking: GateAsking) -> dict[str, Any]:
-    """Compare an engine with this machine before it is asked, and return facts about the machine.
-
-    The interpreter runs on any machine.
-    """
-    console.print_message(f"note: {NEVER_EXECUTED if asking.checkpoint is None else INTERPRETED}")
-    live = {"tensorrtRtx": import_tensorrt_rtx().__version__}
-    if asking.checkpoint is not None:
-        require_versions(asking.manifest, asking.engine, live)
-        return {}
-    check_before_start(asking.manifest, asking.engine, asking.driver, live=live)
-    return {"driver": probe_machine(drivers.find_driver(asking.driver)).driver}
+    return GateReport(answers, facts)

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from enginix import __version__
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.checkpoint_support import require_engine_checkpoint
+from enginix.kinds.rtx.engine_description import EngineShape, read_engine_description
 from enginix.kinds.rtx.network.decoder import DecoderNetwork
 from enginix.kinds.rtx.network.interpreter import NetworkInterpreter
 from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
-from enginix.kinds.rtx_serving.engine_description import read_engine_description
-from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
 
 
 class InterpreterBackend:
@@ -38,24 +37,17 @@ class InterpreterBackend:
             MachineError: TensorRT for RTX is of another version.
         """
         require_engine_checkpoint(engine, checkpoint)
-        description = read_engine_description(engine)
+        self._description = description = read_engine_description(engine)
+        self.shape: EngineShape = description
+        self.vocab_size = description.vocab_size
         trt = import_tensorrt_rtx()
-        network = DecoderNetwork(trt, make_logger(trt, LibraryLog()), checkpoint, description.shape)
+        network = DecoderNetwork(trt, make_logger(trt, LibraryLog()), checkpoint, description)
         self._network = network  # the interpreter reads its memory
         self._interpreter = NetworkInterpreter(network.writer, is_wide=True)
-        self._description = description
         self._caches = {name: torch.zeros(description.cache_shape) for name in description.caches}
 
-    @property
-    def shape(self) -> EngineShape:
-        return self._description.shape
-
-    @property
-    def vocab_size(self) -> int:
-        return self._description.vocab_size
-
     def run_step(self, inputs: StepInputs) -> torch.Tensor:
-        outputs = self._interpreter.run({**inputs.as_tensors(), **self._caches})
+        outputs = self._interpreter.run({**inputs, **self._caches})
         self._caches = {name: outputs[f"{name}_next"] for name in self._caches}
         return outputs["logits"]
 

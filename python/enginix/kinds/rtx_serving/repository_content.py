@@ -10,8 +10,8 @@ from typing import Any
 from enginix.kinds.reference import reference_models
 from enginix.kinds.reference.repository_content import UNSUPPORTED_OPTIONS as REFERENCE_UNSUPPORTED
 from enginix.kinds.reference.served_engine import ServedEngine, read_engine_end_ids
-from enginix.kinds.rtx_serving.engine_description import PLAN_FOLDER, read_engine_description
-from enginix.kinds.rtx_serving.interpreter_checkpoint import require_engine_checkpoint
+from enginix.kinds.rtx.checkpoint_support import require_engine_checkpoint
+from enginix.kinds.rtx.engine_description import PLAN_FOLDER, read_engine_description
 from enginix.triton import contract
 from enginix.triton.models.detokenizer import load_tokenizer
 from enginix.triton.repository_content import ContentRequest, RepositoryContent, refuse_changed_options
@@ -32,7 +32,7 @@ def prepare_content(request: ContentRequest) -> RepositoryContent:
     """
     directory, options = request.directory, request.options
     refuse_changed_options(options, UNSUPPORTED_OPTIONS, "rtx")
-    shape = read_engine_description(directory).shape
+    shape = read_engine_description(directory)
     load_tokenizer(directory / "tokenizer")
     engine = ServedEngine(
         directory=directory,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,18 +101,19 @@ def ask_rtx_engine(
             "recalls": run("recalls", question_set.recalls, question_set.answered, alone=False),
         }
         # The scheduler is idle from here on, and the slots are free.
-        begun, tensors = time.monotonic(), dict[str, torch.Tensor]()
+        begun = time.monotonic()
         following = [
             (f"next.{n}.", (*prompts[n].tokens, *answer["tokens"]), len(prompts[n].tokens))
             for n, answer in enumerate(runs["batch"])
             if answer is not None
         ]
-        tensors |= _score_texts(sequences, following, question_set.vocab_size, question_set.next, False)
+        tensors, steps = _score_texts(sequences, following, question_set.vocab_size, question_set.next, False)
         is_scored = bool(_SCORED_BY & set(gates))
         texts = [text.tokens[:limit] for text in question_set.passages] if is_scored else []
         passages = [(f"{n}.", tokens, 1) for n, tokens in enumerate(texts)]
-        tensors |= _score_texts(sequences, passages, question_set.vocab_size, question_set.kept, True)
-        steps = _count_steps(sequences, following) + _count_steps(sequences, passages)
+        vocab_size, most_kept = question_set.vocab_size, question_set.kept
+        scores, further_steps = _score_texts(sequences, passages, vocab_size, most_kept, True)
+        tensors, steps = {**tensors, **scores}, steps + further_steps
         times = AskingTimes(first_step, steps, (time.monotonic() - begun) / max(1, steps))
         record = {
             "format": 1,
@@ -171,12 +172,6 @@ def _collect_answers(
 Text = tuple[str, Sequence[int], int]
 
 
-def _group_texts(sequences: SlotSequences, texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    slots = sequences.backend.shape.slots
-    for first in range(0, len(texts), slots):
-        yield texts[first : first + slots]
-
-
 def _cut_text(sequences: SlotSequences, tokens: Sequence[int], start: int) -> list[Sequence[int]]:
     """Return the pieces of a text: whole ones up to ``start`` tokens, and then one token each."""
     size = sequences.backend.shape.step_tokens
@@ -185,17 +180,10 @@ def _cut_text(sequences: SlotSequences, tokens: Sequence[int], start: int) -> li
     return [*pieces, *(tokens[at : at + 1] for at in range(start, len(tokens) - 1))]
 
 
-def _count_steps(sequences: SlotSequences, texts: Sequence[Text]) -> int:
-    return sum(
-        max(len(_cut_text(sequences, tokens, start)) for _, tokens, start in group)
-        for group in _group_texts(sequences, texts)
-    )
-
-
 def _score_texts(
     sequences: SlotSequences, texts: Sequence[Text], vocab_size: int, top_count: int, has_text: bool
-) -> dict[str, torch.Tensor]:
-    """Return the distributions of the tokens of texts from position ``start`` on, a text a slot.
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the distributions of the tokens of texts from position ``start`` on, and the steps taken.
 
     Args:
         texts: prefix of the tensors' names, tokens, and ``start``, which is at least 1.
@@ -203,13 +191,15 @@ def _score_texts(
         has_text: keep the log-probability of each token of the text as well.
     """
     tensors: dict[str, torch.Tensor] = {}
-    shown = time.monotonic()
-    for group in _group_texts(sequences, texts):
+    shown, steps, slots = time.monotonic(), 0, sequences.backend.shape.slots
+    for first in range(0, len(texts), slots):
+        group = texts[first : first + slots]
         pieces = [_cut_text(sequences, tokens, start) for _, tokens, start in group]
         ids: list[list[torch.Tensor]] = [[] for _ in group]
         logs: list[list[torch.Tensor]] = [[] for _ in group]
         text_logs: list[list[torch.Tensor]] = [[] for _ in group]
         done = [0] * len(group)
+        steps += max(map(len, pieces))
         for step in range(max(map(len, pieces))):
             current = {slot: parts[step] for slot, parts in enumerate(pieces) if step < len(parts)}
             logits = sequences.run_step(current, list(current) if step == 0 else [])
@@ -233,4 +223,4 @@ def _score_texts(
             tensors[f"{prefix}logs"] = torch.stack(logs[slot])
             if has_text:
                 tensors[f"{prefix}text"] = torch.stack(text_logs[slot])
-    return tensors
+    return tensors, steps

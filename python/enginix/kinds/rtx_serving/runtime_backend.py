@@ -20,10 +20,9 @@ import torch
 from enginix import __version__
 from enginix.errors import MachineError
 from enginix.files import sha256_file
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape, read_engine_description
 from enginix.kinds.rtx.plan_builder import LibraryLog, import_tensorrt_rtx, make_logger
 from enginix.kinds.rtx.step_inputs import StepInputs
-from enginix.kinds.rtx_serving.engine_description import EngineDescription, read_engine_description
 from enginix.manifest import MANIFEST_FILE
 
 _SHOWN = 3  # messages of an error
@@ -100,15 +99,18 @@ class RuntimeBackend:
                 not for, or the library refuses the plan; with its reasons.
         """
         self._description = description = read_engine_description(engine)
+        self.shape: EngineShape = description
+        self.vocab_size = description.vocab_size
         trt = import_tensorrt_rtx()
         self._trt, self._log = trt, LibraryLog()
         # First: the library takes the CUDA context that PyTorch makes current.
         self._memory = CudaMemory() if memory is None else memory
         self._inputs, self._caches, self._logits = self._allocate_buffers()
-        require_target(description, self._memory.describe())
+        self._require_target(self._memory.describe())
         self._cache_file = None
         if cache_directory is not None:
-            self._cache_file = cache_directory / _name_cache_file(engine, description)
+            digest = sha256_file(engine / MANIFEST_FILE)[:16]
+            self._cache_file = cache_directory / f"{digest}-{description.version}{CACHE_SUFFIX}"
         # The library refers to its logger and runtime as long as the engine lives.
         self._logger = make_logger(trt, self._log)
         self._runtime = trt.Runtime(self._logger)
@@ -116,40 +118,45 @@ class RuntimeBackend:
             self._engine = self._load_plan()
             self._check_bindings()
             self._context, self._cache = self._create_context()
-            self._bind_buffers()
+            for name, buffer in self._list_buffers().items():
+                if not self._context.set_tensor_address(name, buffer.data_ptr()):
+                    raise self._explain_failure(f"TensorRT for RTX refuses the address of {name}")
         self._saved_bytes = -1
 
-    @property
-    def shape(self) -> EngineShape:
-        return self._description.shape
-
-    @property
-    def vocab_size(self) -> int:
-        return self._description.vocab_size
-
     def _allocate_buffers(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-        d, s = self._description, self._description.shape
+        d = self._description
         dtype = getattr(torch, d.dtype)
         shapes: dict[str, tuple[int, ...]] = {
-            "input_ids": (s.slots, s.step_tokens),
-            "write_indices": (s.slots,),
-            "last_indices": (s.slots, 1),
+            "input_ids": (d.slots, d.step_tokens),
+            "write_indices": (d.slots,),
+            "last_indices": (d.slots, 1),
         }
         try:
             inputs = {name: self._memory.allocate(shape, torch.int32) for name, shape in shapes.items()}
             caches = {name: self._memory.allocate(d.cache_shape, dtype) for name in d.caches}
-            return inputs, caches, self._memory.allocate((s.slots, d.vocab_size), torch.float32)
+            return inputs, caches, self._memory.allocate((d.slots, d.vocab_size), torch.float32)
         except torch.OutOfMemoryError as e:
             raise MachineError(
                 f"out of memory while allocating the KV cache: {e}",
-                where=str(d.plan),
+                where=d.plan,
                 fix="end what uses the GPU, or build the engine with lower --max-seq-len or --max-batch-size",
             ) from e
+
+    def _require_target(self, gpu: dict[str, Any]) -> None:
+        """Refuse a GPU that the plan is not for; the library would say less."""
+        if gpu["sm"] not in self._description.targets:
+            targets = ", ".join(map(str, self._description.targets))
+            raise MachineError(
+                f"the engine is for SM {targets}, and {gpu['gpu']} has SM {gpu['sm']}",
+                where=self._description.plan,
+                fix="serve it on such a GPU; enginix check ENGINE tells whether one can be built for this "
+                "GPU",
+            )
 
     def _explain_failure(self, what: str, fix: str = "report it with this message") -> MachineError:
         """Return the error of what failed, with the runtime's last messages."""
         reasons = "; ".join(self._log.errors[-_SHOWN:]) or "TensorRT for RTX says nothing of it"
-        return MachineError(f"{what}: {reasons}", where=str(self._description.plan), fix=fix)
+        return MachineError(f"{what}: {reasons}", where=self._description.plan, fix=fix)
 
     def _load_plan(self) -> Any:
         path = self._description.plan
@@ -184,7 +191,7 @@ class RuntimeBackend:
         if differences:
             raise MachineError(
                 "the plan's tensors are not those of engine.json: " + "; ".join(differences[:_SHOWN]),
-                where=str(d.plan),
+                where=d.plan,
                 fix="build the engine again",
             )
 
@@ -209,14 +216,9 @@ class RuntimeBackend:
             )
         return context, cache
 
-    def _bind_buffers(self) -> None:
-        for name, buffer in self._list_buffers().items():
-            if not self._context.set_tensor_address(name, buffer.data_ptr()):
-                raise self._explain_failure(f"TensorRT for RTX refuses the address of {name}")
-
     def run_step(self, inputs: StepInputs) -> torch.Tensor:
         with self._memory.active():
-            for name, tensor in inputs.as_tensors().items():
+            for name, tensor in inputs.items():
                 self._inputs[name].copy_(tensor)
             if not self._context.execute_async_v3(self._memory.stream_handle):
                 raise self._explain_failure("TensorRT for RTX did not execute a step")
@@ -257,23 +259,3 @@ class RuntimeBackend:
         # In this order: each refers to the next one.
         self._context = self._cache = self._engine = self._runtime = None
         self._inputs, self._caches = {}, {}
-
-
-def require_target(description: EngineDescription, gpu: dict[str, Any]) -> None:
-    """Refuse a GPU that a plan is not for; the library would say less.
-
-    Raises:
-        MachineError: its SM is not among the targets.
-    """
-    if gpu["sm"] not in description.targets:
-        targets = ", ".join(map(str, description.targets))
-        raise MachineError(
-            f"the engine is for SM {targets}, and {gpu['gpu']} has SM {gpu['sm']}",
-            where=str(description.plan),
-            fix="serve it on such a GPU; enginix check ENGINE tells whether one can be built for this GPU",
-        )
-
-
-def _name_cache_file(engine: Path, description: EngineDescription) -> str:
-    """Return the name of the file of an engine's kernels."""
-    return f"{sha256_file(engine / MANIFEST_FILE)[:16]}-{description.version}{CACHE_SUFFIX}"

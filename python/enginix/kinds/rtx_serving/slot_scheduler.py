@@ -52,8 +52,8 @@ class SlotScheduler(RequestScheduler):
         with self._wake:
             self._filling.update(admitted)
             prompts, answers = dict(self._filling), dict(self._active)
-        cut = self._sequences.cut_piece
-        pieces = {slot: cut(s.request.prompt, s.stored) for slot, s in prompts.items()}
+        size = self._sequences.backend.shape.step_tokens
+        pieces = {slot: s.request.prompt[s.stored : s.stored + size] for slot, s in prompts.items()}
         begun = [slot for slot, s in prompts.items() if not s.stored]
         pieces |= {slot: (s.last,) for slot, s in answers.items()}
         if not pieces:  # all were cancelled

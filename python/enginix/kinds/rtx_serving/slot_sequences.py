@@ -37,10 +37,6 @@ class SlotSequences:
         """
         check_prompt_tokens(tokens, self.max_length, self.backend.vocab_size, "the engine")
 
-    def cut_piece(self, tokens: Sequence[int], stored: int) -> Sequence[int]:
-        """Return what one step takes of a prompt of which ``stored`` tokens are in the cache."""
-        return tokens[stored : stored + self.backend.shape.step_tokens]
-
     @torch.inference_mode()
     def run_step(self, pieces: Mapping[int, Sequence[int]], begun: Collection[int] = ()) -> torch.Tensor:
         """Put a piece of tokens into each of some slots.

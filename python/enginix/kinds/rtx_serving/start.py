@@ -71,7 +71,7 @@ def check_environment(python: Path, directory: Path, repository: Manifest) -> li
     if torch_version.endswith("+cpu"):
         raise MachineError(
             f"PyTorch {torch_version} has no CUDA, and the engine's buffers on the GPU are PyTorch's",
-            where=str(python),
+            where=python,
             fix="--python of an environment whose PyTorch has CUDA (docs/how-to/environments.md)",
         )
     return [NEVER_EXECUTED]

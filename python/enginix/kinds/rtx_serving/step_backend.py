@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.step_inputs import StepInputs
 from enginix.kinds.rtx_serving.start import CACHE_VARIABLE
 
@@ -20,11 +20,8 @@ class StepBackend(Protocol):
     :class:`.interpreter_backend.InterpreterBackend`, by PyTorch on a CPU.
     """
 
-    @property
-    def shape(self) -> EngineShape: ...
-
-    @property
-    def vocab_size(self) -> int: ...
+    shape: EngineShape
+    vocab_size: int
 
     def run_step(self, inputs: StepInputs) -> torch.Tensor:
         """Execute a step and wait for it.

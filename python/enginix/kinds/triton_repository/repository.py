@@ -71,7 +71,7 @@ def build_triton_repository(
     if kind is None or kind.triton is None:
         raise ManifestError(
             f"kind {engine_manifest.kind!r} has no Triton repository",
-            where=str(directory),
+            where=directory,
             fix=f"build the engine with --kind {' or '.join(list_triton_kinds())}",
         )
     if kind.runs_in_image and engine_manifest.runtime.get("id") is not None:
@@ -79,7 +79,7 @@ def build_triton_repository(
     if not kind.runs_in_image and models != tensorrt_models.NvidiaModelOptions():
         raise UsageError(
             f"options of NVIDIA's models for an engine of kind {kind.name}",
-            where=str(directory),
+            where=directory,
             fix="leave them out",
         )
     content_module: ContentModule = load_hook(kind.triton.repository)

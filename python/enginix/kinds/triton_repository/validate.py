@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,9 @@ from enginix.triton.suggestions import suggest_fix
 TOKENIZER_MODELS = ("preprocessing", "postprocessing", "ensemble")
 # What is wrong with a model, and how to fix it.
 Mistake = tuple[str, str | None]
+# A mistake behind its place.
+PlacedMistake = tuple[str, str, str | None]
 PATHS = ("tokenizer_dir", "gpt_model_path", "enginix_path", "interpreter_checkpoint")
-
-
-@dataclass(frozen=True)
-class RepositoryProblem:
-    """One mistake: place, description, fix."""
-
-    where: str
-    what: str
-    fix: str | None = None
 
 
 def validate_repository(
@@ -50,27 +42,20 @@ def validate_repository(
         RepositoryError: the first mistake; its fix lists the others.
     """
     if not repository.is_dir():
-        raise RepositoryError("no such directory", where=str(repository))
+        raise RepositoryError("no such directory", where=repository)
     configs: dict[str, Any] = {}
-    problems: list[RepositoryProblem] = []
+    problems: list[PlacedMistake] = []
     for directory in sorted(p for p in repository.iterdir() if p.is_dir()):
         if not (directory / config.FILE).is_file():
-            problems.append(
-                RepositoryProblem(
-                    directory.name,
-                    f"directory without {config.FILE}: Triton takes every directory here for a model",
-                    "move it out of the repository; plain files may stay",
-                )
-            )
+            what = f"directory without {config.FILE}: Triton takes every directory here for a model"
+            problems.append((directory.name, what, "move it out of the repository; plain files may stay"))
             continue
         try:
             configs[directory.name] = config.read_pbtxt(directory / config.FILE)
         except RepositoryError as e:
-            problems.append(RepositoryProblem(f"{directory.name}/{config.FILE}", e.what, e.fix))
+            problems.append((f"{directory.name}/{config.FILE}", e.what, e.fix))
     if not configs and not problems:
-        problems.append(
-            RepositoryProblem(str(repository), "no model in it", "build it with enginix triton-repo")
-        )
+        problems.append((str(repository), "no model in it", "build it with enginix triton-repo"))
     for name, model_config in configs.items():
         problems += _check_model_directory(repository / name, model_config)
         mistakes = [*_check_model_config(name, model_config)]
@@ -80,35 +65,35 @@ def validate_repository(
             what = f"max_batch_size: {model_config.max_batch_size} is above the engine's {max_batch_size}"
             fix = f"--max-batch-size {max_batch_size} or less, or build the engine with more"
             mistakes.append((what, fix))
-        problems += [RepositoryProblem(name, *mistake) for mistake in mistakes]
+        problems += [(name, *mistake) for mistake in mistakes]
     for name, model_config in configs.items():
         if model_config.HasField("ensemble_scheduling"):
             mistakes = [*_check_ensemble(model_config, configs)]
-            problems += [RepositoryProblem(name, *mistake) for mistake in mistakes]
+            problems += [(name, *mistake) for mistake in mistakes]
         if (repository / name / "1" / triton_model.MODEL_YAML).is_file():
             try:
                 triton_model.check_model_yaml(repository / name, model_config)
             except RepositoryError as e:
-                problems.append(RepositoryProblem(f"{name}/1/{triton_model.MODEL_YAML}", e.what, e.fix))
+                problems.append((f"{name}/1/{triton_model.MODEL_YAML}", e.what, e.fix))
     if problems:
-        first, other_problems = problems[0], problems[1:]
-        also = "".join(f"\n  also: {p.where}: {p.what}" for p in other_problems)
-        raise RepositoryError(first.what, where=first.where, fix=(first.fix or "correct it") + also)
+        place, what, suggestion = problems[0]
+        also = "".join(f"\n  also: {other}: {text}" for other, text, _ in problems[1:])
+        raise RepositoryError(what, where=place, fix=(suggestion or "correct it") + also)
     return configs
 
 
-def _check_model_directory(directory: Path, model_config: Any) -> Iterator[RepositoryProblem]:
+def _check_model_directory(directory: Path, model_config: Any) -> Iterator[PlacedMistake]:
     name = directory.name
     if model_config.name != name:
         what = f"name: {model_config.name!r} is not the directory's name"
-        yield RepositoryProblem(name, what, f'write name: "{name}"')
+        yield name, what, f'write name: "{name}"'
     versions = [p for p in directory.iterdir() if p.is_dir() and p.name.isdigit() and int(p.name) > 0]
     if not versions:
         fix = f"create {name}/1, empty for an ensemble"
-        yield RepositoryProblem(name, "no numeric version directory", fix)
+        yield name, "no numeric version directory", fix
     if model_config.backend == "python":
         for version in (v.name for v in versions if not _has_code(v / "model.py")):
-            yield RepositoryProblem(f"{name}/{version}", "no model.py, which the Python backend loads")
+            yield f"{name}/{version}", "no model.py, which the Python backend loads", None
 
 
 def _check_model_config(name: str, model_config: Any) -> Iterator[Mistake]:

@@ -133,7 +133,7 @@ def start_recording(model: Path, out: Path, environment: dict[str, str]) -> Iter
             if done.returncode < 0 or "No space left on device" in done.stderr:
                 raise MachineError(
                     "disk or memory were short while the direct builder's graph was recorded",
-                    where=str(model),
+                    where=model,
                     fix="free about the weights' size of both",
                 )
             if done.returncode != 0 or not (out / ENGINE_FILE).is_file():
@@ -184,12 +184,6 @@ def install_recorder(out: Path) -> None:
     _forget_arrays(backend)
 
 
-def _assemble_int4_inputs(weights: Any, prefix: str) -> tuple[Any, Any]:
-    """Return codes in the plugin's order and scales, as the wheel's own repacking makes them."""
-    linear = weights.linear(prefix, weights.module_quant_type(prefix))
-    return linear.weight.astype(np.int8, copy=False), np.asarray(linear.weight_scale, np.float16)
-
-
 class _ForgettingList(list[Any]):
     """Keeps nothing: TensorRT needs the builder's arrays until the end, and the recorder copies each."""
 
@@ -217,8 +211,10 @@ def _bake_int4_inputs(backend: Any) -> None:
         if kind != "int4_ffn":
             return declare(net, name, value, kind, recipe)
         prefix, _, leaf = name.rpartition(".")
-        codes, scales = _assemble_int4_inputs(current_context().weights, prefix)
-        array = codes if leaf == "qweight" else scales
+        weights = current_context().weights
+        linear = weights.linear(prefix, weights.module_quant_type(prefix))  # repacked for the plugin
+        codes, scales = linear.weight.astype(np.int8, copy=False), linear.weight_scale
+        array = codes if leaf == "qweight" else np.asarray(scales, np.float16)
         if tuple(array.shape) != tuple(value.shape):
             raise GateError(f"{name} is {list(array.shape)}, and the builder declares {list(value.shape)}")
         return net.const(array, leaf)

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from enginix.kinds.edgellm.source import ExportSource
 from enginix.kinds.edgellm.values import Expected
 from enginix.model import TensorInfo, read_header
 from enginix.model.jsonfile import read_object
+from enginix.model.mapped_tensors import map_tensor
 from enginix.tables import load_table
 
 NAME = "export"
@@ -178,8 +179,7 @@ def check_fp8_table(llm: Path, table: TensorInfo) -> bool:
     stored, scales = exported["embedding"], exported.get("embedding_scale")
     if stored.dtype != "F8_E4M3" or scales is None:
         return False
-    codes = np.memmap(stored.path, np.uint8, "r", stored.begin, stored.shape).view(FLOAT8)
-    factors = np.memmap(scales.path, "<f4", "r", scales.begin, scales.shape)
+    codes, factors = map_tensor(stored), map_tensor(scales)
     for begin, bits in Expected(table, "FLOAT").blocks():
         exact = bits.view(np.float32)
         part = slice(begin, begin + len(exact))
@@ -243,16 +243,12 @@ def ask_model(
                 last = process.read_last_line(done.stderr, f"status {done.returncode}").strip()[:300]
                 raise ModelError(
                     f"transformers cannot compute the model's logits: {last}",
-                    where=str(source.directory),
+                    where=source.directory,
                     fix="the gate export needs them; see that transformers loads this model",
                 )
             return ModelAnswers(*np.load(out))
 
         yield read_answers
-
-
-def _fix() -> str:
-    return str(load_table("gates")["gates"][NAME]["fix"])
 
 
 def _state_decade(value: float) -> float:
@@ -268,38 +264,24 @@ def _compare(computed: Sequence[Array], reference: Array) -> tuple[Array, tuple[
 
 
 def judge_export(llm: Path, graph: Graph, source: ExportSource, answers: ModelAnswers) -> dict[str, Any]:
-    """Execute an export, and hold its logits to the model's.
-
-    Returns:
-        Evidence for the manifest, the same in each run.
-
-    Raises:
-        GateError: the gate failed, or the graph cannot be executed.
-    """
+    """Execute an export, and hold its logits to the model's; see :func:`_judge_graph`."""
     with _naming_the_gate():
         has_fp8_table = check_fp8_table(llm, source.weights.tensors[TABLE])
-        exported = read_header(llm / "embedding.safetensors").tensors["embedding"]
-        table = source.weights.tensors[TABLE] if has_fp8_table else exported
-        errors = _judge_graph(llm, graph, table, source, answers)
+    exported = read_header(llm / "embedding.safetensors").tensors["embedding"]
+    table = source.weights.tensors[TABLE] if has_fp8_table else exported
     embedding = "FP8, checked apart" if has_fp8_table else "executed"
-    return _state_evidence("export", graph, source, embedding, errors)
+    return _judge_graph(llm, graph, table, source, answers) | {"graph": "export", "embedding": embedding}
 
 
 def judge_direct(engine: Path, graph: Graph, source: ExportSource, answers: ModelAnswers) -> dict[str, Any]:
-    """Execute the direct builder's graph, and hold its logits to the model's.
+    """Execute the direct builder's graph, and hold its logits to the model's; see :func:`_judge_graph`.
 
     Args:
         engine: what the builder wrote over the recorder.
-
-    Returns:
-        Evidence for the manifest, the same in each run.
-
-    Raises:
-        GateError: the gate failed, or the graph cannot be executed.
     """
-    with _naming_the_gate():
-        errors = _judge_graph(engine, graph, source.weights.tensors[TABLE], source, answers)
-    return _state_evidence("direct", graph, source, "the model's", errors)
+    table = source.weights.tensors[TABLE]
+    evidence = _judge_graph(engine, graph, table, source, answers)
+    return evidence | {"graph": "direct", "embedding": "the model's"}
 
 
 @contextlib.contextmanager
@@ -307,32 +289,33 @@ def _naming_the_gate() -> Iterator[None]:
     try:
         yield
     except GateError as e:
-        raise GateError(f"gate {NAME} failed: {e.what}", where=e.where, fix=e.fix or _fix()) from e
+        fix = e.fix or load_table("gates")["gates"][NAME]["fix"]
+        raise GateError(f"gate {NAME} failed: {e.what}", where=e.where, fix=fix) from e
 
 
-def _find_bounds(source: ExportSource) -> Mapping[str, float]:
-    bounds: Mapping[str, Mapping[str, float]] = load_table("gates")["gates"][NAME]["bounds"]
-    return bounds["NO_QUANT" if source.quantization is None else "quantized"]
-
-
+@_naming_the_gate()
 def _judge_graph(
     directory: Path, graph: Graph, table: TensorInfo, source: ExportSource, answers: ModelAnswers
-) -> tuple[float, float]:
-    """Return the largest error as a function, and the root mean square of those in the graph's types."""
-    bounds, questions = _find_bounds(source), choose_source_questions(source)
-    architecture = source.model.architecture
+) -> dict[str, Any]:
+    """Return evidence for the manifest, the same in each run.
+
+    Raises:
+        GateError: the gate failed, or the graph cannot be executed.
+    """
+    row, questions = load_table("gates")["gates"][NAME], choose_source_questions(source)
+    bounds = row["bounds"]["NO_QUANT" if source.quantization is None else "quantized"]
+    architecture, lengths = source.model.architecture, [len(s) for s in questions.sequences]
     executed = ExecutedModel(directory, graph, table, architecture, rounded=False)
     errors, (sequence, position) = _compare(executed.answer(questions), answers.smooth)
     # A comparison with NaN is false: only a number that is at most the bound passes.
     if not errors.max() <= bounds["function"]:
         raise GateError(
             f"logits differ from the model's by {errors.max():.2g} (token {position + 1} of "
-            f"{len(questions.sequences[sequence])}), {bounds['function']:g} allowed"
+            f"{lengths[sequence]}), {bounds['function']:g} allowed"
         )
     executed = ExecutedModel(directory, graph, table, architecture, rounded=True)
     rounded, _ = _compare(executed.answer(questions), answers.rounded)
-    lengths = [len(s) for s in questions.sequences]
-    half = [row[:n] for row, n in zip(answers.half, lengths, strict=True)]
+    half = [logits[:n] for logits, n in zip(answers.half, lengths, strict=True)]
     floor, _ = _compare(half, answers.rounded)
     spread, expected = (float(np.sqrt(np.square(e).mean())) for e in (rounded, floor))
     allowed = max(bounds["roundingLeast"], bounds["rounding"] * expected)
@@ -341,26 +324,17 @@ def _judge_graph(
             f"in float16, logits differ from the model's by {spread:.2g}; rounding the inputs of its "
             f"matrices makes {expected:.2g}, and {allowed:.2g} is allowed"
         )
-    return float(errors.max()), spread
-
-
-def _state_evidence(
-    name: str, graph: Graph, source: ExportSource, embedding: str, errors: tuple[float, float]
-) -> dict[str, Any]:
-    row, questions = load_table("gates")["gates"][NAME], choose_source_questions(source)
-    windows, longest = {w for w in source.model.windows if w}, max(map(len, questions.sequences))
+    windows = {w for w in source.model.windows if w}
     return {
-        "graph": name,
         "measure": row["measure"],
-        "bounds": dict(_find_bounds(source)),
+        "bounds": dict(bounds),
         "reason": row["reason"],
         "prompts": questions.prompts,
         "cachedSteps": STEPS,
         "layers": source.model.num_layers,
-        "windowsExecuted": sorted(w for w in windows if w < longest),
-        "windowsComparedOnly": sorted(w for w in windows if w >= longest),
-        "embedding": embedding,
+        "windowsExecuted": sorted(w for w in windows if w < max(lengths)),
+        "windowsComparedOnly": sorted(w for w in windows if w >= max(lengths)),
         "plugins": list_plugin_nodes(graph.nodes),
-        "errorAtMost": _state_decade(errors[0]),
-        "errorInFloat16AtMost": _state_decade(errors[1]),
+        "errorAtMost": _state_decade(float(errors.max())),
+        "errorInFloat16AtMost": _state_decade(spread),
     }

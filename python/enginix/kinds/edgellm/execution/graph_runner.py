@@ -21,13 +21,6 @@ from enginix.kinds.edgellm.int4_layouts import split_nibbles
 
 SEGMENT_BYTES = 1 << 29  # of constants in float32; what is in memory at once beside one node's work
 _FLOAT, _FLOAT16 = 1, 10  # onnx.TensorProto
-_NARROW_TYPES = {
-    "FLOAT8E4M3FN": np.dtype(ml_dtypes.float8_e4m3fn),
-    "INT8": np.dtype(np.int8),
-    "UINT8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-    "BFLOAT16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 def load_constant(constant: Constant, *, rounded: bool) -> Array:
@@ -35,9 +28,7 @@ def load_constant(constant: Constant, *, rounded: bool) -> Array:
     if constant.dtype == "FLOAT4E2M1":
         codes = split_nibbles(constant.data)[: constant.elements]
         return np.asarray(codes.view(ml_dtypes.float4_e2m1fn).reshape(constant.shape))
-    if constant.dtype in _NARROW_TYPES:
-        return constant.data.view(_NARROW_TYPES[constant.dtype]).reshape(constant.shape)
-    if constant.dtype not in ("FLOAT", "FLOAT16", "INT64", "INT32"):
+    if constant.dtype in ("INT4", "UINT4"):
         raise GateError(f"constant {constant.name} is {constant.dtype}, which the gate does not execute")
     array = constant.array()
     return array.astype(np.float32) if not rounded and constant.dtype == "FLOAT16" else array
@@ -66,11 +57,13 @@ def _make_operators(rounded: bool) -> list[type]:
     from onnx.reference.op_run import OpRun
     from onnx.reference.ops import load_op
 
-    def make_plugin(domain: str, name: str, definition: PluginNode) -> type:
-        def run(self: Any, *inputs: Array, **_: Any) -> tuple[Array, ...]:
-            return definition.compute(_read_attributes(self.onnx_node), inputs, rounded)
+    def make_operator(name: str, run: Any, base: type = OpRun, domain: str = "") -> type:
+        return type(name, (base,), {"op_domain": domain, "_run": run})
 
-        return type(name, (OpRun,), {"op_domain": domain, "_run": run})
+    def make_plugin(definition: PluginNode) -> Any:
+        return lambda self, *inputs, **_: definition.compute(
+            _read_attributes(self.onnx_node), inputs, rounded
+        )
 
     def multiply(self: Any, a: Array, b: Array) -> tuple[Array]:
         # NumPy multiplies float16 without BLAS; sums are in float32, as on a GPU.
@@ -92,10 +85,9 @@ def _make_operators(rounded: bool) -> list[type]:
         with np.errstate(over="ignore"):
             return ((1 / (1 + np.exp(-x.astype(np.float32)))).astype(x.dtype),)
 
-    def make_operator(name: str, run: Any, base: type = OpRun) -> type:
-        return type(name, (base,), {"op_domain": "", "_run": run})
-
-    operators = [make_plugin(domain, name, row) for (domain, name), row in PLUGIN_NODES.items()]
+    operators = [
+        make_operator(name, make_plugin(row), domain=domain) for (domain, name), row in PLUGIN_NODES.items()
+    ]
     operators += [make_operator("Sigmoid", squash), make_operator("MatMul", multiply)]
     operators.append(make_operator("Gemm", multiply_transposed))
     if rounded:

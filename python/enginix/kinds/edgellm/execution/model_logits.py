@@ -23,20 +23,16 @@ import transformers
 
 from enginix.errors import EnginixError, ModelError
 from enginix.kinds.edgellm.execution.plugin_nodes import FLOAT4_MOST, FLOAT8_MOST, FP4_BLOCK, GAIN_EXPONENT
-from enginix.model import ModelWeights, TensorInfo, open_weights
+from enginix.kinds.edgellm.expected_tensors import HEAD, TABLE
+from enginix.kinds.edgellm.int4_layouts import BIAS, read_checkpoint_codes, split_nibbles
+from enginix.kinds.edgellm.values import FLOAT_DTYPES
+from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.mapped_tensors import map_tensor
 
-TABLE, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-_STORED = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8),
-}  # fmt: skip
 # smooth: quantizers do not round (plugin_nodes.find_gain). rounded: they do. half: they do, and inputs of
 # matrices are rounded to float16 before, which shows what that alone does to this model.
 MODES = ("smooth", "rounded", "half")
-
-
-_FLOATS = ("F32", "F16", "BF16")
 Quantizer = Callable[[torch.Tensor, bool], torch.Tensor]
 
 
@@ -52,7 +48,9 @@ class CheckpointTensors:
     def _map(self, name: str) -> np.ndarray[Any, Any]:
         info = self.weights.tensors.get(name)
         if info is None:
-            raise ModelError(f"tensor {name} is missing", where=str(self.weights.directory))
+            raise ModelError(f"tensor {name} is missing", where=self.weights.directory)
+        if info.dtype not in (*FLOAT_DTYPES, "F8_E4M3", "I8", "U8"):
+            raise ModelError(f"tensor {name} is of type {info.dtype}", where=info.path)
         return map_tensor(info)
 
     def read(self, name: str) -> torch.Tensor:
@@ -66,7 +64,7 @@ class CheckpointTensors:
     def read_weight(self, name: str) -> torch.Tensor:
         """Return a weight in float32: codes times scales where it is quantized."""
         info = self.weights.tensors.get(name)
-        if info is None or info.dtype in _FLOATS:
+        if info is None or info.dtype in FLOAT_DTYPES:
             return self.read(name)
         base = name.removesuffix(".weight")
         if info.dtype == "F8_E4M3":
@@ -75,16 +73,13 @@ class CheckpointTensors:
             return self.read(name) * self.read(f"{base}.weight_scale").reshape(-1, 1)
         data = self._map(name)
         if f"{base}.weight_scale_2" in self:
-            codes = np.stack([data & 15, data >> 4], axis=-1).reshape(data.shape[0], -1)
+            codes = split_nibbles(data).reshape(data.shape[0], -1)
             values = torch.from_numpy(codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32))
             scale = self.read(f"{base}.weight_scale") * self.read(f"{base}.weight_scale_2")
             return values * scale.repeat_interleave(FP4_BLOCK, dim=1)
-        signed = np.stack([data & 15, data >> 4], axis=1).reshape(-1, data.shape[1]).astype(np.int8)
-        signed[signed > 7] -= 16
+        signed = torch.from_numpy(read_checkpoint_codes(data).astype(np.float32) - BIAS)
         scale = self.read(f"{base}.weight_scale").reshape(signed.shape[0], -1)
-        return torch.from_numpy(signed.astype(np.float32)) * scale.repeat_interleave(
-            signed.shape[1] // scale.shape[1], dim=1
-        )
+        return signed * scale.repeat_interleave(signed.shape[1] // scale.shape[1], dim=1)
 
     def find_quantizer(self, base: str) -> Quantizer:
         """Return what a matrix's inputs pass before it: (inputs, whether quantizers round) → inputs."""
@@ -95,7 +90,7 @@ class CheckpointTensors:
         def quantize(x: torch.Tensor, rounded: bool) -> torch.Tensor:
             if smoothing is not None:
                 x = x * smoothing
-            if scale is None or info is None or info.dtype in _FLOATS:
+            if scale is None or info is None or info.dtype in FLOAT_DTYPES:
                 return x
             if not rounded:
                 return x * scale.abs() ** GAIN_EXPONENT
@@ -106,20 +101,6 @@ class CheckpointTensors:
             return quantize_fp4(x, scale)
 
         return quantize
-
-
-def map_tensor(info: TensorInfo) -> np.ndarray[Any, Any]:
-    """Map a tensor's elements from its file.
-
-    Raises:
-        ModelError: a type that the gate does not dequantize.
-    """
-    dtype: Any = _STORED.get(info.dtype)
-    if dtype is None:
-        raise ModelError(f"tensor {info.name} is of type {info.dtype}", where=str(info.path))
-    shape = info.shape or (1,)
-    mapped: Any = np.memmap(info.path, dtype=dtype, mode="r", offset=info.begin, shape=shape)
-    return np.asarray(mapped).reshape(info.shape)
 
 
 def quantize_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -173,12 +154,12 @@ def _load_on_use(network: torch.nn.Module, tensors: CheckpointTensors) -> None:
             if expected is None:
                 continue
             full = f"{name}.{key}"
-            stored = TABLE if full == OUTPUT and full not in tensors else full
+            stored = TABLE if full == HEAD and full not in tensors else full
             value = tensors.read_weight(stored) if key == "weight" else tensors.read(stored)
             if value.shape != expected.shape:
                 raise ModelError(
                     f"tensor {full} is {list(value.shape)}, config.json makes it {list(expected.shape)}",
-                    where=str(tensors.weights.directory),
+                    where=tensors.weights.directory,
                 )
             module._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
         if not isinstance(module, torch.nn.Linear):

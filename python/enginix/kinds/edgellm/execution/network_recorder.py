@@ -7,16 +7,17 @@ bytes. It is no TensorRT: it compiles nothing, and a call that it does not know 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from enginix.errors import GateError
-from enginix.kinds.edgellm.execution.recorded_layers import DataType, ITensor, Layer, Weights
+from enginix.kinds.edgellm.execution.recorded_layers import DataType, Dims, Emit, ITensor, Layer, Weights
 from enginix.kinds.edgellm.graph import PLUGIN_DOMAIN
 
 # Bytes of a constant that stays in the graph; others go to a file, as ONNX's limit is 2 GiB.
@@ -25,8 +26,10 @@ OPSETS = {"": 24, "trt": 1, PLUGIN_DOMAIN: 1}
 FP4_BLOCK = 16
 
 _ELEMENTWISE = {"SUM": "Add", "SUB": "Sub", "PROD": "Mul", "DIV": "Div", "MAX": "Max", "MIN": "Min"}
-_UNARY = {"SQRT": "Sqrt", "NEG": "Neg", "SIN": "Sin", "COS": "Cos", "LOG": "Log", "ERF": "Erf"}
-_ACTIVATIONS = {"SIGMOID": "Sigmoid", "RELU": "Relu", "TANH": "Tanh"}
+_UNARY = {
+    "SQRT": "Sqrt", "NEG": "Neg", "SIN": "Sin", "COS": "Cos", "LOG": "Log", "ERF": "Erf",
+    "SIGMOID": "Sigmoid", "RELU": "Relu", "TANH": "Tanh",
+}  # fmt: skip
 _REDUCTIONS = {"AVG": "ReduceMean", "SUM": "ReduceSum", "MAX": "ReduceMax"}
 
 
@@ -80,13 +83,7 @@ class Network:
         self.constants[name] = numpy_helper.from_array(np.asarray(array), name)
         return name
 
-    def _add(
-        self,
-        emit: Callable[[Layer], None],
-        inputs: Sequence[ITensor],
-        dtype: DataType,
-        dims: Callable[[], tuple[int, ...]],
-    ) -> Layer:
+    def _add(self, emit: Emit, inputs: Sequence[ITensor], dtype: DataType, dims: Dims) -> Layer:
         layer = Layer(self, emit, inputs)
         layer.add_output(dtype, dims)
         return layer
@@ -96,7 +93,7 @@ class Network:
         op: str,
         inputs: Sequence[ITensor],
         dtype: DataType,
-        dims: Callable[[], tuple[int, ...]],
+        dims: Dims,
         domain: str = "",
         *,
         known: Sequence[str] = (),
@@ -132,12 +129,10 @@ class Network:
 
     def _write_external(self, tensor: Any, data: bytes) -> None:
         with self.data.open("ab") as f:
-            described = {"location": self.data.name, "offset": str(f.tell()), "length": str(len(data))}
+            tensor.raw_data = b""  # the helper wants one
+            set_external_data(tensor, self.data.name, f.tell(), len(data))
             f.write(data)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in described.items():
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, value
+        tensor.ClearField("raw_data")
 
     def add_cast(self, x: ITensor, dtype: DataType) -> Layer:
         layer = self._add_node("Cast", [x], dtype, lambda: x.shape, to=dtype.value)
@@ -147,8 +142,7 @@ class Network:
     def add_unary(self, x: ITensor, operation: str) -> Layer:
         return self._add_node(_find_operator(_UNARY, operation), [x], x.dtype, lambda: x.shape)
 
-    def add_activation(self, x: ITensor, kind: str) -> Layer:
-        return self._add_node(_find_operator(_ACTIVATIONS, kind), [x], x.dtype, lambda: x.shape)
+    add_activation = add_unary
 
     def add_elementwise(self, a: ITensor, b: ITensor, operation: str) -> Layer:
         op = _find_operator(_ELEMENTWISE, operation)
@@ -218,8 +212,6 @@ class Network:
             elif not shape:
                 self.write_node("Identity", [source], [out])
 
-        layer = Layer(self, emit, [x])
-
         def dims() -> tuple[int, ...]:
             if len(layer.inputs) > 1:
                 shape = layer.inputs[1].elements
@@ -229,7 +221,7 @@ class Network:
             order = layer.settings.get("second_transpose", range(len(shape)))
             return tuple(shape[n] for n in order)
 
-        layer.add_output(x.dtype, dims)
+        layer = self._add(emit, [x], x.dtype, dims)
         return layer
 
     def add_shape(self, x: ITensor) -> Layer:
@@ -243,14 +235,12 @@ class Network:
             names = [t.name for t in layer.inputs]
             self.write_node("Concat", names, [layer.outputs[0].name], axis=layer.axis)
 
-        layer = Layer(self, emit, tensors)
-
         def dims() -> tuple[int, ...]:
             sizes = [t.shape[layer.axis] for t in tensors]
             joined = -1 if -1 in sizes else sum(sizes)
             return tuple(joined if n == layer.axis else d for n, d in enumerate(tensors[0].shape))
 
-        layer.add_output(tensors[0].dtype, dims)
+        layer = self._add(emit, tensors, tensors[0].dtype, dims)
         layer.outputs[0].known = lambda: tuple(n for t in tensors for n in t.elements)
         return layer
 

@@ -196,10 +196,6 @@ def _dequantize_blocks(attributes: Attributes, inputs: tuple[Array, ...], rounde
     return ((codes.astype(np.float32) * factor).astype(scale.dtype),)
 
 
-def _concatenate(attributes: Attributes, inputs: tuple[Array, ...], rounded: bool) -> tuple[Array, ...]:
-    return (np.concatenate(inputs, axis=-1),)
-
-
 def _make_int4_product(restore: Callable[[Array, int, int], int4_layouts.Codes | None]) -> Compute:
     def compute(attributes: Attributes, inputs: tuple[Array, ...], rounded: bool) -> tuple[Array, ...]:
         x, weight, scale = inputs
@@ -228,7 +224,8 @@ PLUGIN_NODES: Mapping[tuple[str, str], PluginNode] = {
          "enable_attention_sink": 0, "enable_contiguous_query_swa": 0, "plugin_version": b"1", "_outputs": 2},
     ),
     (PLUGIN_DOMAIN, "QkvConcatPlugin"): PluginNode(
-        _concatenate, f"{_SCHEMAS}: queries, keys and values, joined on the last axis"
+        lambda attributes, inputs, rounded: (np.concatenate(inputs, axis=-1),),
+        f"{_SCHEMAS}: queries, keys and values, joined on the last axis",
     ),
     (PLUGIN_DOMAIN, "Int4GroupwiseGemmPlugin"): PluginNode(
         _make_int4_product(int4_layouts.restore_interleaved_order),

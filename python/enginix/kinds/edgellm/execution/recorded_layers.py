@@ -33,6 +33,9 @@ class DataType(enum.Enum):
     FP4 = onnx.TensorProto.FLOAT4E2M1
 
 
+# Computes a shape, or the elements of a vector of sizes; -1 where one is only known at run time.
+Dims = Callable[[], tuple[int, ...]]
+Emit = Callable[["Layer"], None]
 NARROW_BITS = {DataType.FP8: 8, DataType.FP4: 4}
 
 
@@ -52,13 +55,13 @@ class ITensor:
     """A value of the network.
 
     Attributes:
-        dims: computes its shape, -1 where it is only known at run time.
-        known: computes the elements of a vector of sizes, in the same way.
+        dims: computes its shape.
+        known: computes its elements, where it is a vector of sizes.
     """
 
-    def __init__(self, name: str, dtype: DataType, dims: Callable[[], tuple[int, ...]]) -> None:
+    def __init__(self, name: str, dtype: DataType, dims: Dims) -> None:
         self.name, self.dtype, self.dims = name, dtype, dims
-        self.known: Callable[[], tuple[int, ...]] = lambda: (-1,) * self.shape[0]
+        self.known: Dims = lambda: (-1,) * self.shape[0]
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -72,7 +75,7 @@ class ITensor:
 class Layer:
     """A layer; its settings are read when the network is written, since the builder sets them afterwards."""
 
-    def __init__(self, network: Network, emit: Callable[[Layer], None], inputs: Sequence[ITensor]) -> None:
+    def __init__(self, network: Network, emit: Emit, inputs: Sequence[ITensor]) -> None:
         self.__dict__.update(network=network, emit=emit, inputs=list(inputs), outputs=[], settings={})
         network.layers.append(self)
 
@@ -94,7 +97,7 @@ class Layer:
         output: ITensor = self.outputs[index]
         return output
 
-    def add_output(self, dtype: DataType, dims: Callable[[], tuple[int, ...]]) -> None:
+    def add_output(self, dtype: DataType, dims: Dims) -> None:
         self.outputs.append(ITensor(self.network.make_name(), dtype, dims))
 
     def require_settings(self, *known: str) -> None:

@@ -22,15 +22,15 @@ from enginix import manifest
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.layout import CheckpointLayout
 from enginix.checkpoint.mapped_tensors import RankFile
-from enginix.checkpoint.numbers import numpy_dtype
 from enginix.checkpoint.rank_modules import LinearModule, VectorModule
 from enginix.checkpoint.verify import algorithm_of
 from enginix.checkpoint.write import rank_file_name
-from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.kinds.rtx.network.quantized_products import multiply_by_module
 from enginix.kinds.rtx.network.rotation_table import make_rotation_tables
 from enginix.kinds.rtx.network.writer import NetworkWriter
 from enginix.model.attention_window import WINDOW_KEY
+from enginix.model.mapped_tensors import numpy_dtype
 
 Array = npt.NDArray[Any]
 _DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -72,10 +72,9 @@ class DecoderNetwork:
         self.tensors = RankFile(checkpoint / rank_file_name(0))
         self.dtype = numpy_dtype(_DTYPE_CODES[dtype or self.config.dtype])
         self._type = self.writer.data_type(self.dtype)
-        self._layout = CheckpointLayout(self.config)
-        modules = {m.name: m for m in self._layout.rank(0) if isinstance(m, LinearModule | VectorModule)}
-        self._linears = {n: m for n, m in modules.items() if isinstance(m, LinearModule)}
-        self._vectors = {n: m for n, m in modules.items() if isinstance(m, VectorModule)}
+        modules = list(CheckpointLayout(self.config).rank(0))
+        self._linears = {m.name: m for m in modules if isinstance(m, LinearModule)}
+        self._vectors = {m.name for m in modules if isinstance(m, VectorModule)}
         self._write(read_layer_windows(checkpoint, self.config))
 
     def _weight(self, name: str) -> Array:

@@ -6,10 +6,12 @@ NVIDIA's documentation and, in the tests, onnxruntime's execution of the same op
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,10 +24,7 @@ Array = npt.NDArray[Any]
 Step = Callable[[Any, list[torch.Tensor]], torch.Tensor | tuple[torch.Tensor, ...]]
 FP8_MOST, INT8_MOST, FP4_MOST = 448.0, 127.0, 6.0
 FP8_LEAST = 2.0**-9
-# Numbers of FP4 (float4_e2m1) by their code: a sign, two bits of exponent, one of mantissa.
-FP4_NUMBERS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-
-
+FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
 Operation = Callable[..., torch.Tensor]
 _ELEMENTWISE: dict[str, Operation] = {
     "SUM": torch.add, "PROD": torch.mul, "GREATER": torch.gt, "AND": torch.logical_and,
@@ -38,20 +37,13 @@ def as_tensor(array: Array) -> torch.Tensor:
     if not array.flags.writeable:
         # Mapped weights are read only, and nothing here writes into a constant.
         array = np.lib.stride_tricks.as_strided(array, array.shape, array.strides, writeable=False)
-    name = array.dtype.name
-    if name == "bfloat16":
-        return _from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    if name == "float8_e4m3fn":
-        return _from_numpy(array.view(np.uint8)).view(torch.float8_e4m3fn)
-    return _from_numpy(array)
-
-
-def _from_numpy(array: Array) -> torch.Tensor:
-    import warnings
-
+    # PyTorch reads these types of ml_dtypes as others of their width.
+    views = {"bfloat16": (np.int16, torch.bfloat16), "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn)}
+    stored, dtype = views.get(array.dtype.name, (array.dtype, None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of arrays that are read only
-        return torch.from_numpy(array)
+        tensor = torch.from_numpy(array.view(stored))
+    return tensor if dtype is None else tensor.view(dtype)
 
 
 def unpack_int4_columns(packed: torch.Tensor) -> torch.Tensor:
@@ -64,17 +56,12 @@ def unpack_int4_columns(packed: torch.Tensor) -> torch.Tensor:
 def unpack_fp4_columns(packed: torch.Tensor) -> torch.Tensor:
     """Unpack bytes [..., columns / 2] to float32 numbers [..., columns]: the low half is the even column."""
     halves = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
-    return FP4_NUMBERS[halves.long()]
+    return torch.from_numpy(halves.numpy().view(FLOAT4).astype(np.float32))
 
 
 def round_to_fp4(x: torch.Tensor) -> torch.Tensor:
     """Return the nearest numbers of FP4, of two equally near ones the even code's; beyond 6 it is 6."""
-    magnitudes = FP4_NUMBERS[:8]
-    size = x.abs().clamp(max=FP4_MOST)
-    above = torch.searchsorted(magnitudes, size.contiguous()).clamp(min=1)
-    low, high = magnitudes[above - 1], magnitudes[above]
-    takes_low = (size - low < high - size) | ((size - low == high - size) & (above % 2 == 1))
-    return torch.copysign(torch.where(takes_low, low, high), x)
+    return torch.from_numpy(x.clamp(-FP4_MOST, FP4_MOST).numpy().astype(FLOAT4).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -90,16 +77,6 @@ class _LayerPlan:
     step: Step
     inputs: list[str | None]
     results: list[tuple[str, torch.dtype, tuple[int, ...]]]
-
-
-def _check_result(layer: Any, expected: tuple[str, torch.dtype, tuple[int, ...]], result: Any) -> None:
-    _, dtype, shape = expected
-    # Rows may be fewer than slots.
-    if result.dtype != dtype or tuple(result.shape)[1:] != shape[1:]:
-        raise GateError(
-            f"layer {layer.name} gives {result.dtype} {list(result.shape)}, and the network says "
-            f"{dtype} {list(shape)}"
-        )
 
 
 class NetworkInterpreter:
@@ -185,9 +162,14 @@ class NetworkInterpreter:
                 arguments.append(value if value is not None or name is None else self._constants[name])
             result = plan.step(plan.layer, arguments)
             given = result if isinstance(result, tuple) else (result,)
-            for value, expected in zip(given, plan.results, strict=True):
-                _check_result(plan.layer, expected, value)
-                values[expected[0]] = value
+            for value, (name, dtype, shape) in zip(given, plan.results, strict=True):
+                # Rows may be fewer than slots.
+                if value.dtype != dtype or tuple(value.shape)[1:] != shape[1:]:
+                    raise GateError(
+                        f"layer {plan.layer.name} gives {value.dtype} {list(value.shape)}, and the network "
+                        f"says {dtype} {list(shape)}"
+                    )
+                values[name] = value
             for name in plan.inputs:
                 if name is not None and self._last_use.get(name) == index:
                     values.pop(name, None)
@@ -215,9 +197,9 @@ class NetworkInterpreter:
         return {
             "CONSTANT": (trt.IConstantLayer, lambda layer, inputs: inputs[0]),
             "ELEMENTWISE": (trt.IElementWiseLayer, self._elementwise),
-            "UNARY": (trt.IUnaryLayer, self._unary),
+            "UNARY": (trt.IUnaryLayer, lambda layer, inputs: _UNARY[_name_member(layer.op)](inputs[0])),
             "ACTIVATION": (trt.IActivationLayer, self._activation),
-            "CAST": (trt.ICastLayer, self._cast),
+            "CAST": (trt.ICastLayer, lambda layer, inputs: inputs[0].to(self._result_type(layer.to_type))),
             "GATHER": (trt.IGatherLayer, self._gather),
             "REDUCE": (trt.IReduceLayer, self._reduce),
             "SHUFFLE": (trt.IShuffleLayer, self._shuffle),
@@ -235,17 +217,11 @@ class NetworkInterpreter:
         a, b = (self._widen(x) for x in inputs)
         return _ELEMENTWISE[_name_member(layer.op)](a, b)
 
-    def _unary(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
-        return _UNARY[_name_member(layer.op)](inputs[0])
-
     def _activation(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         # IActivationLayer.type hides the layer's own type.
         if layer.type != self.trt.ActivationType.SIGMOID:
             raise GateError(f"layer {layer.name} is the activation {layer.type}, not SIGMOID")
         return torch.sigmoid(inputs[0])
-
-    def _cast(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
-        return inputs[0].to(self._result_type(layer.to_type))
 
     def _gather(self, layer: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
         data, indices = inputs[0], inputs[1].long()

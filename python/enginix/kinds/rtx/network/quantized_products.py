@@ -18,28 +18,18 @@ Array = npt.NDArray[Any]
 Leaves = Mapping[str, Array]
 
 
-def _multiply_fp8(w: NetworkWriter, x: Any, leaves: Leaves, rows: slice, dtype: Any, name: str) -> Any:
-    """FP8 weights and activations, each with one scale."""
-    trt, data_type = w.trt, w.data_type(dtype)
-    scale = w.constant(f"{name}.activation_scale", leaves["activation_scaling_factor"].reshape(()))
-    codes = w.quantize(x, scale, trt.fp8, f"{name}.codes")
-    x = w.dequantize(codes, scale, data_type, f"{name}.rounded")
-    weight = w.constant(f"{name}.weight", leaves["weight"][None, rows].view(FLOAT8))
-    weight_scale = w.constant(f"{name}.weight_scale", leaves["weights_scaling_factor"].reshape(()))
-    matrix = w.dequantize(weight, weight_scale, data_type, f"{name}.weight.wide")
-    return w.multiply_transposed(x, matrix, f"{name}.product")
-
-
-def _multiply_int8(w: NetworkWriter, x: Any, leaves: Leaves, rows: slice, dtype: Any, name: str) -> Any:
-    """INT8 SmoothQuant: activations with one scale, weights with one a row."""
-    trt, data_type = w.trt, w.data_type(dtype)
+def _multiply_8_bits(w: NetworkWriter, x: Any, leaves: Leaves, rows: slice, dtype: Any, name: str) -> Any:
+    """FP8, or INT8 SmoothQuant: activations with one scale, weights with one, or of INT8 one a row."""
+    data_type, scales = w.data_type(dtype), leaves["weights_scaling_factor"]
+    is_fp8 = leaves["weight"].dtype != np.int8
     x = _apply_prequant_scale(w, x, leaves, dtype, name)
     scale = w.constant(f"{name}.activation_scale", leaves["activation_scaling_factor"].reshape(()))
-    codes = w.quantize(x, scale, trt.int8, f"{name}.codes")
+    codes = w.quantize(x, scale, w.trt.fp8 if is_fp8 else w.trt.int8, f"{name}.codes")
     x = w.dequantize(codes, scale, data_type, f"{name}.rounded")
-    weight = w.constant(f"{name}.weight", leaves["weight"][None, rows].view(np.int8))
-    weight_scale = w.constant(f"{name}.weight_scale", leaves["weights_scaling_factor"][rows])
-    matrix = w.dequantize(weight, weight_scale, data_type, f"{name}.weight.wide", axis=1)
+    weight = w.constant(f"{name}.weight", leaves["weight"][None, rows].view(FLOAT8 if is_fp8 else np.int8))
+    weight_scale = w.constant(f"{name}.weight_scale", scales.reshape(()) if is_fp8 else scales[rows])
+    axis = None if is_fp8 else 1
+    matrix = w.dequantize(weight, weight_scale, data_type, f"{name}.weight.wide", axis)
     return w.multiply_transposed(x, matrix, f"{name}.product")
 
 
@@ -95,8 +85,8 @@ def _apply_prequant_scale(w: NetworkWriter, x: Any, leaves: Leaves, dtype: Any, 
 
 
 _PRODUCTS: dict[str, Callable[[NetworkWriter, Any, Leaves, slice, Any, str], Any]] = {
-    "FP8": _multiply_fp8,
-    "W8A8_SQ_PER_CHANNEL": _multiply_int8,
+    "FP8": _multiply_8_bits,
+    "W8A8_SQ_PER_CHANNEL": _multiply_8_bits,
     "W4A16_AWQ": _multiply_int4,
     "NVFP4": _multiply_nvfp4,
 }

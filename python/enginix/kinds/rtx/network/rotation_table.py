@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import decimal
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from enginix.checkpoint.config import CheckpointConfig
+from enginix.model.rotary_frequencies import scale_frequencies
 
 Array = npt.NDArray[Any]
 # The other types depend on the length of the sequence, which is not known when an engine is built.
@@ -25,27 +25,6 @@ ROTATION_TYPES = (None, "linear", "llama3", "yarn")
 # π / 2 in two parts: the first has 33 bits, so that its products with numbers below 2^20 are exact.
 _HALF_PI = (1.57079632673412561417e00, 6.07710050650619224932e-11)
 _SERIES_TERMS = 9  # the next is below 1e-18 where series are evaluated
-
-
-def _compute_yarn(config: CheckpointConfig, scaling: Mapping[str, Any], inverse: Array) -> Array:
-    """Compute YaRN (arXiv 2309.00071): dimensions that turn fast stay, slow ones are interpolated."""
-    rotated, original = config.rotary_embedding_dim, float(scaling["original_max_position_embeddings"])
-
-    def dimension_of(turns: float) -> float:
-        return rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_base))
-
-    low = max(math.floor(dimension_of(scaling["beta_fast"])), 0)
-    high = min(math.ceil(dimension_of(scaling["beta_slow"])), rotated - 1)
-    ramp = np.clip((np.arange(rotated // 2) - low) / ((high - low) or 0.001), 0, 1)
-    return np.asarray(inverse / scaling["factor"] * ramp + inverse * (1 - ramp))
-
-
-def _compute_llama3(scaling: Mapping[str, Any], inverse: Array) -> Array:
-    """Compute Llama 3.1's scaling: long wavelengths are divided by the factor, short ones stay."""
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(inverse / scaling["factor"] * (1 - smooth) + inverse * smooth)
 
 
 def compute_rotation_frequencies(config: CheckpointConfig) -> tuple[Array, float]:
@@ -59,17 +38,13 @@ def compute_rotation_frequencies(config: CheckpointConfig) -> tuple[Array, float
         base = decimal.Decimal(config.rotary_base)
         powers = [base ** (decimal.Decimal(-i) / rotated) for i in range(0, rotated, 2)]
         inverse = np.array([float(power) for power in powers])
-    kind = scaling.get("rope_type")
+    kind, magnitude = scaling.get("rope_type"), 1.0
     assert kind in ROTATION_TYPES, kind
-    if kind == "linear":
-        return inverse / scaling["factor"], 1.0
-    if kind == "llama3":
-        return _compute_llama3(scaling, inverse), 1.0
     if kind == "yarn":
         steepness = 0.1 * math.log(scaling["factor"]) if scaling["factor"] > 1 else 0.0
         one, every = (scaling[key] * steepness + 1 for key in ("mscale", "mscale_all_dim"))
-        return _compute_yarn(config, scaling, inverse), one / every
-    return inverse, 1.0
+        magnitude = one / every
+    return scale_frequencies(inverse, kind, scaling, config.rotary_base), magnitude
 
 
 def _sum_series(square: Array, first: int) -> Array:

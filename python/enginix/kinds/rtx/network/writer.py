@@ -125,24 +125,21 @@ class NetworkWriter:
         layer = self.network.add_matrix_multiply(x, operation.NONE, weight, operation.TRANSPOSE)
         return self._named(layer, name)
 
-    def reshape(self, x: Any, shape: Sequence[int], name: str) -> Any:
+    def reshape(self, x: Any, shape: Sequence[int], name: str, **transposes: Sequence[int]) -> Any:
+        """Reshape; with ``first_transpose`` before it or ``second_transpose`` after it."""
         layer = self.network.add_shuffle(x)
         layer.reshape_dims = tuple(shape)
+        for key, order in transposes.items():
+            setattr(layer, key, self.trt.Permutation(order))
         return self._named(layer, name)
 
     def split_heads(self, x: Any, heads: int, size: int, name: str) -> Any:
         """[B, S, heads × size] → [B, heads, S, size]."""
-        layer = self.network.add_shuffle(x)
-        layer.reshape_dims = (0, 0, heads, size)
-        layer.second_transpose = self.trt.Permutation((0, 2, 1, 3))
-        return self._named(layer, name)
+        return self.reshape(x, (0, 0, heads, size), name, second_transpose=(0, 2, 1, 3))
 
     def join_heads(self, x: Any, width: int, name: str) -> Any:
         """[B, heads, S, size] → [B, S, width]."""
-        layer = self.network.add_shuffle(x)
-        layer.first_transpose = self.trt.Permutation((0, 2, 1, 3))
-        layer.reshape_dims = (0, 0, width)
-        return self._named(layer, name)
+        return self.reshape(x, (0, 0, width), name, first_transpose=(0, 2, 1, 3))
 
     def quantize(self, x: Any, scale: Any, data_type: Any, name: str) -> Any:
         """Divide by a scale of one element and round, with saturation."""
