@@ -44,7 +44,9 @@ IMAGE = (
     "tests/python/triton/test_detokenizer.py",
     "tests/python/reference/test_sampling.py",
     "tests/python/reference/test_kv_cache.py",
-    "tests/python/gates/test_tampered.py",
+    "tests/python/gates/test_tampered_answers.py",
+    "tests/python/gates/test_tampered_files.py",
+    "tests/python/gates/test_tampered_weights.py",
     "tests/python/plan/test_kv_layout.py",
 )
 TRANSFORMERS = (*IMAGE, "tests/python/checkpoint/test_configurations.py")

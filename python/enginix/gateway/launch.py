@@ -48,8 +48,8 @@ class GatewayOptions:
 
 
 def build_gateway_command(python: Path, options: GatewayOptions) -> list[str]:
-    """Return the command line of the gateway's process."""
-    return [str(python), str(Path(__file__).with_name("main.py")), options.dump()]
+    """Return the command line of the gateway's process; where it crashes, its log says in which function."""
+    return [str(python), "-X", "faulthandler", str(Path(__file__).with_name("main.py")), options.dump()]
 
 
 def build_gateway_environment() -> dict[str, str]:

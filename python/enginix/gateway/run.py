@@ -28,6 +28,7 @@ from enginix.gateway.backends import Backends
 from enginix.gateway.keys import Keys, read_key
 from enginix.gateway.launch import GatewayOptions
 from enginix.notify import notify_systemd
+from enginix.optional_libraries import pause_garbage_collector
 
 # LiteLLM reads them while it is imported.
 ENVIRONMENT = {
@@ -58,7 +59,8 @@ def main() -> int:
         begun = time.monotonic()
         state = stack.enter_context(_enter_private_directory())
         try:
-            app = _configure_litellm(gateway_spec, state)
+            with pause_garbage_collector():
+                app = _configure_litellm(gateway_spec, state)
         except Exception as e:
             if isinstance(e, ImportError) and e.name:
                 raise  # main.py names the missing library

@@ -247,13 +247,35 @@ def test_every_command_is_run_or_has_a_reason() -> None:
         assert any(find_reason(words) is None for words in list_page_commands(page)), page
 
 
+def ask_part(page: str) -> contextlib.AbstractContextManager[None]:
+    """Leave the gates a part of their questions: tests/python/gates asks all of them."""
+    if page in FAST:
+        return contextlib.nullcontext()
+    from tiny_model import ask_little
+
+    return ask_little()
+
+
+@pytest.fixture(scope="module")
+def outputs() -> dict[tuple[str, ...], Path]:
+    """What commands of several pages made: the commands up to each, and its output."""
+    return {}
+
+
 @pytest.mark.parametrize(
     "page", [page if page in FAST else pytest.param(page, marks=pytest.mark.slow) for page in STAGES]
 )
 def test_a_pages_commands_run_as_they_stand(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    outputs: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In a directory with the repository's files, and the tiny model for each model that a page names."""
+    """In a directory with the repository's files, and the tiny model for each model that a page names.
+
+    Where the pages begin alike, the first one's outputs are copied.
+    """
     names, before = STAGES[page]
     for folder in ("tests", "nix", "python"):
         (tmp_path / folder).symlink_to(ROOT / folder)
@@ -267,15 +289,24 @@ def test_a_pages_commands_run_as_they_stand(
     for name, text in shown:
         (tmp_path / name).write_text(text)
     commands = [shlex.split(line) for line in before] + list_page_commands(page)
-    count = 0
+    count, begin = 0, ()
     for words in commands:
         if find_reason(words):
             continue
         if "-o" in words:  # a page may show a command twice
             output_path = tmp_path / words[words.index("-o") + 1]
             shutil.rmtree(output_path) if output_path.is_dir() else output_path.unlink(missing_ok=True)
+            for key in [key for key, path in outputs.items() if path == output_path]:
+                del outputs[key]
+            begin = (*begin, shlex.join(names.get(word.removeprefix("./"), word) for word in words))
+            known = outputs.setdefault(begin, output_path)
+            if known != output_path:
+                shutil.copytree(known, output_path) if known.is_dir() else shutil.copy(known, output_path)
+                count += 1
+                continue
         expands = [str(tmp_path / w[2:]) if w.startswith("~/") else w for w in words]
-        code = cli.main(expands)
+        with ask_part(page):
+            code = cli.main(expands)
         output = capsys.readouterr()
         # A plan's status says whether the model fits; the text after it is compared above.
         assert code == 0 or (words[0] == "plan" and code == 1), f"enginix {shlex.join(words)}: {output.err}"

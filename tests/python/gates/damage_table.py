@@ -22,9 +22,9 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests"), str(Path(__file__).parent)]
 
-import test_tampered as tampered  # noqa: E402
 import torch  # noqa: E402
 
+import engine_damage  # noqa: E402
 from enginix.checkpoint.convert import ConvertOptions, convert_model  # noqa: E402
 from enginix.errors import CheckpointError  # noqa: E402
 from enginix.evaluation.judgement import model_files, model_weights, quality, suite  # noqa: E402
@@ -54,7 +54,7 @@ UNSEEN = 1e-6
 
 
 def change_config(**changes: Any) -> Callable[[Path], None]:
-    return lambda out: tampered.edit(out / "config.json", lambda raw: raw.update(changes))
+    return lambda out: engine_damage.edit(out / "config.json", lambda raw: raw.update(changes))
 
 
 CONFIGURATIONS: dict[str, Callable[[Path], None]] = {
@@ -105,21 +105,21 @@ def scale_matrix(name: str, factor: float) -> Callable[[Tensors], object]:
 
 def roll_rows(name: str) -> Callable[[Tensors], object]:
     def change(tensors: Tensors) -> None:
-        tensors[name] = tampered.raw_bytes(tensors[name]).roll(7, 0).view(tensors[name].dtype)
+        tensors[name] = engine_damage.raw_bytes(tensors[name]).roll(7, 0).view(tensors[name].dtype)
 
     return change
 
 
 def zero_rows(name: str, rows: slice) -> Callable[[Tensors], object]:
     def change(tensors: Tensors) -> None:
-        tampered.raw_bytes(tensors[name])[rows] = 0
+        engine_damage.raw_bytes(tensors[name])[rows] = 0
 
     return change
 
 
 WEIGHTS: dict[str, Callable[[Tensors], object]] = {
-    **tampered.WEIGHTS,
-    "layer 0 head 0 zeroed": lambda t: tampered.zero_head(t, 0, 0),
+    **engine_damage.WEIGHTS,
+    "layer 0 head 0 zeroed": lambda t: engine_damage.zero_head(t, 0, 0),
     "one matrix × 1.02": scale_matrix(f"{LAYER}.mlp.fc", 1.02),
     "one matrix × 1.1": scale_matrix(f"{LAYER}.mlp.fc", 1.1),
     "one matrix × 8": scale_matrix(f"{LAYER}.mlp.fc", 8.0),
@@ -145,7 +145,7 @@ SCALES["KV cache scales × 64"] = scale_leaves("kv_cache_scaling_factor", 64.0)
 
 def beyond(start: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Executor], Executor]:
     """An executor (stand-in) whose logits are changed from some position on."""
-    return lambda executor: tampered.spoil(
+    return lambda executor: engine_damage.spoil(
         executor, lambda logits: torch.cat([logits[:start], change(logits[start:])])
     )
 
@@ -226,7 +226,7 @@ def list_rows(
     judge: DamageJudge, made: dict[str, Path], work: Path, groups: Sequence[str], *, compares: bool
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield each kind of damage and its cells, one a format."""
-    for number, (name, (change, _)) in enumerate(tampered.FILES.items() if "files" in groups else ()):
+    for number, (name, (change, _)) in enumerate(engine_damage.FILES.items() if "files" in groups else ()):
         files = work / f"files{number}"
         copy_tokenizer_files(judge.model, files)
         change(files)
@@ -347,7 +347,7 @@ def write_table(begin: str, end: str, text: str) -> None:
 
 def list_kinds() -> list[str]:
     """Return every kind of damage, in the table's order."""
-    return [*tampered.FILES, *CONFIGURATIONS, *WEIGHTS, *SCALES, *EXECUTORS]
+    return [*engine_damage.FILES, *CONFIGURATIONS, *WEIGHTS, *SCALES, *EXECUTORS]
 
 
 def read_kinds(page: str) -> list[str]:

@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 
+from checkpoint_judge import ENDS, Judge  # noqa: E402
 from enginix.checkpoint.convert import ConvertOptions, convert_model  # noqa: E402
 from enginix.errors import GateError  # noqa: E402
 from enginix.evaluation.judgement import suite  # noqa: E402
@@ -36,7 +37,7 @@ CONTEXT_BEGIN, CONTEXT_END = "<!-- context: make gates-table -->", "<!-- end of 
 
 
 def _tests(name: str = "test_quality") -> Any:
-    """The test module: its damage and its judge are what is shown."""
+    """A test module: its damage and its engines are what is shown."""
     path = Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
@@ -75,8 +76,8 @@ def tables() -> str:
     torch.set_num_threads(1)
     tokenizer = hf.TransformersTokenizer(MODEL)
     asked = material.load_material(tokenizer, 2048, 2048)
-    judge = tests.Judge(
-        tokenizer, asked, answers.ask_reference(TransformersSubject(MODEL), asked, tests.ENDS, {}, tokenizer)
+    judge = Judge(
+        tokenizer, asked, answers.ask_reference(TransformersSubject(MODEL), asked, ENDS, {}, tokenizer)
     )
     with tempfile.TemporaryDirectory() as work:
         plain = Path(work) / "plain"
@@ -94,7 +95,7 @@ def tables() -> str:
         loud = tests.make_loud(MODEL, Path(work) / "loud")
         convert_model(loud, Path(work) / "one", ConvertOptions(kv_cache="FP8"))
         broken.append(_row("FP8 KV scales of 1.0, keys × 256", judge(Path(work) / "one")))
-        for kind, expected in tests.MISBEHAVIOUR:
+        for kind, expected in _tests("test_misbehaving_engines").MISBEHAVIOUR:
             found = judge(plain, wrap=kind)
             assert all(not found[gate].passed for gate in expected)
             broken.append(_row(f"an engine that is {kind.__name__} (stand-in)", found))

@@ -145,9 +145,9 @@ def test_every_format_has_a_bound_with_its_reason_and_coarser_ones_may_lose_more
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_engines_lose_facts(
-    judge: Judge, sound: Path, recalling: Path, tmp_path: Path, name: str
+    little_judge: Judge, sound: Path, recalling: Path, tmp_path: Path, name: str
 ) -> None:
-    outcome = judge(BROKEN[name](sound, recalling, tmp_path / "broken"))
+    outcome = little_judge(BROKEN[name](sound, recalling, tmp_path / "broken"))
     assert not outcome.passed, outcome.summary
     assert outcome.detail["lost"] > outcome.detail["won"]
     assert far_below_every_bound(outcome), outcome.summary

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from checkpoint_judge import ENDS, NOT_ASKED, Judge
 from enginix.checkpoint.convert import ConvertOptions, convert_model
-from enginix.errors import CheckpointError, GateError, ManifestError, UsageError
-from enginix.evaluation.judgement import quality, run, suite
-from enginix.evaluation.judgement.gate_names import list_gates
-from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.errors import CheckpointError, GateError
+from enginix.evaluation.judgement import run, suite
 from enginix.evaluation.reference_answers import answers as kept_answers
-from enginix.evaluation.reference_answers import exact_answers, hf
+from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers import material as materials
 from enginix.evaluation.reference_answers.answers import ReferenceAnswers
 from enginix.evaluation.reference_answers.material import Material
-from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
-from enginix.manifest import Manifest
+from enginix.evaluation.reference_answers.subject import TransformersSubject
 from enginix.reference.executor import Executor
-from enginix.tables import load_table
-from manifests import age_manifest
-from tiny_model import Tensors, ask_little, damaged, make_loud, quantize
+from tiny_model import Tensors, damaged, make_loud, quantize
 
-ENDS = frozenset({2})
-NOT_ASKED = (suite.LOGITS, "context", *suite.COMPARED)  # of tiny-qwen3, which finds no planted facts
 FORMATS = ("FP8", "FP8_KV", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVFP4")
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model: Path) -> hf.TransformersTokenizer:
-    return hf.TransformersTokenizer(model)
 
 
 @pytest.fixture(scope="session")
@@ -66,70 +51,8 @@ def quantized(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return make
 
 
-class RememberingSubject(ExecutorSubject):
-    """A sound engine, which gives the answers that it gave before to the same questions."""
-
-    def __init__(self, executor: Executor, remembered: dict[Any, list[list[int]]]) -> None:
-        super().__init__(executor)
-        self.remembered = remembered
-
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        key = (tuple(map(tuple, prompts)), most, ends, together)
-        if key not in self.remembered:
-            self.remembered[key] = super().generate(prompts, most, ends, together=together)
-        return copy.deepcopy(self.remembered[key])
-
-
-class Judge:
-    """Runs the suite on a checkpoint, or on any subject in its place."""
-
-    def __init__(
-        self, tokenizer: hf.TransformersTokenizer, material: Material, answers: ReferenceAnswers
-    ) -> None:
-        self.tokenizer, self.material, self.answers = tokenizer, material, answers
-
-    def __call__(
-        self,
-        checkpoint: Path,
-        *gates: str,
-        wrap: Callable[[Any], Any] = lambda subject: subject,
-        tokenizer: Any = None,
-        **changes: Any,
-    ) -> dict[str, GateOutcome]:
-        def load() -> suite.JudgedEngine:
-            executor = Executor.load(checkpoint, dtype="float32")
-            return suite.JudgedEngine(
-                wrap(ExecutorSubject(executor)),
-                tokenizer or self.tokenizer,
-                executor.config,
-                without_rounding=executor.without_rounding,
-            )
-
-        from enginix.reference import config
-
-        wanted = suite.resolve_checkpoint_bounds(
-            config.read_executor_config(checkpoint),
-            {g: {} for g in gates or suite.GATES if g not in NOT_ASKED},
-        )
-        for gate, bounds in changes.items():
-            wanted[gate] |= bounds
-        outcomes, _ = suite.run_gates(load, self.tokenizer, self.material, self.answers, wanted)
-        return {outcome.gate: outcome for outcome in outcomes}
-
-
 @pytest.fixture(scope="session")
 def judge(tokenizer: hf.TransformersTokenizer, material: Material, answers: ReferenceAnswers) -> Judge:
-    return Judge(tokenizer, material, answers)
-
-
-@pytest.fixture(scope="session")
-def little_judge(model: Path, tokenizer: hf.TransformersTokenizer) -> Judge:
-    """Asks a part of the material, for engines that are far from every bound; all of the questions."""
-    torch.set_num_threads(1)
-    with ask_little(questions=38):
-        material = materials.load_material(tokenizer, 2048, 2048)
-    subject = TransformersSubject(model)
-    answers = kept_answers.ask_reference(subject, material, ENDS, {"name": "tiny-qwen3"}, tokenizer)
     return Judge(tokenizer, material, answers)
 
 
@@ -256,277 +179,7 @@ def test_a_silently_unquantized_layer_fails(
     judge: Judge, quantized: Callable[[str], Path], tmp_path: Path
 ) -> None:
     out = spare_a_layer(quantized("FP8"), tmp_path / "c")
-    found = judge(out)
+    found = judge(out, "agreement", "coverage")
     assert not found["coverage"].passed and FC in found["coverage"].summary
     assert found["agreement"].passed, "no other gate can see it"
     assert judge(out, "coverage", coverage={"unquantized": [FC]})["coverage"].passed
-
-
-class Wrapped:
-    """A stand-in for an engine: behaves as another one, but for what a test changes."""
-
-    def __init__(self, subject: ExecutorSubject) -> None:
-        self.subject = subject
-        self.vocab_size, self.max_length, self.tie = subject.vocab_size, subject.max_length, subject.tie
-        self.calls = 0
-
-    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        return self.subject.logits(texts)
-
-    def logits_at(self, text: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        return self.subject.logits_at(text, positions)
-
-    def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
-        return self.subject.hidden(text)
-
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        self.calls += 1
-        return self.subject.generate(prompts, most, ends, together=together)
-
-
-class Silent(Wrapped):
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        return [[] for _ in prompts]
-
-
-class StopsAtOnce(Wrapped):
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        return [[2] for _ in prompts]
-
-
-class Nothing(Wrapped):
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        return []
-
-
-class Raising(Wrapped):
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        raise ZeroDivisionError("sudden")
-
-    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        raise ZeroDivisionError("sudden")
-
-
-class NotFinite(Wrapped):
-    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        for logits in self.subject.logits(texts):
-            spoilt = logits.clone()
-            spoilt[len(logits) // 2, 5] = float("nan")
-            yield spoilt
-
-
-class NeverStops(Wrapped):
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        return self.subject.generate(prompts, most, frozenset(), together=together)
-
-
-class Loops(Wrapped):
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        return [[7, 8, 9] * (most // 3) for _ in prompts]
-
-
-class Fickle(Wrapped):
-    """Another answer each time it is asked."""
-
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        found = super().generate(prompts, most, ends, together=together)
-        found[3][1] = 100 + self.calls
-        return found
-
-
-class Crowded(Wrapped):
-    """In a batch, the second half says what the first says."""
-
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        found = super().generate(prompts, most, ends, together=together)
-        half = len(found) // 2
-        return found[:half] + found[:half] if together else found
-
-
-class Forgetful(Wrapped):
-    """Answers every fourth question with another's answer."""
-
-    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
-        found = super().generate(prompts, most, ends, together=together)
-        return [found[(n + 9) % len(found)] if n % 4 == 0 else answer for n, answer in enumerate(found)]
-
-
-MISBEHAVIOUR: list[tuple[type[Wrapped], dict[str, str]]] = [
-    (Silent, {"smoke": "empty answers", "task": "0 of", "invariance": "another token"}),
-    (StopsAtOnce, {"smoke": "empty answers", "task": "0 of"}),
-    (Nothing, {"smoke": "got none", "task": "could not be run", "invariance": "could not be run"}),
-    (
-        Raising,
-        dict.fromkeys(
-            ("smoke", "agreement", "perplexity", "task", "invariance"), "ZeroDivisionError: sudden"
-        ),
-    ),
-    (NotFinite, {"agreement": "NaN", "perplexity": "NaN"}),
-    (NeverStops, {"smoke": "answers stop|tokens after an end token"}),
-    (Loops, {"smoke": "answers loop", "task": "0 of"}),
-    (Fickle, {"invariance": "repeated"}),
-    (Crowded, {"invariance": "alone"}),
-    (Forgetful, {"task": "lost"}),
-]
-
-
-@pytest.fixture(scope="module")
-def remembered() -> dict[Any, list[list[int]]]:
-    """What the sound engine behind the misbehaving ones answered."""
-    return {}
-
-
-@pytest.mark.parametrize("kind,expected", MISBEHAVIOUR, ids=lambda v: getattr(v, "__name__", ""))
-def test_misbehaving_engines_fail(
-    little_judge: Judge,
-    remembered: dict[Any, list[list[int]]],
-    checkpoint: Path,
-    kind: type[Wrapped],
-    expected: dict[str, str],
-) -> None:
-    def wrap(subject: ExecutorSubject) -> Wrapped:
-        return kind(RememberingSubject(subject.executor, remembered))
-
-    found = little_judge(checkpoint, *expected, wrap=wrap)
-    for gate, says in expected.items():
-        assert not found[gate].passed, gate
-        assert re.search(says, found[gate].summary), found[gate].summary
-    with pytest.raises(GateError):
-        run.require_gates_passed(tuple(found.values()))
-
-
-def write_old_manifest(directory: Path) -> None:
-    """Write a manifest of format 1, which has no digests."""
-    Manifest(artefact="answers", name="m").write(directory)
-    age_manifest(directory)
-
-
-def test_a_missing_or_damaged_reference_fails(
-    little_judge: Judge, checkpoint: Path, model: Path, tmp_path: Path
-) -> None:
-    answers = little_judge.answers
-    with pytest.raises(GateError, match="reference model cannot be run"):
-        TransformersSubject(tmp_path)
-    with pytest.raises(ManifestError, match="no enginix"):
-        kept_answers.read_reference_answers(tmp_path)
-    kept_answers.write_reference_answers(answers, tmp_path)
-    write_old_manifest(tmp_path)
-    for damage in ("{}", "[]", "{", '{"format": 2}'):
-        text = (tmp_path / kept_answers.FILE).read_text()
-        (tmp_path / kept_answers.FILE).write_text(damage)
-        with pytest.raises(GateError, match="answers cannot be read"):
-            kept_answers.read_reference_answers(tmp_path)
-        (tmp_path / kept_answers.FILE).write_text(text)
-    (tmp_path / kept_answers.TENSORS).write_bytes((tmp_path / kept_answers.TENSORS).read_bytes()[:-9])
-    with pytest.raises(GateError, match="answers cannot be read"):
-        kept_answers.read_reference_answers(tmp_path)
-    other = Judge(little_judge.tokenizer, little_judge.material, replace(answers, material="0" * 64))
-    with pytest.raises(GateError, match="other questions"):
-        other(checkpoint)
-
-
-def test_answers_survive_a_file(little_judge: Judge, tmp_path: Path) -> None:
-    answers = little_judge.answers
-    kept_answers.write_reference_answers(answers, tmp_path)
-    write_old_manifest(tmp_path)
-    found = kept_answers.read_reference_answers(tmp_path)
-    bare = {"passages": (), "hidden": (), "long": None}
-    assert replace(found, **bare) == replace(answers, **bare)
-    assert found.long is not None and answers.long is not None
-    pairs = zip((*found.passages, found.long), (*answers.passages, answers.long), strict=True)
-    for a, b in pairs:
-        assert (
-            torch.equal(a.ids, b.ids)
-            and torch.equal(a.logs, b.logs)
-            and torch.equal(a.text_logs, b.text_logs)
-        )
-
-
-def test_a_reference_that_answers_nothing_is_no_reference(little_judge: Judge, checkpoint: Path) -> None:
-    answers = little_judge.answers
-    mute = replace(answers, replies=tuple((2,) for _ in answers.replies))
-    found = Judge(little_judge.tokenizer, little_judge.material, mute)(checkpoint, "task")
-    assert not found["task"].passed and "answers none of the questions" in found["task"].summary
-
-
-@pytest.mark.parametrize(
-    "wanted,says",
-    [
-        ({"speed": {}}, "no gate"),
-        ({"perplexity": {"raito": 1.1}}, "no bound"),
-        ({"perplexity": {"ratio": "1.1"}}, "is '1.1'"),
-        ({"perplexity": {"ratio": float("nan")}}, "nan"),
-        ({"perplexity": {"ratio": -1}}, "-1"),
-        ({"perplexity": 3}, "an object"),
-        ({"coverage": {"unquantized": "all"}}, "unquantized"),
-    ],
-)
-def test_impossible_bounds_are_refused(checkpoint: Path, wanted: Any, says: str) -> None:
-    from enginix.reference import config
-
-    with pytest.raises(UsageError, match=says):
-        suite.resolve_checkpoint_bounds(config.read_executor_config(checkpoint), wanted)
-
-
-def test_every_bound_has_a_reason() -> None:
-    for name, row in load_table("gates")["formats"].items():
-        assert len(row["reason"]) > 40, name
-        assert set(row["bounds"]) == set(suite.GATES) - {suite.LOGITS}
-    assert set(suite.GATES) <= set(load_table("gates")["gates"])
-
-
-def test_what_a_loop_is() -> None:
-    assert quality.ends_in_loop([1, 2, 3] + [4, 5] * 12) and quality.ends_in_loop([9] * 24)
-    assert (
-        not quality.ends_in_loop([9] * 20)
-        and not quality.ends_in_loop(list(range(64)))
-        and not quality.ends_in_loop([])
-    )
-    assert not quality.ends_in_loop([4, 5] * 12 + [6])
-
-
-def test_what_a_right_answer_is() -> None:
-    for reply, answer in (
-        ("8", "8"), ("A byte has 8 bits.", "8"), ("Paris.", "paris"), ("法国的首都是巴黎。", "巴黎"),
-    ):  # fmt: skip
-        assert exact_answers.contains_answer(reply, answer)
-    for reply, answer in (
-        ("18", "8"),
-        ("80", "8"),
-        ("1.8", "8"),
-        ("Parisian", "Paris"),
-        ("", "8"),
-        ("東", "東京"),
-    ):
-        assert not exact_answers.contains_answer(reply, answer)
-
-
-def test_divergence_is_kullback_leiblers() -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, p = (torch.randn(8, 64, generator=generator).log_softmax(-1) for _ in range(2))
-    kept = kept_answers.build_passage(p, tuple(range(9)))
-    exact = (p.exp() * (p - q)).sum(-1)
-    assert torch.allclose(quality.compute_divergence(q, kept), exact.double(), atol=1e-5)
-    # Of a larger vocabulary the rest is one: never more than the whole.
-    q, p = (torch.randn(8, 500, generator=generator).log_softmax(-1) for _ in range(2))
-    kept = kept_answers.build_passage(p, tuple(range(9)))
-    found = quality.compute_divergence(q, kept)
-    assert bool((found <= (p.exp() * (p - q)).sum(-1) + 1e-5).all()) and bool((found > 0).all())
-
-
-@pytest.mark.parametrize("size", [300, 33_000, 33_077])
-def test_the_most_likely_tokens_of_a_large_vocabulary(size: int) -> None:
-    logs = torch.randn(5, size, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-    values, ids = kept_answers.select_most_likely(logs, 64)
-    expected = logs.topk(64, -1)
-    assert torch.equal(values, expected.values) and torch.equal(ids, expected.indices)
-
-
-def test_a_gate_judges_what_its_row_says() -> None:
-    """Of every kind of subject there are gates, and every default of a kind is one of its own."""
-    table = load_table("gates")
-    for name, row in table["gates"].items():
-        assert row["of"] and set(row["of"]) <= {"checkpoint", "engine", "export", "network"}, name
-    for kind, row in table["kinds"].items():
-        if kind != "about":
-            assert {*row["default"], *row["withContextLogits"]} <= set(list_gates("engine")), kind

@@ -103,6 +103,8 @@ for endpoint, *stream in modes:
     words = [os.path.join(os.path.dirname(sys.executable), "aiperf"), "profile", "-m", "tiny"]
     words += ["-u", base.removesuffix("/v1"), "--endpoint-type", endpoint, *stream, "--tokenizer", tokenizer]
     words += ["--isl", "8", "--osl", "2", "--request-count", "8", "--concurrency", "2", "--ui", "none"]
+    # Each of its processes imports for seconds.
+    words += ["--workers-max", "1", "--record-processors", "1", "--no-gpu-telemetry"]
     subprocess.run([*words, "--artifact-dir", out], check=True, stdout=sys.stderr)
     told = json.load(open(f"{out}/profile_export_aiperf.json"))
     names = "request_count", "request_error_rate", "usage_prompt_tokens", "usage_completion_tokens"
@@ -151,13 +153,9 @@ def base(start_gateway: Callable[..., Any]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_a_real_client(base: str, name: str, tmp_path: Path) -> None:
+def test_a_real_client(base: str, install: Callable[..., Path], name: str, tmp_path: Path) -> None:
     packages, program, wanted = CLIENTS[name]
-    environment = tmp_path / "environment"
-    subprocess.run(["/usr/bin/python3", "-m", "venv", environment], check=True)
-    python = environment / "bin/python3"
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
-    subprocess.run([*pip, *packages], check=True)
+    python = install(tmp_path / "environment", *packages)
     script = tmp_path / "client.py"
     head = f"import json\nbase, tokenizer = {base!r}, {str(TOKENIZER)!r}\n"
     head += "messages = [dict(role='user', content='x')]\n"

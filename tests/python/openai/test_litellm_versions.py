@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,13 @@ PROXY = (
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def litellm_python(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def litellm_python(
+    request: Any, install: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Python of an environment that pip makes as a user's does."""
-    environment = tmp_path_factory.mktemp("litellm")
-    subprocess.run(["/usr/bin/python3", "-m", "venv", environment], check=True)
-    pip = [str(environment / "bin/python3"), "-m", "pip", "install", "-q", "--only-binary", ":all:"]
     # As nixpkgs had them beside it: the oldest LiteLLM does not stand newer ones.
     old = ["fastapi<0.130", "mcp<1.28", "uvicorn<0.41", "starlette<1", "redis<7"] if request.param else []
-    subprocess.run([*pip, f"litellm{request.param}", *PROXY.split(), *old], check=True)
-    return environment / "bin/python3"
+    return install(tmp_path_factory.mktemp("litellm"), f"litellm{request.param}", *PROXY.split(), *old)
 
 
 @pytest.mark.slow
@@ -82,6 +82,24 @@ def test_an_old_litellm_is_refused_by_its_version(tmp_path: Path) -> None:
         assert launch.require_litellm(python) == version
 
 
+def start_alone(python: Path, directory: Path, source: str) -> subprocess.CompletedProcess[str]:
+    """Runs the process that `enginix gateway` becomes, with a module that changes its start."""
+    server = {"kind": "triton", "url": "http://h:1", "model": "e"}
+    file = directory / "gateway.json"
+    file.write_text(json.dumps({"version": 1, "name": "d", "models": {"m": [server]}}))
+    (directory / "sitecustomize.py").write_text(source)
+    options = launch.GatewayOptions(str(file), "127.0.0.1", 0, 30, 5)
+    environment = {**launch.build_gateway_environment(), "PATH": os.environ["PATH"]}
+    environment["PYTHONPATH"] += f":{directory}"
+    return subprocess.run(
+        launch.build_gateway_command(python, options),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "said"),
@@ -96,20 +114,15 @@ def test_an_old_litellm_is_refused_by_its_version(tmp_path: Path) -> None:
     ],
 )
 def test_a_start_that_fails_says_why(gateway_python: Path, tmp_path: Path, source: str, said: str) -> None:
-    server = {"kind": "triton", "url": "http://h:1", "model": "e"}
-    file = tmp_path / "gateway.json"
-    file.write_text(json.dumps({"version": 1, "name": "d", "models": {"m": [server]}}))
-    (tmp_path / "sitecustomize.py").write_text(source)
-    options = launch.GatewayOptions(str(file), "127.0.0.1", 0, 30, 5)
-    environment = {**launch.build_gateway_environment(), "PATH": os.environ["PATH"]}
-    environment["PYTHONPATH"] += f":{tmp_path}"
-    done = subprocess.run(
-        launch.build_gateway_command(gateway_python, options),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
+    done = start_alone(gateway_python, tmp_path, source)
     assert done.returncode == 5, done.stderr
     assert "error: LiteLLM does not start" in done.stderr and said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_crash_says_where(tmp_path: Path) -> None:
+    crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    done = start_alone(Path(sys.executable), tmp_path, crash)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in done.stderr
+    assert f'File "{tmp_path}/sitecustomize.py", line 2 in <module>' in done.stderr
