@@ -128,7 +128,8 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
     for kind in list_kinds():
         verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
-        if takes and is_converted and kind.built_from == "checkpoint":
+        is_checked = kind.model_check is not None or (is_converted and kind.built_from == "checkpoint")
+        if takes and is_checked:
             # A comparison of engines in Nix has no planning, and asks about no model.
             from enginix.kinds.planning import checkpoint_refusal
 

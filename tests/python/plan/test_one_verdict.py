@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,42 @@ def test_plan_compare_and_convert_agree(architecture: str, kind: str) -> None:
     planned = is_planned(model, kind)
     row = next(r for r in compare_kinds(read_compared_model(model), TARGETS[kind]) if r.kind == kind)
     assert (row.takes is not False) == planned, (row.why, planned)
+    if kind in ("tensorrt", "reference"):
+        assert is_converted(model, kind) == planned
+
+
+# Of kind llmapi no table tells what its runtime makes of a value.
+JUDGING_KINDS = sorted({*KIND_NAMES} - {"llmapi"})
+# Of one Llama: a change of config.json, and the kinds that still take it.
+CHANGES: dict[str, tuple[dict[str, object], set[str]]] = {
+    "none": ({}, {*JUDGING_KINDS}),
+    "activation": ({"hidden_act": "gelu"}, set()),
+    "two names": ({"architectures": ["LlamaForCausalLM", "MistralForCausalLM"]}, set()),
+    "another class": ({"architectures": ["Qwen3ForCausalLM"]}, set()),
+    "dtype of integers": ({"dtype": "int8"}, set()),
+    "dtype of eight bytes": ({"dtype": "float64"}, set()),
+    "no layers": ({"num_hidden_layers": 0}, set()),
+    "width as text": ({"intermediate_size": "256"}, set()),
+    "key-value heads": ({"num_key_value_heads": 3}, set()),
+    "epsilon of zero": ({"rms_norm_eps": 0}, {"tensorrt"}),
+    "negative epsilon": ({"rms_norm_eps": -1e-6}, set()),
+    "multiplier": ({"embedding_multiplier": 2}, set()),
+}
+
+
+@pytest.mark.parametrize("kind", JUDGING_KINDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_configuration_has_one_verdict(change: str, kind: str, tmp_path: Path) -> None:
+    model = shutil.copytree(FAMILIES["LlamaForCausalLM"], tmp_path / "model")
+    changed, takers = CHANGES[change]
+    raw = json.loads((model / "config.json").read_text()) | changed
+    (model / "config.json").write_text(json.dumps(raw))
+    try:
+        planned = is_planned(model, kind)
+    except EnginixError:
+        planned = False
+    row = next(r for r in compare_kinds(read_compared_model(model), TARGETS[kind]) if r.kind == kind)
+    assert (row.takes is not False, planned) == (kind in takers, kind in takers), row.why
     if kind in ("tensorrt", "reference"):
         assert is_converted(model, kind) == planned
 

@@ -32,6 +32,7 @@ KIND: EngineKind = EdgellmKind(
     summary="TensorRT Edge-LLM's engine, by way of a checked ONNX export",
     built_from="model",
     build_commands=("enginix edgellm-export MODEL", "enginix edgellm-build EXPORT --model MODEL"),
+    model_check="enginix.kinds.edgellm.source",
     memory_plan="enginix.kinds.edgellm.memory_plan",
     server="tensorrt-edgellm-serve",
     server_by_hand="enginix edgellm-serve {engine} --model MODEL --state DIR",

@@ -20,6 +20,11 @@ from enginix.kinds.edgellm.build import (
     format_cpu,
     require_buildable_limits,
 )
+from enginix.kinds.planning.checkpoint_refusal import (
+    LOCK_LACKS_VALUES,
+    explain_config_refusal,
+    explain_lock_refusal,
+)
 from enginix.kinds.planning.plan_record import (
     BuildNeeds,
     Certainty,
@@ -30,6 +35,7 @@ from enginix.kinds.planning.plan_record import (
     StaticLimits,
 )
 from enginix.kinds.planning.planner import read_kv_bits, require_one_gpu, resolve_sizes
+from enginix.kinds.registry import find_kind
 from enginix.machine.gpu_table import TargetGpu
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
@@ -170,15 +176,23 @@ def plan_model(
     if description.dtype not in (None, "float16"):
         notes.append("computed in float16: enginix edgellm-export refuses weights beyond 65504")
     counted = CountedModel(model.source, description.size, sizes, total, weights)
-    return _make_plan(counted, description.architecture, gpu, limits, "estimate", notes)
+    obstacles = find_edgellm_obstacles(description.architecture, sizes.quantization, gpu)
+    obstacles = obstacles or [*filter(None, [explain_config_refusal(find_kind("edgellm"), model.directory)])]
+    return _make_plan(counted, description.architecture, gpu, limits, "estimate", obstacles, notes)
 
 
 def plan_lock(
     metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: CountedModel
 ) -> MemoryPlan:
-    note = "from the lock alone: weights are the size of the files, a lower bound"
+    notes = ["from the lock alone: weights are the size of the files, a lower bound", LOCK_LACKS_VALUES]
+    architecture = metadata.get("architecture")
+    refusal = explain_lock_refusal(find_kind("edgellm"), architecture, metadata.get("modelType"))
+    obstacles = [
+        *find_edgellm_obstacles(architecture, lock.sizes.quantization, gpu),
+        *filter(None, [refusal]),
+    ]
     limits = _resolve_limits(request)
-    return _make_plan(lock, metadata.get("architecture"), gpu, limits, "lower bound", [note])
+    return _make_plan(lock, architecture, gpu, limits, "lower bound", obstacles, notes)
 
 
 def _make_plan(
@@ -187,6 +201,7 @@ def _make_plan(
     gpu: TargetGpu,
     limits: EdgellmPlanLimits,
     weights_are: Certainty,
+    obstacles: list[str],
     notes: list[str],
 ) -> MemoryPlan:
     sizes, weights = model.sizes, model.rank_weights
@@ -202,7 +217,7 @@ def _make_plan(
         memory=memory,
         certainty=PlanCertainty(weights_are, "exact" if is_known else "estimate"),
         build=BuildNeeds(model.files, model.weight_bytes, 0, 0, memory.weights + memory.workspace, 0),
-        obstacles=tuple(find_edgellm_obstacles(architecture, sizes.quantization, gpu)),
+        obstacles=tuple(obstacles),
         changes=() if memory.fits else tuple(find_edgellm_changes(sizes, limits, gpu, weights)),
         notes=tuple(notes),
     )

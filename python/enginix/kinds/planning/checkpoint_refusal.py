@@ -1,4 +1,4 @@
-"""Why a model's config.json cannot become the checkpoint of a kind, or one that the kind computes."""
+"""Why a model's config.json cannot become an engine of a kind, or the checkpoint of one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import EnginixError, ModelError
-from enginix.kinds.registry import find_kind
+from enginix.kinds.registry import find_kind, load_hook
 from enginix.kinds.registry.engine_kind import EngineKind
 from enginix.model import ModelConfig
 from enginix.model.config import read_model_config
 from enginix.model.config_rules import explain_other_class
 from enginix.reference.config import parse_executor_config
+from enginix.reference.quantization import REBUILD
 
 OTHER_KIND_FIX = "use a kind that enginix compare MODEL lists"
 
@@ -32,7 +33,8 @@ def find_kind_refusal(kind: EngineKind, model: ModelConfig) -> EnginixError | No
             describe_checkpoint_config(model, "float16", CheckpointMapping(), {}), "config.json"
         )
     except EnginixError as e:
-        return e
+        # There is no checkpoint yet that could be made again.
+        return ModelError(e.what, where=e.where, fix=OTHER_KIND_FIX) if e.fix == REBUILD else e
     return None
 
 
@@ -72,8 +74,19 @@ def require_kind_support(name: str, directory: Path, variant: str | None, quanti
         raise refusal
 
 
+def is_checked(kind: EngineKind) -> bool:
+    """Tell whether a kind's build refuses by config.json: its conversion, or a check of its own."""
+    return kind.built_from == "checkpoint" or kind.model_check is not None
+
+
 def explain_config_refusal(kind: EngineKind, directory: Path) -> str | None:
-    """Return why config.json rules out a kind that is built from a checkpoint; None if nothing does."""
+    """Return why config.json rules out a kind that has a check of it; None if nothing does."""
+    if kind.model_check is not None:
+        try:
+            load_hook(kind.model_check).read_model_facts(directory)
+        except EnginixError as e:
+            return describe_refusal(f"no engine of kind {kind.name}", e)
+        return None
     try:
         model = read_model_config(directory)
     except EnginixError as e:
@@ -87,8 +100,9 @@ LOCK_LACKS_VALUES = (
 
 
 def explain_lock_refusal(kind: EngineKind, architecture: str | None, model_type: str | None) -> str | None:
-    """Return why a lock's facts rule out a kind that is built from a checkpoint; None if nothing does."""
+    """Return why a lock's facts rule out a kind that has a check of config.json; None if nothing does."""
     other = explain_other_class(architecture, model_type)
-    if other is None or kind.built_from != "checkpoint":
+    if other is None or not is_checked(kind):
         return None
-    return describe_refusal("no checkpoint", ModelError(other[0], fix=other[1]))
+    subject = "no checkpoint" if kind.model_check is None else f"no engine of kind {kind.name}"
+    return describe_refusal(subject, ModelError(other[0], fix=other[1]))

@@ -99,6 +99,8 @@ class EngineKind(ABC):
         has_interpreter: whether PyTorch can execute the network of its checkpoint in the engine's place.
         gate_asker: module with ``ask_gated_engine`` (enginix.kinds.gating.gate_asking.GateAsker); None where
             the engine is asked in a process of its runtime.
+        model_check: module with ``read_model_facts``, which refuses a model's directory without its weights;
+            None where the conversion to its checkpoint does.
         memory_plan: module with ``plan_model`` and ``plan_lock``
             (kinds/planning/plan_record.py, KindPlanner); None where the plan is that of TensorRT-LLM's kinds.
         weights_folder: folder of an engine that holds its weights; None where they are inside compiled files.
@@ -123,6 +125,7 @@ class EngineKind(ABC):
     has_target: bool = True
     has_interpreter: bool = False
     gate_asker: str | None = None
+    model_check: str | None = None
     memory_plan: str | None = None
     weights_folder: str | None = None
     has_parallelism: bool = False

@@ -16,7 +16,7 @@ from enginix.checkpoint import convert
 from enginix.checkpoint.config import FILE, parse_checkpoint_config
 from enginix.errors import CheckpointError, EnginixError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription
-from enginix.kinds.planning.checkpoint_refusal import describe_refusal
+from enginix.kinds.planning.checkpoint_refusal import describe_refusal, explain_kind_refusal
 from enginix.kinds.planning.obstacles import find_format_obstacles, find_model_obstacles
 from enginix.kinds.planning.plan_record import (
     BuildNeeds,
@@ -28,6 +28,7 @@ from enginix.kinds.planning.plan_record import (
     StaticLimits,
 )
 from enginix.kinds.planning.planner import require_one_gpu, resolve_sizes
+from enginix.kinds.registry import find_kind
 from enginix.kinds.rtx.checkpoint_support import check_checkpoint_support, resolve_engine_shape
 from enginix.kinds.rtx.engine_description import EngineShape
 from enginix.machine.gpu_table import TargetGpu
@@ -145,6 +146,8 @@ def plan_model(
 
 def _list_checkpoint_refusal(spec: convert.ConversionSpec) -> list[str]:
     """List the reason, if any, for which ``enginix rtx-build`` would refuse the checkpoint."""
+    if refusal := explain_kind_refusal(find_kind("rtx"), spec.model):
+        return [refusal]
     config = parse_checkpoint_config(spec.config, FILE, spec.quant_cfg)
     try:
         check_checkpoint_support(config, spec.model.directory, spec.model.architecture)
