@@ -100,6 +100,43 @@ def test_a_draft_that_the_model_does_not_confirm_is_no_answer(
     assert subject.generate(prompts, 30, frozenset()) == alone
 
 
+@pytest.mark.parametrize("name", KEYS)
+def test_another_models_answers_count_where_the_model_gives_them_itself(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = make_subject(name, tmp_path, monkeypatch)
+    # Groups of several texts, with padding and without, and one text by itself.
+    prompts = [torch.randint(3, 300, (length,)).tolist() for length in (12, 9, 12, 15, 40, 200)]
+    alone = subject.generate(prompts, 10, frozenset(), together=False)
+    ends = frozenset({alone[1][7]})
+    alone_with_end = subject.generate(prompts, 10, ends, together=False)
+    answered: list[int] = []
+    continue_prompt = subject._continue_prompt
+    monkeypatch.setattr(
+        subject,
+        "_continue_prompt",
+        lambda prompt, *words: answered.append(len(prompt)) or continue_prompt(prompt, *words),
+    )
+
+    def answer(drafts: list[list[int]], ends: frozenset[int]) -> list[list[int]]:
+        answered.clear()
+        return subject.generate(prompts, 10, ends, together=False, drafts=drafts)
+
+    assert answer(alone, frozenset()) == alone and not answered
+    # A draft that goes on behind the model's end token is one up to that token.
+    assert answer(alone, ends) == alone_with_end and not answered
+    wrong = [
+        [*alone[0][:9], alone[0][9] ^ 1],
+        alone[1][:4],
+        [300, *alone[2][1:]],
+        [-1, *alone[3][1:]],
+        [],
+        [alone[5][0] ^ 1, *alone[5][1:]],
+    ]
+    assert answer(wrong, frozenset()) == alone and answered == [len(prompt) for prompt in prompts]
+    assert answer([*wrong[:4], *alone[4:]], frozenset()) == alone and answered == [12, 9, 12, 15]
+
+
 @pytest.mark.parametrize("capping", [1.0, None])
 def test_attention_is_capped_in_reference_and_calibration(tmp_path: Path, capping: float | None) -> None:
     """Transformers' default attention leaves Gemma 2's soft-capping of scores out; its eager one does not."""

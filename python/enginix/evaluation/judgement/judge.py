@@ -117,8 +117,29 @@ def judge_checkpoint(
     )
     evidence: dict[str, Any] = {"format": FORMAT}
     asking = set(gate_bounds) - {suite.LOGITS, *suite.COMPARED}
+
+    @functools.cache
+    def engine() -> suite.JudgedEngine:
+        executor = load()
+        return suite.JudgedEngine(
+            ExecutorSubject(executor),
+            hf.TransformersTokenizer(case.tokenizer),
+            executor.config,
+            frozenset(read_end_tokens(case.tokenizer) or case.end_tokens or ()) or None,
+            executor.without_rounding,
+        )
+
+    def draft(prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]) -> Sequence[Sequence[int]]:
+        # Quantized engines continue most prompts in another way; answers that no gate judges cost time.
+        if not suite.is_unquantized(config) or suite.SMOKE not in gate_bounds:
+            return ()
+        try:
+            return engine().runs.generate(prompts, most, ends)
+        except Exception:  # the gate tells what it is
+            return ()
+
     # First: questions that cannot judge are refused before any gate is run.
-    reference = _read_reference(case, config, tokenizer, is_answers=is_answers) if asking else None
+    reference = _read_reference(case, config, tokenizer, draft, is_answers=is_answers) if asking else None
     outcomes = suite.compare_model(compared, gate_bounds)
     if suite.LOGITS in gate_bounds:
         gate_outcomes, gate_evidence = _judge_logits(
@@ -134,16 +155,6 @@ def judge_checkpoint(
         if set(gate_bounds) == set(defaults) and left_out:
             gate_bounds = {gate: row for gate, row in gate_bounds.items() if gate not in left_out}
             evidence["leftOut"] = left_out
-
-        def engine() -> suite.JudgedEngine:
-            executor = load()
-            return suite.JudgedEngine(
-                ExecutorSubject(executor),
-                hf.TransformersTokenizer(case.tokenizer),
-                executor.config,
-                frozenset(read_end_tokens(case.tokenizer) or case.end_tokens or ()) or None,
-                executor.without_rounding,
-            )
 
         gate_outcomes, extra_evidence = suite.run_gates(engine, tokenizer, material, answers, gate_bounds)
         outcomes += gate_outcomes
@@ -176,11 +187,12 @@ def _read_reference(
     case: CheckpointGateInputs,
     config: ExecutorConfig,
     tokenizer: hf.TransformersTokenizer,
+    draft: kept_answers.Generate | None = None,
     *,
     is_answers: bool,
 ) -> GateReference:
     if not is_answers:
-        return GateReference(*ask_model(case.reference, case.device, case.questions))
+        return GateReference(*ask_model(case.reference, case.device, case.questions, draft))
     material = materials.load_material(
         tokenizer, config.vocab_size, config.context, questions=read_questions(case.questions)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
 
 LOGITS = "logits"
-CONTEXT, TASK = "context", "task"
+SMOKE, CONTEXT, TASK = "smoke", "context", "task"
 EVERY = 3  # one passage in so many is computed with weights alone quantized
 COMPARED = (model_files.NAME, model_weights.NAME)  # judged without asking anything
 GATES = list_gates("checkpoint")
@@ -53,6 +54,11 @@ class JudgedEngine:
     config: ExecutorConfig
     ends: frozenset[int] | None = None
     without_rounding: Callable[[], AbstractContextManager[None]] | None = None
+
+    @functools.cached_property
+    def runs(self) -> EngineRuns:
+        """Return what the engine was asked."""
+        return EngineRuns(self.subject, self.ends)
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,14 @@ def checkpoint_format_row(config: ExecutorConfig) -> str:
     return max(algorithms, key=list(rows).index)
 
 
+def is_unquantized(config: ExecutorConfig) -> bool:
+    """Return whether neither weights nor KV cache of a checkpoint are quantized."""
+    return not config.quantization.algorithms and config.quantization.kv_cache is None
+
+
 def default_checkpoint_gates(config: ExecutorConfig) -> tuple[str, ...]:
     """Return the default gates: all but those that another one implies for the number format."""
-    quantization = config.quantization
-    plain = not quantization.algorithms and quantization.kv_cache is None
-    implied = ("coverage", "activations", "invariance") if plain else (LOGITS,)
+    implied = ("coverage", "activations", "invariance") if is_unquantized(config) else (LOGITS,)
     return tuple(gate for gate in GATES if gate not in implied)
 
 
@@ -236,11 +245,11 @@ def run_gates(
             raise GateError("the engine's vocabulary is smaller than the model's")
     except Exception as e:
         return tuple(GateOutcome.not_run(name, e) for name in names), {}
-    subject = EngineRuns(engine.subject, engine.ends)
+    subject = engine.runs
     scored = ScoredPassages(subject, material, answers)
     runs: dict[str, Callable[[Any], GateOutcome]] = {
         "coverage": lambda b: judge_coverage(engine.config, b),
-        "smoke": lambda b: quality.judge_smoke(subject, material, answers, engine.tokenizer, b),
+        SMOKE: lambda b: quality.judge_smoke(subject, material, answers, engine.tokenizer, b),
         "positions": lambda b: positions.judge_positions(subject, material, answers, b),
         "agreement": lambda b: quality.judge_agreement(*scored.get(), answers, b),
         "activations": lambda b: judge_rounding(engine, scored, b),

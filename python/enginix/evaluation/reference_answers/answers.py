@@ -51,6 +51,9 @@ FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetenso
 PARTS = ("ids", "logs", "text")  # of a stored passage
 MODEL_FILES = "model"  # the model's tokenizer and configuration
 
+# (prompts, most tokens of an answer, end tokens) → greedy answers.
+Generate = Callable[[Sequence[Sequence[int]], int, frozenset[int]], Sequence[Sequence[int]]]
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -253,12 +256,14 @@ def ask_reference(
     model: dict[str, Any],
     tokenizer: GateTokenizer,
     check_replies: Callable[[Sequence[Sequence[int]]], None] = lambda _: None,
+    continue_prompts: Generate | None = None,
 ) -> ReferenceAnswers:
     """Ask the reference all questions.
 
     Args:
         tokenizer: the model's.
         check_replies: called with the replies to the questions, before the longer work; may raise.
+        continue_prompts: has the subject continue the prompts, last of all; None for ``subject.generate``.
 
     Raises:
         GateError: the reference gives no finite answers.
@@ -267,8 +272,14 @@ def ask_reference(
     replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
     check_replies(replies)
     passages = tuple(score_texts(subject, texts)[0])
-    continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)
     positions = [position for octave in sample_positions(len(material.long)) for position in octave]
+    long = score_positions(subject, material.long, positions)[0] if positions else None
+    hidden = tuple(state.cpu() for state in subject.hidden(texts[0][:LAYERS_OF]))
+    recalls = _ask_recalls(subject, material.recalls, ends, tokenizer)
+    # Last: an engine that drafts them is loaded when the logits of long texts are off the device.
+    continuations = (continue_prompts or subject.generate)(
+        [p.tokens for p in material.prompts], CONTINUED, ends
+    )
     return ReferenceAnswers(
         model,
         material.sha256,
@@ -276,9 +287,9 @@ def ask_reference(
         passages,
         tuple(map(tuple, continuations)),
         tuple(map(tuple, replies)),
-        tuple(state.cpu() for state in subject.hidden(texts[0][:LAYERS_OF])),
-        recalls=_ask_recalls(subject, material.recalls, ends, tokenizer),
-        long=score_positions(subject, material.long, positions)[0] if positions else None,
+        hidden,
+        recalls=recalls,
+        long=long,
     )
 
 

@@ -25,7 +25,8 @@ def build_recall_texts(
     """
     rows = load_table("gate_facts")
     paragraphs = [p for text in filler for p in text.split("\n\n") if p.strip()]
-    sizes = [max(1, count(f"{p}\n\n") - count("")) for p in paragraphs]
+    empty = count("")
+    sizes = [max(1, count(f"{p}\n\n") - empty) for p in paragraphs]
     out: list[tuple[str, str, str]] = []
     for length in (n for n in rows["lengths"] if n <= max_length and paragraphs):
         token_limit = length - rows["answer"]

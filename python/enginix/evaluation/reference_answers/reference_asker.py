@@ -58,9 +58,15 @@ def keep_reference_answers(
 
 
 def ask_model(
-    model: Path, device: str = "cpu", questions: Path | None = None
+    model: Path,
+    device: str = "cpu",
+    questions: Path | None = None,
+    draft: kept_answers.Generate | None = None,
 ) -> tuple[ReferenceAnswers, Material, TransformersSubject]:
     """Ask a Hugging Face model all questions; return its answers, the questions, and the model itself.
+
+    Args:
+        draft: gives an engine's answers; each that the model confirms is not computed.
 
     Raises:
         QuestionsError: ``questions`` cannot be read, or the model answers none of them.
@@ -77,6 +83,14 @@ def ask_model(
     def check_replies(replies: Sequence[Sequence[int]]) -> None:
         require_answered(questions, material.questions, replies, ends, tokenizer)
 
+    def continue_prompts(
+        prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]
+    ) -> Sequence[Sequence[int]]:
+        drafts = () if draft is None else draft(prompts, most, ends)
+        return subject.generate(prompts, most, ends, drafts=drafts)
+
     with track_step("asking the model"):
-        answers = kept_answers.ask_reference(subject, material, ends, named, tokenizer, check_replies)
+        answers = kept_answers.ask_reference(
+            subject, material, ends, named, tokenizer, check_replies, continue_prompts
+        )
     return replace(answers, dtype=hf.read_stored_dtype(model)), material, subject

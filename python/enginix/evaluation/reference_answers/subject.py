@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +27,9 @@ WHOLE = 1 << 28  # logits that one forward pass of the reference executor may re
 GPU_BATCH, GPU_TOKENS = 16, 65536
 # Of prompts that the reference continues side by side: tokens of the longest one, and of all with answers.
 DRAFTED, DRAFT_TOKENS = 128, 4096
+# Of texts that the reference reads side by side: padding of the shortest one, which costs less than a forward
+# pass of its own, and logits of all.
+PADDED, CONFIRMED = 8, 1 << 26
 _HIDDEN = torch.finfo(torch.float32).min
 NOT_FINITE = "logits hold NaN or infinity"
 
@@ -144,6 +147,24 @@ def _generate_batch(
     return out
 
 
+def group_neighbours(numbers: Iterable[int], fits: Callable[[Sequence[int]], bool]) -> Iterator[list[int]]:
+    """Yield the numbers in their order, in groups as large as fit; one alone always does."""
+    group: list[int] = []
+    for number in numbers:
+        if group and not fits([*group, number]):
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
+
+
+def cut_at_end(answer: Sequence[int], ends: frozenset[int]) -> list[int]:
+    """Return an answer up to its first end token."""
+    last = next((n for n, token in enumerate(answer) if token in ends), len(answer))
+    return list(answer[: last + 1])
+
+
 def name_cache_argument(model: torch.nn.Module) -> str:
     """Return the name of a model's key-value cache, of its arguments and its answers.
 
@@ -177,7 +198,7 @@ class TransformersSubject:
     @torch.inference_mode()
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         for text in texts:
-            yield self.model(self._ids(text)).logits[0].float()
+            yield self.model(self._ids(text), use_cache=False).logits[0].float()
 
     @torch.inference_mode()
     def logits_at(self, text: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
@@ -187,47 +208,103 @@ class TransformersSubject:
 
     @torch.inference_mode()
     def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
-        states = self.model(self._ids(text), output_hidden_states=True).hidden_states
+        states = self.model(self._ids(text), output_hidden_states=True, use_cache=False).hidden_states
         return [state[0].float() for state in states[1:]]
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
+        self,
+        prompts: Sequence[Sequence[int]],
+        most: int,
+        ends: frozenset[int],
+        *,
+        together: bool = True,
+        drafts: Sequence[Sequence[int]] = (),
     ) -> list[list[int]]:
-        out = []
-        drafts = self._draft_answers(prompts, most, ends) if together else {}
+        """Return greedy answers, as every :class:`Subject` does.
+
+        Args:
+            drafts: another model's answers to the prompts; each that this model confirms is not computed.
+        """
         with track_step("answering", len(prompts), "prompts") as progress:
+            answers = self._confirm_drafts(prompts, dict(enumerate(drafts)), most, ends, progress)
+            if together:
+                numbers = [number for number in range(len(prompts)) if number not in answers]
+                own_drafts = self._draft_answers(prompts, numbers, most, ends)
+                answers |= self._confirm_drafts(prompts, own_drafts, most, ends, progress)
             for number, prompt in enumerate(prompts):
-                token_limit = max(1, min(most, self.max_length - len(prompt)))
-                draft = drafts.get(number, [])[:token_limit]
-                is_whole = bool(draft) and (len(draft) == token_limit or draft[-1] in ends)
-                is_answer = is_whole and self._is_greedy(prompt, draft)
-                out.append(draft if is_answer else self._continue_prompt(prompt, token_limit, ends))
-                progress.advance()
-        return out
+                if number not in answers:
+                    answers[number] = self._continue_prompt(prompt, self._limit_answer(prompt, most), ends)
+                    progress.advance()
+        return [answers[number] for number in range(len(prompts))]
+
+    def _limit_answer(self, prompt: Sequence[int], most: int) -> int:
+        return max(1, min(most, self.max_length - len(prompt)))
 
     def _draft_answers(
-        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]
+        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], most: int, ends: frozenset[int]
     ) -> dict[int, list[int]]:
         """Return drafts of the answers to short prompts, by number: greedy answers of padded batches.
 
         Not every model computes the same in a padded batch, so an answer counts once the model confirmed it
-        without padding. A step of a batch costs little more than one of a prompt.
+        without padding before it. A step of a batch costs little more than one of a prompt.
         """
-        numbers = sorted(
-            (n for n, p in enumerate(prompts) if 0 < len(p) <= min(DRAFTED, self.max_length - most)),
+        short = sorted(
+            (n for n in numbers if 0 < len(prompts[n]) <= min(DRAFTED, self.max_length - most)),
             key=lambda n: len(prompts[n]),
         )
         size = DRAFT_TOKENS // (DRAFTED + most)
         drafts: dict[int, list[int]] = {}
-        for start in range(0, len(numbers), size):
-            group = numbers[start : start + size]
+        for start in range(0, len(short), size):
+            group = short[start : start + size]
             try:
                 answers = self._continue_batch([prompts[n] for n in group], most, ends)
             except Exception:  # a model that takes no padding answers one prompt at a time
                 return {}
             drafts |= zip(group, answers, strict=True)
         return drafts
+
+    def _confirm_drafts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        drafts: Mapping[int, Sequence[int]],
+        most: int,
+        ends: frozenset[int],
+        progress: ProgressStep,
+    ) -> dict[int, list[int]]:
+        """Return the drafts, by number, that are this model's own answers.
+
+        Of a whole draft each token must be the most likely one after those before it. Texts of about one
+        length are computed together, padded behind: no token of theirs sees the padding.
+        """
+        whole: dict[int, list[int]] = {}
+        for number, draft in drafts.items():
+            token_limit = self._limit_answer(prompts[number], most)
+            answer = cut_at_end(draft, ends)[:token_limit]
+            is_whole = bool(answer) and (len(answer) == token_limit or answer[-1] in ends)
+            if prompts[number] and is_whole and 0 <= min(answer) <= max(answer) < self.vocab_size:
+                whole[number] = answer
+        lengths = {number: len(prompts[number]) + len(answer) for number, answer in whole.items()}
+
+        def fits(group: Sequence[int]) -> bool:
+            longest = lengths[group[-1]]
+            scored = len(group) * (longest - min(len(prompts[n]) for n in group))
+            return (
+                longest - lengths[group[0]] <= PADDED
+                and len(group) * longest <= DRAFT_TOKENS
+                and scored * self.vocab_size <= CONFIRMED
+            )
+
+        confirmed: dict[int, list[int]] = {}
+        for group in group_neighbours(sorted(whole, key=lengths.__getitem__), fits):
+            try:
+                is_greedy = self._are_greedy([prompts[n] for n in group], [whole[n] for n in group])
+            except Exception:  # a model that takes no batch answers one prompt at a time
+                continue
+            own = {n: whole[n] for n, is_own in zip(group, is_greedy, strict=True) if is_own}
+            confirmed |= own
+            progress.advance(len(own))
+        return confirmed
 
     def _continue_batch(
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]
@@ -266,11 +343,16 @@ class TransformersSubject:
             positions = positions[:, -1:] + 1
         return answers
 
-    def _is_greedy(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:
-        """Return whether each token of an answer is the most likely one after those before it."""
-        ids = self._ids([*prompt, *answer[:-1]])
-        logits = self.model(ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
-        return bool(logits.argmax(-1).tolist() == list(answer))
+    def _are_greedy(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[bool]:
+        """Return for each answer whether its tokens are the most likely ones after those before them."""
+        texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+        longest, first = max(map(len, texts)), min(map(len, prompts)) - 1
+        ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.device)
+        logits = self.model(ids, use_cache=False, logits_to_keep=longest - first).logits
+        return [
+            tokens[len(prompt) - 1 - first :][: len(answer)] == list(answer)
+            for tokens, prompt, answer in zip(logits.argmax(-1).tolist(), prompts, answers, strict=True)
+        ]
 
     def _continue_prompt(self, prompt: Sequence[int], most: int, ends: frozenset[int]) -> list[int]:
         """Return the greedy answer to one prompt.
