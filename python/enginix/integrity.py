@@ -95,6 +95,26 @@ def _is_whole_in_store(directory: Path) -> bool:
     )
 
 
+def _find_contradictions(directory: Path, manifest: Manifest) -> list[str]:
+    """Compare the list of files with what the artefact says of its inputs, one line for each difference.
+
+    Those are the manifests of the artefacts that lie in it, and the model's texts.
+    """
+    listed = manifest.files or {}
+    lines = []
+    for folder in [name.removesuffix(MANIFEST_FILE) for name in listed if name.endswith(f"/{MANIFEST_FILE}")]:
+        inner = require_whole_manifest(directory / folder).files
+        found = {n.removeprefix(folder): digest for n, digest in listed.items() if n.startswith(folder)}
+        found = {name: digest for name, digest in found.items() if name not in UNLISTED_FILES}
+        lines += [] if inner is None else [f"{folder}{line}" for line in compare_files(inner, found)]
+    model = manifest.inputs.get("model")
+    texts = model.get("files") if isinstance(model, dict) else None
+    for name, sha256 in texts.items() if isinstance(texts, dict) else ():
+        if listed.get(f"tokenizer/{name}", ContentDigest(sha256, 0)).sha256 != sha256:
+            lines.append(f"tokenizer/{_escape_name(name)} is not the model's")
+    return lines
+
+
 def check_artefact(directory: Path, *, full: bool = False, in_store: bool = False) -> CheckedArtefact:
     """Compare the files of an artefact with its manifest.
 
@@ -116,6 +136,8 @@ def check_artefact(directory: Path, *, full: bool = False, in_store: bool = Fals
     if not differences:
         content = digest_directory(directory, leave_out=UNLISTED_FILES, full=full)
         differences = compare_files(expected, content)
+    if not differences:
+        differences = _find_contradictions(directory, artefact_manifest)
     if differences:
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise ManifestError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,35 @@ def test_a_manifest_that_is_made_older_does_not_hide_a_change(stages: Stages, ca
     age_manifest(stages.engine)
     assert verify(stages.repository) == 3
     assert "was made from another engine" in capsys.readouterr().err
+
+
+def flip_weights(engine: Path) -> None:
+    path = engine / "checkpoint/rank0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def change_template(engine: Path) -> None:
+    (engine / "tokenizer/chat_template.jinja").write_text("EVIL")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (flip_weights, "checkpoint/rank0.safetensors changed"),
+        (change_template, "tokenizer/chat_template.jinja is not the model's"),
+    ],
+)
+def test_an_engine_whose_manifest_contradicts_its_inputs(
+    stages: Stages, tmp_path: Path, change: Callable[[Path], None], told: str, capsys: Told
+) -> None:
+    """Sealed again, but the checkpoint's manifest in it, and the model that it names, are as they were."""
+    change(stages.engine)
+    reseal(stages.engine)
+    for words in (["verify"], ["check"], ["triton-repo", "-o", str(tmp_path / "r")]):
+        assert main([words[0], str(stages.engine), *words[1:]]) == 3
+        assert told in capsys.readouterr().err
 
 
 def test_an_engine_that_names_no_end_tokens(stages: Stages, capsys: Told) -> None:
