@@ -23,6 +23,8 @@ RESAMPLES = 2000
 CONFIDENCE, ALARM_CONFIDENCE = 0.95, 0.999
 # A slowdown below this is never told: machines drift by as much between two runs.
 TOLERANCE = 0.03
+# No engine computes two tokens in less.
+BURST_SECONDS = 0.002
 # Figures of which more is slower, as a regression compares them.
 FIGURE_LABELS = {
     "firstTokenSeconds": "to the first token",
@@ -84,6 +86,12 @@ def collect_samples(records: Sequence[RequestRecord]) -> dict[str, list[float]]:
         ],
         "requestSeconds": [r.ended - r.due for r in answered],
     }
+
+
+def came_in_bursts(records: Sequence[RequestRecord]) -> bool:
+    """Tell whether most answers' tokens came at once: what lies between them then is no engine's time."""
+    streamed = [r.pieces for r in records if r.error is None and len(r.pieces) > 1]
+    return 2 * sum(pieces[-1] - pieces[0] < BURST_SECONDS for pieces in streamed) > len(streamed)
 
 
 def describe_measurement(

@@ -252,6 +252,16 @@ def test_a_measurement_of_failures_alone() -> None:
         compare_measurements(measured, measured)
 
 
+@pytest.mark.parametrize("step", [0.0, 0.01])
+def test_answers_that_come_at_once_are_told(
+    step: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_recorded(step=step) as server:
+        words = ["bench", server.url, "--requests", "2", "--output-tokens", "4"]
+        assert main([*words, "-o", str(tmp_path / "measured")]) == 0
+    assert ("answers came at once" in capsys.readouterr().err) == (step == 0)
+
+
 @pytest.mark.parametrize(
     ("status", "model", "fix"),
     [

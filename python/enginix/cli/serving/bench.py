@@ -181,7 +181,7 @@ def _measure(
     start: dict[str, float] | None = None,
 ) -> int:
     from enginix.bench.load import explain_refusal, run_load
-    from enginix.bench.measurement import describe_measurement
+    from enginix.bench.measurement import came_in_bursts, describe_measurement
     from enginix.files import dump_json, write_new_text
 
     mix = _read_mix(args)
@@ -195,6 +195,9 @@ def _measure(
             console.print_message(f"note: another run made {output} meanwhile; both are kept")
     shown = {name: value for name, value in measured.items() if name != "samples"}
     text = _format_measurement(measured)
+    if came_in_bursts(records):
+        note = "answers came at once: between tokens lies no time of the engine; pass more --output-tokens"
+        console.print_notes([note])
     failed = next((record for record in records if record.error is not None), None)
     if failed is not None:
         text += f"\nfix: {explain_refusal(url, model, mix, key, failed.status)}"
