@@ -104,9 +104,9 @@ def _find_contradictions(directory: Path, manifest: Manifest) -> list[str]:
     lines = []
     for folder in [name.removesuffix(MANIFEST_FILE) for name in listed if name.endswith(f"/{MANIFEST_FILE}")]:
         inner = require_whole_manifest(directory / folder).files
-        found = {n.removeprefix(folder): digest for n, digest in listed.items() if n.startswith(folder)}
-        found = {name: digest for name, digest in found.items() if name not in UNLISTED_FILES}
-        lines += [] if inner is None else [f"{folder}{line}" for line in compare_files(inner, found)]
+        below = {n.removeprefix(folder): digest for n, digest in listed.items() if n.startswith(folder)}
+        below = {name: digest for name, digest in below.items() if name not in UNLISTED_FILES}
+        lines += [] if inner is None else [f"{folder}{line}" for line in compare_files(inner, below)]
     model = manifest.inputs.get("model")
     texts = model.get("files") if isinstance(model, dict) else None
     for name, sha256 in texts.items() if isinstance(texts, dict) else ():
