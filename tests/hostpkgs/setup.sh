@@ -26,7 +26,7 @@ esac
 
 # Two may run at once (.ci/run): one of them installs.
 exec 9<"${BASH_SOURCE[0]}"
-flock 9
+! command -v flock >/dev/null || flock 9
 
 missing=()
 need() { # command, Debian package that has it
