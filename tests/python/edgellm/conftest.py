@@ -94,7 +94,7 @@ def warm_python(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def export(warm_python: Run) -> Run:
+def run_export(warm_python: Run) -> Run:
     """Runs the command ``edgellm-export`` in a fork."""
     return lambda *words, **more: warm_python("-m", "enginix", "edgellm-export", *words, **more)
 
@@ -125,7 +125,7 @@ def exports(
             if name == "bf16":
                 done = enginix("edgellm-export", *words)
             else:
-                done = request.getfixturevalue("export")(*words)
+                done = request.getfixturevalue("run_export")(*words)
             assert done.returncode == 0, done.stderr
 
         return made_once(f"edgellm-export-{name}", export)

@@ -75,17 +75,17 @@ def test_nothing_in_it_names_where_it_was_made(exports: Callable[[str], Path], e
     [["--fp8-embedding"], ["--target-sm", "120"]],
     ids=["fp8-embedding", "target-sm"],
 )
-def test_options_reach_the_exporter(flags: list[str], export: Run, tmp_path: Path) -> None:
-    done = export(TINY, "-o", tmp_path / "e", *flags)
+def test_options_reach_the_exporter(flags: list[str], run_export: Run, tmp_path: Path) -> None:
+    done = run_export(TINY, "-o", tmp_path / "e", *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "e/enginix.json").read_text())["options"]
 
 
 def test_an_nvfp4_graph_is_the_same_for_thor(
-    models: Callable[[str], Path], exports: Callable[[str], Path], export: Run, tmp_path: Path
+    models: Callable[[str], Path], exports: Callable[[str], Path], run_export: Run, tmp_path: Path
 ) -> None:
     """The exporter's target changes W4A16_NVFP4 alone, which enginix does not support: one export for all."""
-    done = export(models("nvfp4"), "-o", tmp_path / "e", "--target-sm", "110")
+    done = run_export(models("nvfp4"), "-o", tmp_path / "e", "--target-sm", "110")
     assert done.returncode == 0, done.stderr
     first, second = content(exports("nvfp4")), content(tmp_path / "e")
     del first["enginix.json"], second["enginix.json"]  # they differ in the option
@@ -93,17 +93,17 @@ def test_an_nvfp4_graph_is_the_same_for_thor(
 
 
 def test_the_older_int4_layout_is_understood_too(
-    models: Callable[[str], Path], export: Run, tmp_path: Path
+    models: Callable[[str], Path], run_export: Run, tmp_path: Path
 ) -> None:
-    done = export(models("int4_awq"), "-o", tmp_path / "e", "--int4-gemm-plugin-version", "1")
+    done = run_export(models("int4_awq"), "-o", tmp_path / "e", "--int4-gemm-plugin-version", "1")
     assert done.returncode == 0, done.stderr
     nodes = json.loads((tmp_path / "e/enginix.json").read_text())["results"]["quantizationNodes"]
     assert "Int4GroupwiseGemmPlugin" in nodes
 
 
-def refused(export: Run, model: Path, *says: str) -> None:
+def refused(run_export: Run, model: Path, *says: str) -> None:
     out = model.parent / "export"
-    done = export(model, "-o", out)
+    done = run_export(model, "-o", out)
     assert done.returncode in (1, 3, 5), done.stdout + done.stderr
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
     for word in says:
@@ -111,30 +111,30 @@ def refused(export: Run, model: Path, *says: str) -> None:
     assert not out.exists() and not list(out.parent.glob(".export.*"))
 
 
-def test_truncated_weights(export: Run, model: Path) -> None:
+def test_truncated_weights(run_export: Run, model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    refused(export, model, "truncated", "model.safetensors")
+    refused(run_export, model, "truncated", "model.safetensors")
 
 
-def test_missing_chat_template(export: Run, model: Path) -> None:
+def test_missing_chat_template(run_export: Run, model: Path) -> None:
     (model / "chat_template.jinja").unlink()
-    refused(export, model, "no chat template", "chat_template.jinja")
+    refused(run_export, model, "no chat template", "chat_template.jinja")
 
 
-def test_unsupported_architecture(export: Run, model: Path) -> None:
+def test_unsupported_architecture(run_export: Run, model: Path) -> None:
     text = (model / "config.json").read_text()
     (model / "config.json").write_text(text.replace("Qwen3ForCausalLM", "MambaForCausalLM"))
-    refused(export, model, "MambaForCausalLM", "Qwen3ForCausalLM")
+    refused(run_export, model, "MambaForCausalLM", "Qwen3ForCausalLM")
 
 
 def test_a_missing_tensor_that_the_exporter_does_not_mind(
-    export: Run, warm_python: Run, model: Path, edge: Path, tmp_path: Path
+    run_export: Run, warm_python: Run, model: Path, edge: Path, tmp_path: Path
 ) -> None:
     tensors = load_file(model / "model.safetensors")
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    refused(export, model, "model.layers.2.mlp.up_proj.weight is missing")
+    refused(run_export, model, "model.layers.2.mlp.up_proj.weight is missing")
     # It is the exporter that does not mind: its status is 0, and only the check on the result tells.
     exporter = edge.parent / "tensorrt-edgellm-export"
     done = warm_python(exporter, model, tmp_path / "raw", HOME=str(tmp_path))
@@ -143,14 +143,14 @@ def test_a_missing_tensor_that_the_exporter_does_not_mind(
     assert checked.returncode == 1 and "model.layers.2.mlp.up_proj.weight" in checked.stderr
 
 
-def test_weights_beyond_float16(export: Run, model: Path) -> None:
+def test_weights_beyond_float16(run_export: Run, model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = 1e6
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    refused(export, model, "float16", "model.layers.1.mlp.down_proj.weight")
+    refused(run_export, model, "float16", "model.layers.1.mlp.down_proj.weight")
 
 
-def test_a_disk_that_is_full_at_once_or_midway(export: Run, model: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_at_once_or_midway(run_export: Run, model: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     # 3.5 MB pass the estimate, and the export of the tiny model does not fit; 1 MB does not pass.
@@ -159,7 +159,7 @@ def test_a_disk_that_is_full_at_once_or_midway(export: Run, model: Path, tmp_pat
         if mounted.returncode != 0:
             pytest.skip("mounting needs root")
         try:
-            done = export(model, "-o", small / "export")
+            done = run_export(model, "-o", small / "export")
             left = list(small.iterdir())
         finally:
             subprocess.run(["umount", small], check=True)
@@ -200,10 +200,10 @@ def lying_exporter(path: Path, body: str) -> Path:
     ],
 )  # fmt: skip
 def test_an_exporter_that_lies(
-    body: str, says: str, export: Run, exports: Callable[[str], Path], tmp_path: Path
+    body: str, says: str, run_export: Run, exports: Callable[[str], Path], tmp_path: Path
 ) -> None:
     program = lying_exporter(tmp_path / "exporter", body.replace("$GOOD", str(exports("bf16"))))
-    done = export(TINY, "-o", tmp_path / "e", "--exporter", program)
+    done = run_export(TINY, "-o", tmp_path / "e", "--exporter", program)
     assert done.returncode in (1, 5) and says in done.stderr, done.stderr
     assert not (tmp_path / "e").exists() and not list(tmp_path.glob(".e.*"))
 
@@ -247,7 +247,7 @@ def test_end_tokens_are_those_that_the_engine_stops_at(
     config: object,
     ends: list[int],
     note: str,
-    export: Run,
+    run_export: Run,
     graphs: Path,
     model: Path,
 ) -> None:
@@ -256,7 +256,7 @@ def test_end_tokens_are_those_that_the_engine_stops_at(
     (model / "config.json").write_text(json.dumps(raw))
     text = json.dumps({} if generation is None else {"eos_token_id": generation})
     (model / "generation_config.json").write_text(text)
-    done = export(model, "-o", model.parent / "e", ENGINIX_TEST_GRAPHS=str(graphs))
+    done = run_export(model, "-o", model.parent / "e", ENGINIX_TEST_GRAPHS=str(graphs))
     assert done.returncode == 0, done.stderr
     assert json.loads((model.parent / "e/enginix.json").read_text())["model"]["endTokens"] == ends
     assert json.loads((model.parent / "e/llm/config.json").read_text())["eos_token_id"] == ends
