@@ -7,7 +7,7 @@ if [ -e "$out/lib/enginix/checkpoint/casts.sh" ]; then
   bash "$out/lib/enginix/checkpoint/casts.sh" "$out/lib/enginix/checkpoint/casts.so"
 fi
 # shellcheck disable=SC2016 # of the launcher, which expands it
-write_package_launcher enginix.cli '${PYTHONPATH:+:$PYTHONPATH}'
+write_package_launcher enginix.cli:run_program '${PYTHONPATH:+:$PYTHONPATH}'
 # Only in the whole package: completion reads the parsers of every command.
 if [ -e "$out/lib/enginix/cli/shell" ]; then
   mkdir -p "$out/share/bash-completion/completions" "$out/share/zsh/site-functions" "$out/share/fish/vendor_completions.d"

@@ -23,12 +23,12 @@ install_package() {
   "$python/bin/python3" -m compileall -q --invalidation-mode unchecked-hash "$out/lib"
 }
 
-# Writes $out/bin/enginix, which runs `main` of a module with $python. The script that it starts is
+# Writes $out/bin/enginix, which runs a function of a module with $python. The script that it starts is
 # a file of its own: with `-m`, Python would put the caller's directory first on the module path,
 # where a folder named triton or torch would stand before the library.
-write_package_launcher() { # module, module path behind $out/lib, line ...
+write_package_launcher() { # module:function, module path behind $out/lib, line ...
   mkdir -p "$out/libexec"
-  printf 'from %s import main\n\nraise SystemExit(main())\n' "$1" >"$out/libexec/launch.py"
+  printf 'from %s import %s as run\n\nraise SystemExit(run())\n' "${1%:*}" "${1#*:}" >"$out/libexec/launch.py"
   write_launcher enginix \
     "export PYTHONPATH=$out/lib$2 PYTHONDONTWRITEBYTECODE=1" \
     "${@:3}" \

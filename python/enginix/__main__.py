@@ -1,3 +1,3 @@
-from enginix.cli import main
+from enginix.cli import run_program
 
-raise SystemExit(main())
+run_program()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 from enginix import __version__, console
 from enginix.cli.command_parser import (
@@ -26,7 +26,7 @@ from enginix.cli.command_parser import (
 from enginix.cli.command_table import COMMANDS, OWN_TERMINAL, list_commands, refuse_command
 from enginix.cli.standard_output import is_output_closed, leave_closed_pipe, refuse_full_output
 from enginix.credentials import redact_secrets
-from enginix.ending import SignalReceived, end_as_interrupted
+from enginix.ending import SignalReceived, end_as_interrupted, end_process
 from enginix.errors import EXIT_OK, InterruptedWork, MachineError, OutputTaken
 from enginix.process_group import kill_children
 
@@ -71,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as full:
             return refuse_full_output(full)
         raise e
+
+
+def run_program() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    end_process(main())
 
 
 def _wants_json(words: list[str]) -> bool:
