@@ -26,9 +26,11 @@ install_package() {
 # Writes $out/bin/enginix, which runs a function of a module with $python. The script that it starts is
 # a file of its own: with `-m`, Python would put the caller's directory first on the module path,
 # where a folder named triton or torch would stand before the library.
-write_package_launcher() { # module:function, module path behind $out/lib, line ...
+write_package_launcher() { # module or module:function, module path behind $out/lib, line ...
+  local function=main
+  [[ $1 != *:* ]] || function=${1#*:}
   mkdir -p "$out/libexec"
-  printf 'from %s import %s as run\n\nraise SystemExit(run())\n' "${1%:*}" "${1#*:}" >"$out/libexec/launch.py"
+  printf 'from %s import %s as run\n\nraise SystemExit(run())\n' "${1%:*}" "$function" >"$out/libexec/launch.py"
   write_launcher enginix \
     "export PYTHONPATH=$out/lib$2 PYTHONDONTWRITEBYTECODE=1" \
     "${@:3}" \

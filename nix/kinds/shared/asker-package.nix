@@ -58,7 +58,7 @@ import ../../package.nix scope {
   inherit (parts.${part}) python;
   builder = ../../builders/engine-package.sh;
   attributes = {
-    main = "enginix.kinds.asking.asker_main:main";
+    main = "enginix.kinds.asking.asker_main";
     bubblewrap = pkgs.bubblewrap or "";
   };
 }
