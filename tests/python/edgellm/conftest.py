@@ -63,17 +63,18 @@ def start_warm_python(edge: Path, files: Path) -> Iterator[Run]:
     # As enginix starts the exporter.
     settings = environment(PYTHONHASHSEED="0", HOME=str(files), TRANSFORMERS_OFFLINE="1")
     out, err, log = (files / name for name in ("out", "err", "log"))
-    with log.open("w") as stream:
-        server = subprocess.Popen(
-            [edge, HERE / "warm_python.py", TINY],
-            env=settings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            text=True,
-        )
+
+    def start() -> subprocess.Popen[str]:
+        words, pipe = [edge, HERE / "warm_python.py", TINY], subprocess.PIPE
+        with log.open("w") as stream:
+            return subprocess.Popen(words, env=settings, stdin=pipe, stdout=pipe, stderr=stream, text=True)
+
+    server = start()
 
     def run(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        nonlocal server
+        if server.poll() is not None:  # a test of signals ends all that its process started
+            server = start()
         assert server.stdin is not None and server.stdout is not None
         request: dict[str, Any] = {"words": list(map(str, words)), "env": environment(**more)}
         request |= {"cwd": os.getcwd(), "out": str(out), "err": str(err)}
@@ -83,8 +84,10 @@ def start_warm_python(edge: Path, files: Path) -> Iterator[Run]:
         texts = [path.read_text(errors="replace") for path in (out, err)]
         return subprocess.CompletedProcess(words, int(status), *texts)
 
-    with server:  # which ends where its input does
+    try:
         yield run
+    finally:
+        server.communicate()  # it ends where its input does
 
 
 @pytest.fixture(scope="session")
